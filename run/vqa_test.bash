@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Evaluate a fine-tuned model on a split and write its predictions.
+#
+#   bash run/vqa_test.bash <gpu> <version> [--test <split>] [--load <folder>] [flags]
+#
+#   <gpu>      0, or several such as 0,1, or cpu
+#   <version>  the name of the run
+#   --test     the split; default: minival
+#   --load     the weights; default: snap/vqa/<version>/BEST
+#   [flags]    handed to src/tasks/vqa.py; paths in them count from the repository root
+#
+#   bash run/vqa_test.bash 0 spottune
+#   bash run/vqa_test.bash 0 spottune --test nominival --load snap/vqa/spottune/BEST
+#
+# On the embedded scenes it takes a few seconds.
+# It prints the accuracy and writes snap/vqa/<version>/predictions/<split>.json.
+
+set -euo pipefail
+
+here="$(dirname "$(readlink -f "$0")")"
+usage() { sed -n '2,/^$/s/^# \{0,1\}//p' "$here/vqa_test.bash"; }
+
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then
+    usage
+    # shellcheck source=env.bash
+    source "$here/env.bash"
+    exec "$PYTHON" src/tasks/vqa.py --help
+fi
+if (($# < 2)); then
+    echo "error: a GPU (or cpu) and the version name of a run are needed." >&2
+    usage >&2
+    exit 2
+fi
+gpu=$1 version=$2
+shift 2
+# The trainer is the evaluator as well. Of a flag given twice the last one counts, so "$@" overrides the defaults.
+exec bash "$here/vqa_finetune.bash" "$gpu" "$version" --test minival --load "snap/vqa/$version/BEST" "$@"

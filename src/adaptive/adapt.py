@@ -1,0 +1,74 @@
+"""Make any model adaptive: swap named submodules for gated pairs and put a policy in front.
+
+    slots = adapt(model, [("encoder.layer.0", 1), ("encoder.layer.1", 1)])
+    adaptive = Adaptive(model, policy, slots)     # policy(**inputs) -> logits (B, slots.total, 2)
+    outputs, gates = adaptive(**inputs)
+
+Load the pre-trained weights before `adapt`: the frozen copies are copies of what is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from adaptive.pair import GatedPair, Slots
+from adaptive.policy import choose_gates, sample_gates
+
+
+def adapt(model: nn.Module, units: Iterable[tuple[str, int]]) -> Slots:
+    """Swap each unit, (name of a submodule, width), for a `GatedPair`, in place.
+
+    Gates are numbered in the order of the units; a unit takes as many as it is wide. A module that is called
+    several times in one forward pass has one gate for all its calls. AttributeError for an unknown name.
+    """
+    units = list(units)
+    slots = Slots(sum(width for _, width in units))
+    start = 0
+    for name, width in units:
+        parent, _, child = name.rpartition(".")
+        module = model.get_submodule(name)
+        setattr(model.get_submodule(parent), child, GatedPair(module, slots, start, width))
+        start += width
+    return slots
+
+
+class AdaptiveOutput(NamedTuple):
+    """What `Adaptive` returns."""
+
+    outputs: Any  # whatever the model returns
+    gates: Tensor | None  # (B, G), None without a policy
+
+
+class Adaptive(nn.Module):
+    """A model and its policy as one module: prepared, clipped, saved and loaded together.
+
+    In training mode gates are sampled, in evaluation mode the likelier copy is taken. Without a policy (plain
+    fine-tuning) the model runs as it is.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        policy: nn.Module | None = None,
+        slots: Slots | None = None,
+        temperature: float = 5.0,
+    ) -> None:
+        super().__init__()
+        if (policy is None) != (slots is None):
+            raise ValueError("a policy and slots go together")
+        self.model = model
+        self.policy = policy
+        self.slots = slots
+        self.temperature = temperature
+
+    def forward(self, **inputs: Any) -> AdaptiveOutput:
+        """Both the policy and the model are called with `inputs`."""
+        if self.policy is None:
+            return AdaptiveOutput(self.model(**inputs), None)
+        logits = self.policy(**inputs)
+        gates = sample_gates(logits, self.temperature) if self.training else choose_gates(logits)
+        self.slots.fill(gates)
+        return AdaptiveOutput(self.model(**inputs), gates)

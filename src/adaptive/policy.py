@@ -1,0 +1,46 @@
+"""From policy logits to gates: straight-through Gumbel-softmax in training, argmax in evaluation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+FROZEN, TUNED = 0, 1  # the meaning of the last dimension of policy logits
+
+
+def sample_gates(logits: Tensor, temperature: float) -> Tensor:
+    """Draw hard gates whose gradient is that of the soft ones (Jang et al. 2017, arXiv:1611.01144).
+
+    logits (B, G, 2) -> gates (B, G), exactly 0 or 1, in float32.
+    """
+    logits = logits.float()
+    gumbel = -torch.empty_like(logits).exponential_().log()
+    soft = torch.softmax((logits + gumbel) / temperature, dim=-1)
+    hard = (soft[..., TUNED] > soft[..., FROZEN]).to(soft.dtype)
+    # soft - soft.detach() is exactly 0, so the sum is exactly 0 or 1; (hard - soft) + soft would not be.
+    return hard + (soft[..., TUNED] - soft[..., TUNED].detach())
+
+
+def choose_gates(logits: Tensor) -> Tensor:
+    """The likelier copy of each gate: logits (B, G, 2) -> gates (B, G), 0 or 1, in float32."""
+    return (logits[..., TUNED] > logits[..., FROZEN]).float()
+
+
+class GateHead(nn.Module):
+    """Policy logits from a feature vector: Linear, GELU, LayerNorm, Linear.
+
+    `spread` is the standard deviation of the last layer's weights. It sets how much the first gates differ
+    between inputs: with 0 every gate would start as a fair coin.
+    """
+
+    def __init__(self, size: int, gates: int, spread: float = 0.1) -> None:
+        super().__init__()
+        self.gates = gates
+        self.hidden = nn.Sequential(nn.Linear(size, 2 * size), nn.GELU(), nn.LayerNorm(2 * size))
+        self.logits = nn.Linear(2 * size, 2 * gates)
+        nn.init.normal_(self.logits.weight, 0.0, spread)
+        nn.init.zeros_(self.logits.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, size) -> logits (B, G, 2)."""
+        return self.logits(self.hidden(features)).unflatten(-1, (self.gates, 2))

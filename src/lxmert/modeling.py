@@ -1,0 +1,301 @@
+"""LXMERT (Tan & Bansal, EMNLP 2019, arXiv:1908.07490), once, without gating.
+
+Parameter names are the published ones (those of the original code and of Hugging Face's `LxmertModel`), so
+a checkpoint loads by name. Shapes: B batch, T word pieces, R regions, H hidden size, D region feature size.
+
+Masks are boolean, true where there is something to attend to, and are given as (B, T) and (B, R).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import LxmertConfig
+
+LAYER_NORM_EPS = 1e-12
+
+
+class LxmertOutput(NamedTuple):
+    """What the two streams end with."""
+
+    language: Tensor  # (B, T, H)
+    vision: Tensor | None  # (B, R, H); None if only the pooled output was asked for
+    pooled: Tensor  # (B, H), from [CLS]
+
+
+def layer_norm(size: int) -> nn.LayerNorm:
+    return nn.LayerNorm(size, eps=LAYER_NORM_EPS)
+
+
+class Embeddings(nn.Module):
+    """Word + position + segment embeddings; index 0 of each table gets no gradient, as published."""
+
+    def __init__(self, config: LxmertConfig) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.word_embeddings = nn.Embedding(config.vocab_size, size, padding_idx=0)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, size, padding_idx=0)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, size, padding_idx=0)
+        self.LayerNorm = layer_norm(size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """(B, T) -> (B, T, H). A question is one segment, number 0."""
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        embedded = (
+            self.word_embeddings(input_ids)
+            + self.position_embeddings(positions)
+            + self.token_type_embeddings(input_ids.new_zeros(1))
+        )
+        return self.dropout(self.LayerNorm(embedded))
+
+
+class VisualFeatureEncoder(nn.Module):
+    """Region embedding: the mean of the normalised projections of features and box."""
+
+    def __init__(self, config: LxmertConfig) -> None:
+        super().__init__()
+        self.visn_fc = nn.Linear(config.visual_feat_dim, config.hidden_size)
+        self.visn_layer_norm = layer_norm(config.hidden_size)
+        self.box_fc = nn.Linear(config.visual_pos_dim, config.hidden_size)
+        self.box_layer_norm = layer_norm(config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, visual_feats: Tensor, visual_pos: Tensor) -> Tensor:
+        """(B, R, D), (B, R, 4) -> (B, R, H)."""
+        features = self.visn_layer_norm(self.visn_fc(visual_feats))
+        boxes = self.box_layer_norm(self.box_fc(visual_pos))
+        return self.dropout((features + boxes) / 2)
+
+
+class Attention(nn.Module):
+    """Multi-head attention up to the context; heads lie side by side in its last dimension."""
+
+    def __init__(self, config: LxmertConfig) -> None:
+        super().__init__()
+        size = config.hidden_size
+        if size % config.num_attention_heads:
+            raise ValueError(f"hidden size {size} is no multiple of {config.num_attention_heads} heads")
+        self.heads = config.num_attention_heads
+        self.query = nn.Linear(size, size)
+        self.key = nn.Linear(size, size)
+        self.value = nn.Linear(size, size)
+        self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
+
+    def forward(self, hidden: Tensor, context: Tensor, mask: Tensor) -> Tensor:
+        """(B, S, H) attends to (B, C, H) where mask (B, C) is true -> (B, S, H)."""
+        query, key, value = (
+            projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for projected in (self.query(hidden), self.key(context), self.value(context))
+        )
+        dropout = self.dropout.p if self.training else 0.0
+        attended = F.scaled_dot_product_attention(query, key, value, mask[:, None, None, :], dropout)
+        return attended.transpose(1, 2).flatten(2)
+
+
+class AddAndNorm(nn.Module):
+    """Projection, dropout, residual, layer norm: how every sub-layer ends."""
+
+    def __init__(self, config: LxmertConfig, input_size: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(input_size, config.hidden_size)
+        self.LayerNorm = layer_norm(config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden: Tensor, residual: Tensor) -> Tensor:
+        """(B, S, input size), (B, S, H) -> (B, S, H)."""
+        return self.LayerNorm(self.dropout(self.dense(hidden)) + residual)
+
+
+class Intermediate(nn.Module):
+    """The first half of the feed-forward network."""
+
+    def __init__(self, config: LxmertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(B, S, H) -> (B, S, intermediate size), with the exact (erf) GELU."""
+        return F.gelu(self.dense(hidden))
+
+
+class SelfAttentionLayer(nn.Module):
+    def __init__(self, config: LxmertConfig) -> None:
+        super().__init__()
+        self.self = Attention(config)
+        self.output = AddAndNorm(config, config.hidden_size)
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        return self.output(self.self(hidden, hidden, mask), hidden)
+
+
+class CrossAttentionLayer(nn.Module):
+    def __init__(self, config: LxmertConfig) -> None:
+        super().__init__()
+        self.att = Attention(config)
+        self.output = AddAndNorm(config, config.hidden_size)
+
+    def forward(self, hidden: Tensor, context: Tensor, context_mask: Tensor) -> Tensor:
+        return self.output(self.att(hidden, context, context_mask), hidden)
+
+
+class Layer(nn.Module):
+    """A transformer layer of one stream (language or vision)."""
+
+    def __init__(self, config: LxmertConfig) -> None:
+        super().__init__()
+        self.attention = SelfAttentionLayer(config)
+        self.intermediate = Intermediate(config)
+        self.output = AddAndNorm(config, config.intermediate_size)
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """(B, S, H), (B, S) -> (B, S, H)."""
+        attended = self.attention(hidden, mask)
+        return self.output(self.intermediate(attended), attended)
+
+
+class CrossLayer(nn.Module):
+    """Each stream attends to the other, then to itself, then passes its feed-forward network.
+
+    The cross-attention has one set of weights, used in both directions.
+    """
+
+    def __init__(self, config: LxmertConfig) -> None:
+        super().__init__()
+        self.visual_attention = CrossAttentionLayer(config)
+        self.lang_self_att = SelfAttentionLayer(config)
+        self.visn_self_att = SelfAttentionLayer(config)
+        self.lang_inter = Intermediate(config)
+        self.lang_output = AddAndNorm(config, config.intermediate_size)
+        self.visn_inter = Intermediate(config)
+        self.visn_output = AddAndNorm(config, config.intermediate_size)
+
+    def forward(
+        self,
+        language: Tensor,
+        language_mask: Tensor,
+        vision: Tensor,
+        vision_mask: Tensor,
+        language_only: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, T, H), (B, T), (B, R, H), (B, R) -> the same two streams, or the language stream and None."""
+        attended = self.visual_attention(language, vision, vision_mask)
+        attended = self.lang_self_att(attended, language_mask)
+        language_out = self.lang_output(self.lang_inter(attended), attended)
+        if language_only:
+            return language_out, None
+        attended = self.visual_attention(vision, language, language_mask)
+        attended = self.visn_self_att(attended, vision_mask)
+        return language_out, self.visn_output(self.visn_inter(attended), attended)
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: LxmertConfig) -> None:
+        super().__init__()
+        self.visn_fc = VisualFeatureEncoder(config)
+        self.layer = nn.ModuleList(Layer(config) for _ in range(config.l_layers))
+        self.x_layers = nn.ModuleList(CrossLayer(config) for _ in range(config.x_layers))
+        self.r_layers = nn.ModuleList(Layer(config) for _ in range(config.r_layers))
+
+    def forward(
+        self,
+        language: Tensor,
+        language_mask: Tensor,
+        visual_feats: Tensor,
+        visual_pos: Tensor,
+        vision_mask: Tensor,
+        pooled_only: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        vision = self.visn_fc(visual_feats, visual_pos)
+        for layer in self.layer:
+            language = layer(language, language_mask)
+        for layer in self.r_layers:
+            vision = layer(vision, vision_mask)
+        last = len(self.x_layers) - 1
+        for index, layer in enumerate(self.x_layers):
+            # Nothing that reaches [CLS] comes after the last layer's vision half.
+            language, vision = layer(
+                language, language_mask, vision, vision_mask, pooled_only and index == last
+            )
+        return language, vision
+
+
+class Pooler(nn.Module):
+    def __init__(self, config: LxmertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, language: Tensor) -> Tensor:
+        """(B, T, H) -> (B, H), from [CLS] at position 0."""
+        return torch.tanh(self.dense(language[:, 0]))
+
+
+class LxmertModel(nn.Module):
+    """Question and regions in, two streams and a pooled vector out."""
+
+    def __init__(self, config: LxmertConfig) -> None:
+        super().__init__()
+        if config.hidden_act != "gelu":
+            raise ValueError(f"LXMERT uses the exact GELU; this config says hidden_act={config.hidden_act!r}")
+        self.config = config
+        self.embeddings = Embeddings(config)
+        self.encoder = Encoder(config)
+        self.pooler = Pooler(config)
+        self.apply(self._initialise)
+
+    def _initialise(self, module: nn.Module) -> None:
+        initialise(module, self.config.initializer_range)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        visual_feats: Tensor,
+        visual_pos: Tensor,
+        visual_attention_mask: Tensor,
+        pooled_only: bool = False,
+    ) -> LxmertOutput:
+        """Run the model.
+
+        input_ids (B, T), attention_mask (B, T), visual_feats (B, R, D), visual_pos (B, R, 4) in [0, 1],
+        visual_attention_mask (B, R). With `pooled_only` the vision half of the last cross layer, which the
+        pooled output does not depend on, is not computed.
+        """
+        language, vision = self.encoder(
+            self.embeddings(input_ids),
+            attention_mask.bool(),
+            visual_feats,
+            visual_pos,
+            visual_attention_mask.bool(),
+            pooled_only,
+        )
+        return LxmertOutput(language, vision, self.pooler(language))
+
+
+class AnswerHead(nn.Module):
+    """Linear(H, 2H), GELU, LayerNorm, Linear(2H, answers)."""
+
+    def __init__(self, config: LxmertConfig, answers: int) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.logit_fc = nn.Sequential(
+            nn.Linear(size, 2 * size), nn.GELU(), layer_norm(2 * size), nn.Linear(2 * size, answers)
+        )
+        self.apply(lambda module: initialise(module, config.initializer_range))
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(B, H) -> logits (B, answers)."""
+        return self.logit_fc(pooled)
+
+
+def initialise(module: nn.Module, std: float) -> None:
+    """BERT's initialisation: normal weights, zero biases, unit layer norms (their defaults)."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, 0.0, std)
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+        elif module.padding_idx is not None:
+            nn.init.zeros_(module.weight.data[module.padding_idx])

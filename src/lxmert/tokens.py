@@ -1,0 +1,82 @@
+"""Questions to word pieces, once for a whole data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from tqdm import tqdm
+from transformers import BertTokenizer, PreTrainedTokenizerBase
+
+from lxmert.checkpoint import CheckpointError, local_folder
+
+VOCABULARY_FILES = ("vocab.txt", "tokenizer.json")
+TOKENIZER_FILES = (*VOCABULARY_FILES, "tokenizer_config.json", "special_tokens_map.json")
+BATCH = 10_000
+MANY = 50_000  # below it encoding takes less than a second or two: no progress bar
+
+
+def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """The word piece tokenizer of a folder (vocab.txt or tokenizer.json) or of a hub id.
+
+    Raises CheckpointError if there is none, if it is damaged, or if it is not BERT's uncased kind.
+    """
+    folder = local_folder(source, TOKENIZER_FILES)
+    # Without this check transformers makes a tokenizer of five special tokens and says nothing.
+    if not any((folder / name).is_file() for name in VOCABULARY_FILES):
+        raise CheckpointError(f"{source} has no tokenizer: it holds neither {' nor '.join(VOCABULARY_FILES)}.")
+    try:
+        tokenizer = BertTokenizer.from_pretrained(folder)
+    except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
+        raise CheckpointError(f"The tokenizer in {source} cannot be read ({_first_line(error)}).") from None
+    _check_vocabulary(tokenizer, source)
+    return tokenizer
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], max_length: int = 20
+) -> tuple[np.ndarray, np.ndarray]:
+    """All N questions as ids (N, longest) and lengths (N,), in word pieces.
+
+    Each row is [CLS], the question and [SEP], cut to `max_length` with both kept, then [PAD] to the longest
+    row. Ids are uint16 where the vocabulary fits, otherwise uint32.
+    """
+    dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32
+    ids = np.full((len(questions), max_length), tokenizer.pad_token_id, dtype)
+    lengths = np.zeros(len(questions), np.int64)
+    with tqdm(
+        total=len(questions), desc="word pieces", unit=" questions", disable=len(questions) <= MANY
+    ) as bar:
+        for start in range(0, len(questions), BATCH):
+            batch = list(questions[start : start + BATCH])
+            rows = tokenizer(
+                batch,
+                truncation=True,
+                max_length=max_length,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+            )["input_ids"]
+            counts = np.fromiter(map(len, rows), np.int64, len(rows))
+            lengths[start : start + len(rows)] = counts
+            # A boolean mask selects row by row, so the pieces of all rows fit end to end.
+            places = np.arange(max_length) < counts[:, None]
+            ids[start : start + len(rows)][places] = np.fromiter(
+                (piece for row in rows for piece in row), dtype, counts.sum()
+            )
+            bar.update(len(rows))
+    return ids[:, : lengths.max(initial=0)].copy(), lengths
+
+
+def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+    vocabulary = tokenizer.get_vocab()
+    missing = [piece for piece in ("[PAD]", "[UNK]", "[CLS]", "[SEP]") if piece not in vocabulary]
+    if missing:
+        raise CheckpointError(f"The vocabulary of {source} lacks {', '.join(missing)}; LXMERT needs BERT's.")
+    if sorted(vocabulary.values()) != list(range(len(vocabulary))):
+        raise CheckpointError(f"The vocabulary of {source} is damaged: it names a piece twice or skips one.")
+    if tokenizer.tokenize("A") != tokenizer.tokenize("a"):
+        raise CheckpointError(f"The tokenizer of {source} keeps upper case; LXMERT was trained on lower case.")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

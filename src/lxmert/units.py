@@ -1,0 +1,114 @@
+"""Which submodules of LXMERT can be gated, and how finely: one table a granularity.
+
+A row is (submodule of a layer, gates, label). `HEADS` stands for one gate an attention head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from transformers import LxmertConfig
+
+HEADS = -1
+Row = tuple[str, int, str]
+
+_STREAM_COMPONENTS: list[Row] = [
+    ("attention.self", HEADS, "head"),
+    ("attention.output", 1, "attention output"),
+    ("intermediate", 1, "FFN in"),
+    ("output", 1, "FFN out"),
+]
+
+# strategy -> the rows of a layer of each kind
+GRANULARITIES: dict[str, dict[str, list[Row]]] = {
+    "SpotTune": {
+        "language": _STREAM_COMPONENTS,
+        "vision": _STREAM_COMPONENTS,
+        "cross": [
+            ("visual_attention.att", HEADS, "cross head"),
+            ("visual_attention.output", 1, "cross output"),
+            ("lang_self_att.self", HEADS, "language head"),
+            ("lang_self_att.output", 1, "language output"),
+            ("visn_self_att.self", HEADS, "vision head"),
+            ("visn_self_att.output", 1, "vision output"),
+            ("lang_inter", 1, "language FFN in"),
+            ("visn_inter", 1, "vision FFN in"),
+            ("lang_output", 1, "language FFN out"),
+            ("visn_output", 1, "vision FFN out"),
+        ],
+    },
+    "SpotTune_Block": {
+        "language": [("", 1, "layer")],
+        "vision": [("", 1, "layer")],
+        "cross": [("", 1, "layer")],
+    },
+}
+
+# The vision half of the last cross layer: nothing computed there reaches the pooled output.
+_VISION_HALF = ("visn_self_att", "visn_inter", "visn_output")
+
+
+class Unit(NamedTuple):
+    """One gateable submodule of `LxmertModel`."""
+
+    module: str  # its name
+    width: int  # its number of gates
+    stream: str  # "language", "vision" or "cross"
+    layer: int  # from 1, within the stream
+    component: str
+    live: bool  # whether its output reaches the pooled output
+
+
+def unused_modules(config: LxmertConfig) -> list[str]:
+    """The submodules of `LxmertModel` that its pooled output does not depend on."""
+    return (
+        [f"encoder.x_layers.{config.x_layers - 1}.{part}" for part in _VISION_HALF] if config.x_layers else []
+    )
+
+
+def list_units(config: LxmertConfig, granularity: str) -> list[Unit]:
+    """All units of a granularity, in the order of computation: language, vision, cross."""
+    rows = GRANULARITIES[granularity]
+    unused = tuple(f"{name}." for name in unused_modules(config))
+    units = []
+    for stream, layer, name in _layers(config):
+        for part, width, label in rows[stream]:
+            module = f"{name}.{part}" if part else name
+            live = not f"{module}.".startswith(unused)
+            heads = config.num_attention_heads
+            units.append(Unit(module, heads if width == HEADS else width, stream, layer + 1, label, live))
+    return units
+
+
+def gate_labels(units: list[Unit]) -> dict[str, np.ndarray]:
+    """What each of the G gates stands for: arrays (G,) stream, layer, component and live."""
+    gates = [
+        (
+            unit.stream,
+            unit.layer,
+            f"{unit.component} {head + 1}" if unit.width > 1 else unit.component,
+            unit.live,
+        )
+        for unit in units
+        for head in range(unit.width)
+    ]
+    stream, layer, component, live = zip(*gates, strict=True)
+    return {
+        "stream": np.array(stream),
+        "layer": np.array(layer),
+        "component": np.array(component),
+        "live": np.array(live),
+    }
+
+
+def _layers(config: LxmertConfig) -> Iterator[tuple[str, int, str]]:
+    """(stream, number, module name) of every layer."""
+    for stream, count, name in (
+        ("language", config.l_layers, "layer"),
+        ("vision", config.r_layers, "r_layers"),
+        ("cross", config.x_layers, "x_layers"),
+    ):
+        for layer in range(count):
+            yield stream, layer, f"encoder.{name}.{layer}"

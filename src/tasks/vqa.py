@@ -1,0 +1,365 @@
+"""Fine-tune LXMERT for visual question answering, or evaluate what was fine-tuned.
+
+    python src/tasks/vqa.py --version demo --strategy SpotTune
+    python src/tasks/vqa.py --version demo --test minival --load snap/vqa/demo/BEST
+
+- strategies: standard, Frozen, SpotTune (a decision per component), SpotTune_Block (per layer)
+- one device or many, fp32 / bf16 / fp16, through accelerate
+- the best epoch by validation accuracy in BEST/, the full state in LAST/
+- the same command again goes on where it stopped, to the same numbers, also in the middle of an epoch
+- pictures of what the policy chose after each epoch; curves in W&B
+
+Where weights come from, the first that applies: own LAST/ > --load > pre-trained > random (--fromScratch).
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration, skip_first_batches
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader, Sampler
+from tqdm import tqdm
+
+from adaptive.usage import Usage, variation
+from lxmert.checkpoint import CheckpointError
+from lxmert.tokens import load_tokenizer
+from lxmert.units import gate_labels
+from tasks import vqa_report as report
+from tasks.vqa_args import FREE_FIELDS, VqaArgs, parse_args
+from tasks.vqa_checkpoint import Best, BestError, load_best, save_best
+from tasks.vqa_data import BANNER, complete, load_answers, load_split, prepare_data, required_files
+from tasks.vqa_model import ModelError, ModelSpec, build, count_parameters, load_weights, score, vqa_loss
+from tasks.vqa_progress import Progress
+from training.checkpoint import Interrupted, StopSignal, save_state, stop_on_signal, whole_folder
+from training.loader import EpochSampler, make_loader
+from training.optim import (
+    JointOptimizer,
+    clip_gradients,
+    constant,
+    make_optimizer,
+    make_schedule,
+    warm_up_then_decay,
+)
+from training.run_folder import RunFolderError, describe_environment, open_run_folder, write_json
+from training.tracker import Tracker
+from vqadata.dataset import DataError, VqaDataset, identity
+from vqadata.features import StoreError
+
+INPUTS = ("input_ids", "attention_mask", "visual_feats", "visual_pos", "visual_attention_mask")
+USER_ERRORS = (DataError, StoreError, CheckpointError, BestError, ModelError, RunFolderError)
+EVALUATION_BATCH = 4  # times the training batch: no gradients, so there is room
+
+
+class Run(NamedTuple):
+    """A run that is set up: what its epochs work with."""
+
+    args: VqaArgs
+    accelerator: Accelerator
+    model: nn.Module
+    optimizer: AcceleratedOptimizer
+    schedule: LambdaLR
+    train_loader: DataLoader
+    progress: Progress
+    tracker: Tracker
+    stop: StopSignal
+
+
+class Evaluation(NamedTuple):
+    """N examples in the order of their data set."""
+
+    question_ids: np.ndarray  # (N,)
+    chosen: np.ndarray  # (N,) answer numbers
+    accuracy: float  # soft-target accuracy in per cent
+    usage: Usage
+
+
+def main(args: VqaArgs) -> dict[str, Any]:
+    """Train and return what result.json holds; with `--test` evaluate and return the score."""
+    asked = args
+    args, start = complete(asked)
+    accelerator = make_accelerator(args)
+    if asked.dataset == "auto" and args.dataset == "scenes" and accelerator.is_main_process:
+        print(BANNER.format(data=args.data))
+    with accelerator.main_process_first():
+        prepare_data(args, show_progress=args.tqdm and accelerator.is_main_process)
+    with stop_on_signal() as stop:
+        if args.test:
+            return test(args, accelerator, start, stop)
+        return train(args, accelerator, start, stop)
+
+
+def train(args: VqaArgs, accelerator: Accelerator, start: Best | None, stop: StopSignal) -> dict[str, Any]:
+    """Set up, run the epochs, leave a run folder."""
+    # 1. The run folder; it refuses to mix two runs.
+    main_process = accelerator.is_main_process
+    if main_process:
+        open_run_folder(args.folder, vars(args), free=FREE_FIELDS)
+    accelerator.wait_for_everyone()
+    tracker = Tracker(args.folder, vars(args), wandb=args.wandb, speaks=main_process)
+    set_seed(args.seed)
+
+    # 2. Pre-trained weights and data.
+    spec = ModelSpec.of(args)
+    weights = load_weights(spec)
+    answers = load_answers(args)
+    tokenizer = load_tokenizer(weights.tokenizer)
+    train_set = load_split(args, args.train, tokenizer, answers)
+    valid_set = load_split(args, args.valid, tokenizer, answers)
+    order = EpochSampler(len(train_set), args.seed)
+    train_loader = loader_over(train_set, args, args.batch_size, order)
+    valid_loader = loader_over(valid_set, args, EVALUATION_BATCH * args.batch_size)
+
+    # 3. The model: built, filled, adapted.
+    model, units, loaded = build(spec, weights, answers)
+    if start:
+        load_best(start, model, weights)
+        loaded.append(f"fine-tuned weights of {start.folder}")
+    labels = gate_labels(units)
+    sizes = {"parameters": count_parameters(model), "gates": report.count_gates(labels)}
+    tracker.say(report.opening(args, len(train_set), len(valid_set), loaded, **sizes))
+
+    # 4. Optimizers and their rates: the model's rises and falls, the policy's stays.
+    optimizers = [make_optimizer(args.optim, model.model, args.lr, args.weight_decay)]
+    if model.policy is not None:
+        optimizers.append(make_optimizer(args.policy_optim, model.policy, args.policy_lr, args.weight_decay))
+    joint = JointOptimizer(optimizers)
+    model, optimizer, train_loader, valid_loader = accelerator.prepare(
+        model, joint, train_loader, valid_loader
+    )
+    rise_and_fall = warm_up_then_decay(args.epochs * len(train_loader), args.warmup)
+    schedule = make_schedule(joint, [rise_and_fall, constant])
+
+    # 5. Resume, if this run was begun before.
+    progress = Progress(
+        accelerator.device,
+        len(units and labels["live"]),
+        len(train_set.question_types),
+        main_process=main_process,
+    )
+    accelerator.register_for_checkpointing(schedule, progress)
+    last = whole_folder(args.folder / "LAST")
+    if last:
+        accelerator.load_state(str(last))
+        tracker.rewind(progress.updates)
+        tracker.say(report.going_on(progress, args))
+    elif main_process:
+        environment = describe_environment(str(accelerator.device), required_files(args))
+        write_json(args.folder / "env.json", {**environment, "pretrained_sha256": weights.sha256})
+
+    # 6. Epochs.
+    run = Run(args, accelerator, model, optimizer, schedule, train_loader, progress, tracker, stop)
+    try:
+        while progress.epoch < args.epochs:
+            train_epoch(run)
+            evaluation = evaluate(run.args, accelerator, model, valid_loader, valid_set, stop)
+            metrics = finish_epoch(run, evaluation, labels["live"])
+            if main_process:
+                if progress.best is metrics:
+                    plain = accelerator.unwrap_model(model)
+                    save_best(args.folder / "BEST", plain, spec, weights, answers, args.dataset, metrics)
+                report.show_policy(args, tracker, labels, progress, valid_set.question_types)
+            save_state(accelerator, args.folder / "LAST")
+    except Interrupted:
+        progress.pool(accelerator)
+        save_state(accelerator, args.folder / "LAST")
+        tracker.close()
+        raise
+
+    # 7. The result.
+    outcome = report.result(args, progress, **sizes)
+    if main_process:
+        write_json(args.folder / "result.json", outcome)
+    tracker.say(report.closing(args, outcome))
+    tracker.close()
+    return outcome
+
+
+def train_epoch(run: Run) -> None:
+    """The steps of one epoch, or what is left of it."""
+    args, accelerator, progress, optimizer = run.args, run.accelerator, run.progress, run.optimizer
+    parts = list(accelerator.unwrap_model(run.model).children())  # the model and its policy
+    run.model.train()
+    run.train_loader.set_epoch(progress.epoch)
+    # Skipping belongs to the epoch that is taken up in the middle, not to the ones after it.
+    loader = skip_first_batches(run.train_loader, progress.step) if progress.step else run.train_loader
+    title = f"epoch {progress.epoch + 1}/{args.epochs}"
+    with progress_bar(args, accelerator, title, len(run.train_loader), progress.step) as bar:
+        clock = time.perf_counter()
+        for batch in loader:
+            logits, gates = run.model(**{name: batch[name] for name in INPUTS})
+            loss = vqa_loss(logits, batch["target"])
+            accelerator.backward(loss)
+            clip_gradients(accelerator, parts, args.clip)
+            optimizer.step()
+            run.schedule.step()
+            optimizer.zero_grad()
+
+            progress.count(loss, score(logits, batch["target"]), gates, batch["question_type"])
+            progress.seconds += time.perf_counter() - clock
+            clock = time.perf_counter()
+            bar.update()
+            if progress.updates % args.log_every == 0:
+                means = progress.means()
+                bar.set_postfix_str(report.brief(means, gates is not None, bar, args.batch_size))
+                run.tracker.record({f"train/{name}": mean for name, mean in means.items()}, progress.updates)
+            if stop_agreed(run):
+                raise Interrupted
+            if progress.updates % args.save_every == 0:
+                progress.pool(accelerator)
+                save_state(accelerator, args.folder / "LAST")
+
+
+@torch.no_grad()
+def evaluate(
+    args: VqaArgs,
+    accelerator: Accelerator,
+    model: nn.Module,
+    loader: DataLoader,
+    dataset: VqaDataset,
+    stop: StopSignal,
+) -> Evaluation:
+    """Answer every question once, with the likelier copy at every gate."""
+    model.eval()
+    ids, chosen, scores, usage = [], [], [], None
+    with progress_bar(args, accelerator, "evaluation", len(loader)) as bar:
+        for batch in loader:
+            logits, gates = model(**{name: batch[name] for name in INPUTS})
+            answered = (batch["question_id"], logits.argmax(1), score(logits, batch["target"]))
+            if gates is None:
+                gates = logits.new_zeros(len(logits), 0)
+            *answered, gates, group = accelerator.gather_for_metrics(
+                (*answered, gates, batch["question_type"])
+            )
+            usage = usage or Usage(gates.shape[1], len(dataset.question_types), accelerator.device)
+            usage.update(gates, group)
+            for column, values in zip((ids, chosen, scores), answered, strict=True):
+                column.append(values)
+            bar.update()
+            if stop and accelerator.num_processes == 1:
+                raise Interrupted
+    ids, chosen, scores = (torch.cat(column).cpu().numpy() for column in (ids, chosen, scores))
+    return Evaluation(ids, chosen, 100 * float(scores.astype(np.float64).mean()), usage)
+
+
+def finish_epoch(run: Run, evaluation: Evaluation, live: np.ndarray) -> dict[str, float]:
+    """Enter the epoch into the history, the log and the curves; returns its metrics."""
+    progress, tracker = run.progress, run.tracker
+    seconds_before = sum(metrics["seconds"] for metrics in progress.history)
+    progress.pool(run.accelerator)
+    means = progress.means()
+    seconds = progress.seconds - seconds_before
+    metrics = {
+        "epoch": progress.epoch + 1,
+        "train_loss": means["loss"],
+        "train_accuracy": means["accuracy"],
+        "val_accuracy": evaluation.accuracy,
+        "gap": means["accuracy"] - evaluation.accuracy,
+        "seconds": seconds,
+        "examples_per_second": len(run.train_loader.dataset) / seconds,
+    }
+    if len(live):
+        share = evaluation.usage.share().cpu()[torch.from_numpy(live)]
+        metrics["share_tuned"] = share.mean().item()
+        metrics["gate_variation"] = variation(share).mean().item()
+    progress.finish_epoch(metrics, evaluation.usage)
+    tracker.say(report.epoch_line(metrics, run.args.epochs))
+    tracker.record(metrics, progress.updates)
+    return metrics
+
+
+def test(args: VqaArgs, accelerator: Accelerator, best: Best, stop: StopSignal) -> dict[str, Any]:
+    """Evaluate a BEST folder on a split and write its predictions."""
+    weights = load_weights(best.spec)
+    dataset = load_split(args, args.test, load_tokenizer(weights.tokenizer), best.answers)
+    model, _, _ = build(best.spec, weights, best.answers)
+    load_best(best, model, weights)
+    loader = loader_over(dataset, args, EVALUATION_BATCH * args.batch_size)
+    model, loader = accelerator.prepare(model, loader)
+    evaluation = evaluate(args, accelerator, model, loader, dataset, stop)
+    file = args.folder / "predictions" / f"{args.test}.json"
+    if accelerator.is_main_process:
+        report.save_predictions(file, evaluation.question_ids, evaluation.chosen, best.answers)
+        print(
+            f"{args.test}: {len(dataset):,} questions, accuracy {evaluation.accuracy!r} %\npredictions: {file}"
+        )
+    return {"split": args.test, "accuracy": evaluation.accuracy}
+
+
+def make_accelerator(args: VqaArgs) -> Accelerator:
+    """Devices, processes and precision."""
+    precision = args.precision
+    if precision == "auto":
+        has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bf16" if has_bf16 else "fp32"
+    return Accelerator(
+        mixed_precision="no" if precision == "fp32" else precision,
+        dataloader_config=DataLoaderConfiguration(non_blocking=True),
+        # A copy that no example of a step chose gets no gradient in that step.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+
+
+def loader_over(
+    dataset: VqaDataset, args: VqaArgs, batch_size: int, order: Sampler | None = None
+) -> DataLoader:
+    """A loader over whole batches, in the data set's order unless told another."""
+    return make_loader(
+        dataset,
+        batch_size,
+        collate=identity,
+        sampler=order,
+        workers=args.num_workers,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def progress_bar(
+    args: VqaArgs, accelerator: Accelerator, title: str, total: int, done: int = 0
+) -> AbstractContextManager[tqdm]:
+    """A bar over steps that disappears when full: what lasts is in the log lines."""
+    hidden = not (args.tqdm and accelerator.is_main_process)
+    return tqdm(total=total, initial=done, desc=title, unit="step", leave=False, disable=hidden)
+
+
+def stop_agreed(run: Run) -> bool:
+    """Whether to stop after this step; several processes must agree, and ask each other now and then."""
+    if run.accelerator.num_processes == 1:
+        return bool(run.stop)
+    if run.progress.updates % run.args.log_every:
+        return False
+    asked = torch.tensor(float(bool(run.stop)), device=run.accelerator.device)
+    return run.accelerator.reduce(asked, "sum").item() > 0
+
+
+def cli(argv: Sequence[str] | None = None) -> int:
+    """Run from a command line: a user's mistake is one sentence and exit code 2, an interruption is 130."""
+    args = parse_args(argv)
+    try:
+        main(args)
+    except Interrupted:
+        print(f"\nInterrupted; all is saved in {args.folder / 'LAST'}. Run the same command again to go on.")
+        return 130
+    except KeyboardInterrupt:
+        print("\nInterrupted before the first step; nothing was lost.")
+        return 130
+    except USER_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename or 'input/output'}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

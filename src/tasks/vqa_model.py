@@ -1,0 +1,201 @@
+"""LXMERT with an answer head, its policy, and the strategies that put them together.
+
+Order is law: build, load the pre-trained weights, then adapt. Frozen copies are made from loaded weights, so
+they are pre-trained on every road that loads any.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import LxmertConfig
+
+from adaptive.adapt import Adaptive, adapt
+from adaptive.policy import GateHead
+from lxmert.checkpoint import Pretrained, answer_rows, fill, load_original, load_pretrained
+from lxmert.modeling import AnswerHead, LxmertModel
+from lxmert.units import GRANULARITIES, Unit, list_units, unused_modules
+from tasks.vqa_args import VqaArgs
+from vqadata.answers import convert_answer
+
+
+class ModelError(ValueError):
+    """A model that cannot be built as asked; the message says why."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """All that decides what is built; saved with every checkpoint, so that it can be built again."""
+
+    strategy: str
+    pretrained: str | None
+    load_lxmert: str | None
+    load_lxmert_qa: str | None
+    from_scratch: bool
+    llayers: int | None
+    xlayers: int | None
+    rlayers: int | None
+    dropout: float | None
+    policy_llayers: int
+    policy_xlayers: int
+    policy_rlayers: int
+    temperature: float
+
+    @classmethod
+    def of(cls, args: VqaArgs) -> ModelSpec:
+        return cls(**{field.name: getattr(args, field.name) for field in dataclasses.fields(cls)})
+
+
+class VqaModel(nn.Module):
+    """LXMERT and an answer head. B examples, T word pieces, R regions, D features, A answers."""
+
+    def __init__(self, config: LxmertConfig, answers: int) -> None:
+        super().__init__()
+        self.lxmert = LxmertModel(config)
+        self.answer_head = AnswerHead(config, answers)
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        """input_ids, attention_mask (B, T); visual_feats (B, R, D); visual_pos (B, R, 4);
+        visual_attention_mask (B, R) -> logits (B, A)."""
+        return self.answer_head(self.lxmert(**inputs, pooled_only=True).pooled)
+
+
+class LxmertPolicy(nn.Module):
+    """A small LXMERT that reads the same input as the model and decides over its G gates.
+
+    It has the given numbers of language, vision and cross layers and starts from the first ones of `lxmert`,
+    without dropout: exploration is the gate noise's job.
+    """
+
+    def __init__(self, lxmert: LxmertModel, layers: tuple[int, int, int], gates: int) -> None:
+        super().__init__()
+        config = copy.deepcopy(lxmert.config)
+        config.l_layers, config.r_layers, config.x_layers = layers
+        config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
+        self.lxmert = LxmertModel(config)
+        weights = lxmert.state_dict()
+        self.lxmert.load_state_dict({name: weights[name] for name in self.lxmert.state_dict()})
+        self.head = GateHead(config.hidden_size, gates)
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        """The inputs of `VqaModel` -> logits (B, G, 2)."""
+        return self.head(self.lxmert(**inputs, pooled_only=True).pooled)
+
+
+def vqa_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Binary cross-entropy per answer, averaged over examples and summed over answers.
+
+    logits, target (B, A), target in [0, 1]; the loss of the published recipe.
+    """
+    return F.binary_cross_entropy_with_logits(logits.float(), target) * target.shape[1]
+
+
+def score(logits: Tensor, target: Tensor) -> Tensor:
+    """Soft-target accuracy of the likeliest answer, (B,): its target."""
+    return target.gather(1, logits.argmax(1, keepdim=True)).squeeze(1)
+
+
+def load_weights(spec: ModelSpec) -> Pretrained:
+    """The pre-trained weights that the spec names; from scratch, only sizes and tokenizer are used."""
+    if spec.load_lxmert_qa:
+        weights = load_original(spec.load_lxmert_qa, with_head=True)
+    elif spec.load_lxmert:
+        weights = load_original(spec.load_lxmert, with_head=False)
+    else:
+        weights = load_pretrained(spec.pretrained)
+    _apply_sizes(weights.config, spec)
+    return weights
+
+
+def build(
+    spec: ModelSpec, weights: Pretrained, answers: Sequence[str]
+) -> tuple[Adaptive, list[Unit], list[str]]:
+    """The model of a strategy with `weights` in it, its gateable units, and what was loaded, line by line."""
+    model = VqaModel(weights.config, len(answers))
+    report = [f"random weights with the sizes of {weights.source}"]
+    if not spec.from_scratch:
+        fill(model.lxmert, weights.encoder, weights.source)
+        report = [*weights.report, _fill_head(model.answer_head, weights, answers)]
+    for name in unused_modules(weights.config):
+        model.lxmert.get_submodule(name).requires_grad_(False)
+
+    if spec.strategy in GRANULARITIES:
+        units = list_units(weights.config, spec.strategy)
+        policy = _build_policy(spec, model.lxmert, sum(unit.width for unit in units))
+        slots = adapt(model.lxmert, [(unit.module, unit.width) for unit in units])
+        return Adaptive(model, policy, slots, spec.temperature), units, report
+    if spec.strategy == "Frozen":
+        for layers in (
+            model.lxmert.encoder.layer,
+            model.lxmert.encoder.r_layers,
+            model.lxmert.encoder.x_layers,
+        ):
+            freeze(layers)
+    return Adaptive(model), [], report
+
+
+def freeze(module: nn.Module) -> None:
+    """Keep a module as the function it is: no gradients into its parameters and no dropout.
+
+    With its layers frozen like this a model is the adaptive one with all gates at 0.
+    """
+    module.requires_grad_(False)
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+
+
+def count_parameters(model: nn.Module) -> dict[str, int]:
+    """Trainable, frozen and total."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    trainable = sum(size for size, requires_grad in sizes if requires_grad)
+    total = sum(size for size, _ in sizes)
+    return {"trainable": trainable, "frozen": total - trainable, "total": total}
+
+
+def _build_policy(spec: ModelSpec, lxmert: LxmertModel, gates: int) -> LxmertPolicy:
+    config = lxmert.config
+    for name, wanted, there in (
+        ("policy_llayers", spec.policy_llayers, config.l_layers),
+        ("policy_rlayers", spec.policy_rlayers, config.r_layers),
+        ("policy_xlayers", spec.policy_xlayers, config.x_layers),
+    ):
+        if not 0 <= wanted <= there:
+            raise ModelError(
+                f"--{name} {wanted}: the policy starts from the model's first layers, and it has {there}"
+            )
+    return LxmertPolicy(lxmert, (spec.policy_llayers, spec.policy_rlayers, spec.policy_xlayers), gates)
+
+
+def _apply_sizes(config: LxmertConfig, spec: ModelSpec) -> None:
+    """Layer counts come from the checkpoint; flags may set them only from scratch."""
+    for flag, field in (("llayers", "l_layers"), ("xlayers", "x_layers"), ("rlayers", "r_layers")):
+        wanted, there = getattr(spec, flag), getattr(config, field)
+        if wanted is None or wanted == there:
+            continue
+        if not spec.from_scratch:
+            raise ModelError(
+                f"--{flag} {wanted} contradicts the pre-trained model, which has {there}; leave it out"
+            )
+        if wanted < 1:
+            raise ModelError(f"--{flag} must be at least 1, not {wanted}")
+        setattr(config, field, wanted)
+    if spec.dropout is not None:
+        config.hidden_dropout_prob = config.attention_probs_dropout_prob = spec.dropout
+
+
+def _fill_head(head: AnswerHead, weights: Pretrained, answers: Sequence[str]) -> str:
+    """Fill the answer head as far as the checkpoint's answers go; say how far that was."""
+    if weights.answer_head is None:
+        return "answer head: initialised, the checkpoint has none"
+    if weights.answers is None:
+        return "answer head: initialised, the checkpoint does not say which answers its own stands for"
+    tensors, missing = answer_rows(weights.answer_head, weights.answers, answers, convert_answer)
+    fill(head, tensors, f"the answer head of {weights.source}")
+    note = f", {len(missing)} not: {', '.join(map(repr, missing[:8]))}" if missing else ""
+    return f"answer head: {len(answers) - len(missing)} answers loaded{note}"

@@ -1,0 +1,94 @@
+"""Optimizers by name, and one schedule and one clipping for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+# "bert" is the earlier implementation's name for its Adam with decoupled decay and without bias correction.
+# Here it is AdamW with bias correction, under the same schedule.
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "adamw": torch.optim.AdamW,
+    "bert": torch.optim.AdamW,
+    "adam": torch.optim.Adam,
+    "adamax": torch.optim.Adamax,
+    "rms": torch.optim.RMSprop,
+    "sgd": torch.optim.SGD,
+}
+
+
+class JointOptimizer(torch.optim.Optimizer):
+    """Several optimizers that step as one.
+
+    To gradient scaling they are one optimizer: a step with an overflow is skipped by all or by none.
+    """
+
+    def __init__(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        self.optimizers = list(optimizers)
+        self.defaults: dict[str, Any] = {}
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    @property
+    def state(self) -> dict[Any, Any]:
+        return {key: value for optimizer in self.optimizers for key, value in optimizer.state.items()}
+
+    def step(self, closure: Callable[[], float] | None = None) -> None:
+        for optimizer in self.optimizers:
+            optimizer.step(closure)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {str(index): optimizer.state_dict() for index, optimizer in enumerate(self.optimizers)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for index, optimizer in enumerate(self.optimizers):
+            optimizer.load_state_dict(state_dict[str(index)])
+
+
+def make_optimizer(name: str, module: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    """An optimizer over the trainable parameters; weight matrices decay, biases and layer norms do not."""
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in trainable if p.dim() > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    return OPTIMIZERS[name](groups, lr=lr)
+
+
+def warm_up_then_decay(steps: int, warmup: float) -> Callable[[int], float]:
+    """Factor on the learning rate: linear from 0 over `warmup` (a share) of the steps, then linear to 0."""
+    rise = max(1, int(steps * warmup))
+    return lambda step: step / rise if step < rise else max(0.0, (steps - step) / max(1, steps - rise))
+
+
+def make_schedule(optimizer: JointOptimizer, factors: Sequence[Callable[[int], float]]) -> LambdaLR:
+    """A schedule that gives each of the joint optimizers its own factor."""
+    per_group = [
+        factor
+        for single, factor in zip(optimizer.optimizers, factors, strict=True)
+        for _ in single.param_groups
+    ]
+    return LambdaLR(optimizer, per_group)
+
+
+def constant(step: int) -> float:
+    """The factor of a learning rate that stays."""
+    return 1.0
+
+
+def clip_gradients(accelerator: Accelerator, modules: Iterable[nn.Module], max_norm: float) -> None:
+    """Clip the gradient norm of each module by itself."""
+    accelerator.unscale_gradients()
+    for module in modules:
+        nn.utils.clip_grad_norm_(module.parameters(), max_norm)

@@ -1,0 +1,182 @@
+"""Questions, soft targets and region features, as batches of tensors.
+
+A data set is a folder (see data/README.md): `<split>.json`, `answers.json` and feature stores in `features/`.
+A batch is assembled at once (`__getitems__`) from columns and memory-mapped arrays.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from vqadata.features import FeatureStores
+
+FIELDS = ("question_id", "img_id", "sent")
+
+
+class DataError(ValueError):
+    """Data that is missing or cannot be used; the message names file and record and says what to do."""
+
+
+def split_names(splits: str) -> list[str]:
+    """ "train,nominival" -> ["train", "nominival"]."""
+    return [name for name in splits.split(",") if name]
+
+
+def read_split(folder: Path, splits: str) -> list[dict[str, Any]]:
+    """The records of one or more comma-separated splits, in file order, checked field by field."""
+    return [record for name in split_names(splits) for record in _read_records(folder / f"{name}.json")]
+
+
+def read_answers(folder: Path) -> list[str]:
+    """The answers of a data set in label order."""
+    answers = _read_json(folder / "answers.json")
+    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
+        raise DataError(f"{folder / 'answers.json'} is not a list of answers.")
+    return answers
+
+
+def keep_images(records: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """The records of the first `count` images, in order of appearance."""
+    images = dict.fromkeys(record["img_id"] for record in records)
+    kept = set(list(images)[:count])
+    return [record for record in records if record["img_id"] in kept]
+
+
+class VqaDataset(Dataset):
+    """Examples held as columns; N examples, T word pieces, A answers.
+
+    records: as `read_split` gives them. token_ids (N, T), token_lengths (N,): their questions, tokenised.
+    DataError if an image has no features.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[dict[str, Any]],
+        token_ids: np.ndarray,
+        token_lengths: np.ndarray,
+        stores: FeatureStores,
+        answers: Sequence[str],
+    ) -> None:
+        missing = {record["img_id"]: None for record in records if record["img_id"] not in stores}
+        if missing:
+            raise DataError(
+                f"{len(missing)} images have questions but no features, "
+                f"the first: {', '.join(list(missing)[:3])}. Prepare the features of their image set, "
+                "or choose other splits."
+            )
+        self.stores = stores
+        self.token_ids = token_ids
+        self.token_lengths = token_lengths
+        self.question_ids = np.array([record["question_id"] for record in records], np.int64)
+        self.places = stores.locate(record["img_id"] for record in records)
+        self.question_types, self.question_type = np.unique(
+            [record.get("question_type", "") for record in records], return_inverse=True
+        )
+        self.num_answers = len(answers)
+        self._label_start, self._label_answer, self._label_score = _pack_labels(records, answers)
+
+    def __len__(self) -> int:
+        return len(self.question_ids)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """A batch of B examples, trimmed to its longest question and fullest image.
+
+        input_ids, attention_mask (B, T); visual_feats (B, R, D); visual_pos (B, R, 4);
+        visual_attention_mask (B, R); target (B, A); question_id, question_type (B,).
+        """
+        indices = np.asarray(indices)
+        lengths = self.token_lengths[indices]
+        longest = int(lengths.max())
+        regions = self.stores.read(self.places[indices])
+        batch = {
+            "input_ids": self.token_ids[indices, :longest].astype(np.int64),
+            "attention_mask": np.arange(longest) < lengths[:, None],
+            "visual_feats": regions.features,
+            "visual_pos": regions.boxes,
+            "visual_attention_mask": regions.mask,
+            "target": self.targets(indices),
+            "question_id": self.question_ids[indices],
+            "question_type": self.question_type[indices].astype(np.int64),
+        }
+        return {name: torch.from_numpy(array) for name, array in batch.items()}
+
+    def targets(self, indices: np.ndarray) -> np.ndarray:
+        """Soft targets (B, A) in [0, 1]; all zero where no human answer is in the vocabulary."""
+        target = np.zeros((len(indices), self.num_answers), np.float32)
+        for row, index in enumerate(indices):
+            labels = slice(self._label_start[index], self._label_start[index + 1])
+            target[row, self._label_answer[labels]] = self._label_score[labels]
+        return target
+
+
+def identity(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The collate function of a data set that assembles its batches itself."""
+    return batch
+
+
+def _pack_labels(
+    records: Sequence[dict[str, Any]], answers: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels as (start of each record, answer numbers, scores), without answers outside the vocabulary."""
+    number = {answer: index for index, answer in enumerate(answers)}
+    starts, chosen, scores = [0], [], []
+    for record in records:
+        for answer, score in record.get("label", {}).items():
+            if answer in number:
+                chosen.append(number[answer])
+                scores.append(score)
+        starts.append(len(chosen))
+    return np.array(starts), np.array(chosen, np.int32), np.array(scores, np.float32)
+
+
+def _read_records(path: Path) -> list[dict[str, Any]]:
+    records = _read_json(path)
+    if not isinstance(records, list) or not records:
+        raise DataError(f"{path} is not a list of examples.")
+    for index, record in enumerate(records):
+        fault = _fault(record)
+        if fault:
+            raise DataError(f"{path}, record {index}: {fault}.")
+    return records
+
+
+def _fault(record: Any) -> str | None:
+    if not isinstance(record, dict):
+        return "is not an object"
+    lacking = [field for field in FIELDS if field not in record]
+    if lacking:
+        return f"lacks {', '.join(lacking)}"
+    if not isinstance(record["question_id"], int):
+        return "question_id is not an integer"
+    if not isinstance(record["img_id"], str) or not isinstance(record["sent"], str):
+        return "img_id and sent must be strings"
+    label = record.get("label", {})
+    if not isinstance(label, dict) or not all(isinstance(score, int | float) for score in label.values()):
+        return "label is not an object of answer: score"
+    return None
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing; see data/README.md for where it comes from.") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is not UTF-8 text.") from None
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path} is not valid JSON (line {error.lineno}: {error.msg}); was a download or copy cut short?"
+        ) from None
