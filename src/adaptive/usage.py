@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Usage:
-    """Counts per gate and per group of examples (question types, say).
+    """Counts per gate and per group of examples (kinds of input, say).
 
     `tuned` (K, G) and `examples` (K,) hold whole numbers, so that sums do not depend on their order.
     """

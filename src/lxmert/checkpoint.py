@@ -14,11 +14,11 @@ import pickle
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import HFValidationError, HTTPError, RepositoryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -32,11 +32,20 @@ LEFT_OVER = {
 }
 ORIGINAL_SUFFIX = "_LXRT.pth"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-SIDE_FILES = ("config.json", "vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+SIDE_FILES = (
+    "config.json",
+    "vocab.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+)
 BERT_TOKENIZER = "google-bert/bert-base-uncased"
 LIST_FOLDER = Path("data/lxmert")
 # Label orders that published checkpoints do not carry themselves, by the number of answers.
 PUBLISHED_LISTS = {9500: "all_ans.json", 3129: "trainval_label2ans.json"}
+LAYER_KINDS = ("layer", "r_layers", "x_layers")  # language, vision, cross
+LAYER = re.compile(rf"encoder\.({'|'.join(LAYER_KINDS)})\.(\d+)\.")
+LAST_LINEAR = "logit_fc.3"  # of AnswerHead
 HEAD_SIZE = 64  # of BERT and of every published LXMERT
 
 
@@ -70,16 +79,14 @@ def load_pretrained(source: str | Path) -> Pretrained:
     config = _read_config(folder / "config.json")
     tensors = _read_tensors(file)
     prefix = "lxmert." if any(name.startswith("lxmert.") for name in tensors) else ""
-    encoder, head, report = _sort_tensors(tensors, prefix, file)
+    encoder, head, left = _sort_tensors(tensors, prefix, file)
     answers = None
     if head is not None:
         config.num_qa_labels = _rows(head, file)
-        answers = _config_answers(config) or _listed_answers(config.num_qa_labels, folder)
-        report.append("answers: not named by the checkpoint" if answers is None else f"answers: {len(answers)}")
-    _check_sizes(config, encoder, head, file)
-    return Pretrained(
-        config, encoder, head, answers, _tokenizer_of(folder), str(source), sha256_of(file), report
-    )
+        answers = _config_answers(config, folder / "config.json") or _listed_answers(
+            config.num_qa_labels, folder
+        )
+    return _finish(Pretrained(config, encoder, head, answers, "", str(source), "", left), file, folder)
 
 
 def load_original(
@@ -98,9 +105,9 @@ def load_original(
     """
     file = _original_file(path)
     tensors = {name.removeprefix("module."): tensor for name, tensor in _read_tensors(file).items()}
-    encoder, head, report = _sort_tensors(tensors, "bert.", file)
+    encoder, head, left = _sort_tensors(tensors, "bert.", file)
     if not with_head and head is not None:
-        report.append(f"left over answer_head.* ({len(head)} tensors): not asked for")
+        left.append(f"left over answer_head.* ({len(head)} tensors): not asked for")
         head = None
     answers = None
     if with_head:
@@ -115,12 +122,11 @@ def load_original(
             )
     if layers is not None:
         encoder, dropped = _first_layers(encoder, layers, file)
-        report.append(f"left over {dropped} tensors of layers beyond the first {layers}: not asked for")
+        left.append(f"left over {dropped} tensors of layers beyond the first {layers}: not asked for")
     config = _derive_config(encoder, heads, file)
-    config.num_qa_labels = config.num_qa_labels if head is None else _rows(head, file)
-    _check_sizes(config, encoder, head, file)
-    tokenizer = str(file.parent) if (file.parent / "vocab.txt").is_file() else BERT_TOKENIZER
-    return Pretrained(config, encoder, head, answers, tokenizer, str(file), sha256_of(file), report)
+    if head is not None:
+        config.num_qa_labels = _rows(head, file)
+    return _finish(Pretrained(config, encoder, head, answers, "", str(file), "", left), file, file.parent)
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
@@ -129,7 +135,7 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
     `what` names the source in errors. Raises CheckpointError, before anything is changed, on missing or
     unexpected names and on shapes that differ.
     """
-    _check_match({name: tensor.shape for name, tensor in module.state_dict().items()}, tensors, what)
+    _check_match(module, tensors, what)
     module.load_state_dict(dict(tensors))
 
 
@@ -145,8 +151,7 @@ def answer_rows(
     `old_answers`, else that of the answer with the same `normalise`d spelling, else zeros. Returns the
     tensors and the answers that have zeros. The other tensors are handed on as they are.
     """
-    last = _last_linear(head, "the answer head")
-    weight, bias = head[f"{last}.weight"], head[f"{last}.bias"]
+    weight, bias = head[f"{LAST_LINEAR}.weight"], head[f"{LAST_LINEAR}.bias"]
     if len(old_answers) != len(weight):
         raise CheckpointError(f"The answer head has {len(weight)} rows and {len(old_answers)} answers.")
     row_of = {normalise(answer): row for row, answer in reversed(list(enumerate(old_answers)))}
@@ -157,35 +162,36 @@ def answer_rows(
     new_weight, new_bias = weight.new_zeros(len(rows), weight.shape[1]), bias.new_zeros(len(rows))
     new_weight[there], new_bias[there] = weight[taken], bias[taken]
     unmatched = [answer for answer, row in zip(new_answers, rows, strict=True) if row is None]
-    return {**head, f"{last}.weight": new_weight, f"{last}.bias": new_bias}, unmatched
+    return {**head, f"{LAST_LINEAR}.weight": new_weight, f"{LAST_LINEAR}.bias": new_bias}, unmatched
 
 
 def sha256_of(path: str | Path) -> str:
     """Checksum of a file, in hexadecimal."""
+    digest = hashlib.sha256()
     with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def local_folder(source: str | Path, files: Sequence[str], one_of: Sequence[str] = ()) -> Path:
-    """The folder `source`, or the local copy of the hub id `source` with `files` and one of `one_of` in it."""
+    """The folder `source`, or a copy of the hub id `source` with `files` and the first there is of `one_of`."""
     folder = Path(source)
     if folder.is_dir():
         return folder
     if folder.exists() or isinstance(source, Path):
         raise CheckpointError(f"{source} is not a folder with a model.")
     try:
-        copy = Path(snapshot_download(source, allow_patterns=list(files)))
-        for name in one_of:
+        for name in one_of or ("",):
             copy = Path(snapshot_download(source, allow_patterns=[*files, name]))
-            if (copy / name).is_file():
+            if (copy / name).exists():
                 break
     except (RepositoryNotFoundError, HFValidationError):
         raise CheckpointError(f"{source} is neither a folder nor a model on the Hugging Face hub.") from None
-    except (LocalEntryNotFoundError, OSError) as error:
-        reason = type(error).__name__
+    except (HTTPError, OSError) as error:
         raise CheckpointError(
-            f"{source} is not a folder, and the Hugging Face hub cannot be reached for it ({reason}): "
-            "check the path, or download the model where there is a network."
+            f"{source} is not a folder, and the Hugging Face hub cannot be reached for it "
+            f"({type(error).__name__}): check the path, or download the model where there is a network."
         ) from None
     return copy
 
@@ -212,7 +218,16 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
                 "Use a file of weights only."
             ) from None
         raise CheckpointError(f"{file} is damaged or no PyTorch checkpoint; get it again.") from None
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError, IndexError, AssertionError):
+    except (
+        SafetensorError,
+        RuntimeError,
+        OSError,
+        EOFError,
+        ValueError,
+        KeyError,
+        IndexError,
+        AssertionError,
+    ):
         # What torch raises on a cut file depends on where it was cut.
         raise CheckpointError(f"{file} is damaged or no checkpoint; get it again.") from None
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
@@ -223,19 +238,173 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
 def _sort_tensors(
     tensors: Mapping[str, Tensor], prefix: str, file: Path
 ) -> tuple[dict[str, Tensor], dict[str, Tensor] | None, list[str]]:
-    """Encoder, answer head (or None) and a report; names that are neither nor in LEFT_OVER stay in the encoder,
-    where the strict check finds them."""
+    """Encoder, answer head (None if there is none) and a line for each kind that is left over."""
     head: dict[str, Tensor] = {}
     encoder: dict[str, Tensor] = {}
     left = dict.fromkeys(LEFT_OVER, 0)
+    strays = []
     for name, tensor in tensors.items():
         part = next((part for part in LEFT_OVER if name.startswith(part)), None)
         if part is not None:
             left[part] += 1
         elif name.startswith("answer_head."):
             head[name.removeprefix("answer_head.")] = tensor
-        else:
+        elif name.startswith(prefix):
             encoder[name.removeprefix(prefix)] = tensor
-    report = [f"loaded {len(encoder)} tensors of the encoder and {len(head)} of the answer head from {file}"]
-    report += [f"left over {part}* ({n} tensors): {LEFT_OVER[part]}" for part, n in left.items() if n]
-    return encoder, head or None, report
+        else:
+            strays.append(name)
+    if not encoder:
+        raise CheckpointError(f"{file} holds no LXMERT: no name in it begins with {prefix!r}.")
+    if strays:
+        raise CheckpointError(f"{file} holds tensors that are no part of LXMERT: {_shorten(strays)}.")
+    lines = [f"left over {part}* ({n} tensors): {LEFT_OVER[part]}" for part, n in left.items() if n]
+    return encoder, head or None, lines
+
+
+def _finish(weights: Pretrained, file: Path, folder: Path) -> Pretrained:
+    """Check every name and shape against the models that will be filled, and complete the description."""
+    try:
+        with torch.device("meta"):
+            _check_match(LxmertModel(weights.config), weights.encoder, str(file))
+            if weights.answer_head is not None:
+                head = AnswerHead(weights.config, _rows(weights.answer_head, file))
+                _check_match(head, weights.answer_head, str(file))
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f"{file}: {error}.") from None
+    loaded = f"loaded {len(weights.encoder)} tensors of the encoder"
+    if weights.answer_head is not None:
+        loaded += f" and {len(weights.answer_head)} of the answer head"
+    has_tokenizer = any((folder / name).is_file() for name in ("vocab.txt", "tokenizer.json"))
+    return weights._replace(
+        tokenizer=str(folder) if has_tokenizer else BERT_TOKENIZER,
+        sha256=sha256_of(file),
+        report=[f"{loaded} from {file}", *weights.report],
+    )
+
+
+def _check_match(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    missing, unexpected = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
+    if missing or unexpected:
+        raise CheckpointError(
+            f"{what} does not fit: missing {_shorten(missing)}; unexpected {_shorten(unexpected)}."
+        )
+    for name, shape in expected.items():
+        if tuple(tensors[name].shape) != shape:
+            raise CheckpointError(
+                f"{what} does not fit: {name} is {tuple(tensors[name].shape)} there and {shape} in the model."
+            )
+
+
+def _shorten(names: Iterable[str], most: int = 6) -> str:
+    ordered = sorted(names)
+    more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
+    return (", ".join(ordered[:most]) + more) or "none"
+
+
+def _rows(head: Mapping[str, Tensor], file: Path) -> int:
+    if f"{LAST_LINEAR}.weight" not in head:
+        raise CheckpointError(f"{file} has an answer head without {LAST_LINEAR}.weight.")
+    return len(head[f"{LAST_LINEAR}.weight"])
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"There is no {file}.") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read ({error}).") from None
+
+
+def _read_config(file: Path) -> LxmertConfig:
+    entries = _read_json(file)
+    if not isinstance(entries, dict) or entries.get("model_type", "lxmert") != "lxmert":
+        raise CheckpointError(f"{file} does not describe an LXMERT model.")
+    try:
+        return LxmertConfig.from_dict(entries)
+    except Exception as error:  # transformers checks types with exceptions of its own
+        raise CheckpointError(f"{file} is no LXMERT configuration ({str(error).splitlines()[-1]}).") from None
+
+
+def _config_answers(config: LxmertConfig, file: Path) -> list[str] | None:
+    """The answers that config.json names; None if it has only transformers' LABEL_0, LABEL_1, ..."""
+    labels = config.id2label
+    if all(re.fullmatch(r"LABEL_\d+", str(label)) for label in labels.values()):
+        return None
+    if sorted(labels) != list(range(config.num_qa_labels)):
+        raise CheckpointError(
+            f"{file} names {len(labels)} answers and the answer head has {config.num_qa_labels} rows."
+        )
+    return [labels[index] for index in range(len(labels))]
+
+
+def _listed_answers(rows: int, folder: Path) -> list[str] | None:
+    """The published list with as many answers as the head has rows, from `folder` or data/lxmert.
+
+    An entry is an answer or {"ans": answer, "dsets": [...]}; its position is the label.
+    """
+    name = PUBLISHED_LISTS.get(rows, "all_ans.json")
+    for file in (folder / name, LIST_FOLDER / name):
+        if file.is_file():
+            entries = _read_json(file)
+            try:
+                answers = [entry["ans"] if isinstance(entry, dict) else str(entry) for entry in entries]
+            except (KeyError, TypeError):
+                raise CheckpointError(f"{file} is no list of answers.") from None
+            if len(answers) == rows:
+                return answers
+    return None
+
+
+def _derive_config(encoder: Mapping[str, Tensor], heads: int | None, file: Path) -> LxmertConfig:
+    def shape(name: str) -> torch.Size:
+        if name not in encoder or encoder[name].ndim != 2:
+            raise CheckpointError(f"{file} is no LXMERT checkpoint: it has no matrix {name}.")
+        return encoder[name].shape
+
+    vocabulary, hidden = shape("embeddings.word_embeddings.weight")
+    if heads is None and hidden % HEAD_SIZE:
+        raise CheckpointError(
+            f"{file} has hidden size {hidden}, no multiple of {HEAD_SIZE}: say how many heads."
+        )
+    counts = _count_layers(encoder)
+    return LxmertConfig(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        num_attention_heads=hidden // HEAD_SIZE if heads is None else heads,
+        intermediate_size=shape("encoder.x_layers.0.lang_inter.dense.weight")[0],
+        max_position_embeddings=shape("embeddings.position_embeddings.weight")[0],
+        type_vocab_size=shape("embeddings.token_type_embeddings.weight")[0],
+        visual_feat_dim=shape("encoder.visn_fc.visn_fc.weight")[1],
+        visual_pos_dim=shape("encoder.visn_fc.box_fc.weight")[1],
+        l_layers=counts["layer"],
+        r_layers=counts["r_layers"],
+        x_layers=counts["x_layers"],
+    )
+
+
+def _count_layers(encoder: Iterable[str]) -> dict[str, int]:
+    """Number of language, vision and cross layers, in this order."""
+    places = [match.groups() for match in map(LAYER.match, encoder) if match]
+    return {kind: 1 + max((int(i) for k, i in places if k == kind), default=-1) for kind in LAYER_KINDS}
+
+
+def _first_layers(
+    encoder: dict[str, Tensor], layers: tuple[int, int, int], file: Path
+) -> tuple[dict[str, Tensor], int]:
+    """The encoder with the first (language, vision, cross) layers only, and how many tensors went."""
+    there = _count_layers(encoder)
+    wanted = dict(zip(LAYER_KINDS, layers, strict=True))
+    if any(not 0 <= wanted[kind] <= there[kind] for kind in LAYER_KINDS):
+        raise CheckpointError(
+            f"{file} has {tuple(there.values())} language, vision and cross layers; {layers} were asked for."
+        )
+    kept = {
+        name: tensor
+        for name, tensor in encoder.items()
+        if not (match := LAYER.match(name)) or int(match[2]) < wanted[match[1]]
+    }
+    return kept, len(encoder) - len(kept)

@@ -24,7 +24,9 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     folder = local_folder(source, TOKENIZER_FILES)
     # Without this check transformers makes a tokenizer of five special tokens and says nothing.
     if not any((folder / name).is_file() for name in VOCABULARY_FILES):
-        raise CheckpointError(f"{source} has no tokenizer: it holds neither {' nor '.join(VOCABULARY_FILES)}.")
+        raise CheckpointError(
+            f"{source} has no tokenizer: it holds neither {' nor '.join(VOCABULARY_FILES)}."
+        )
     try:
         tokenizer = BertTokenizer.from_pretrained(folder)
     except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
@@ -69,13 +71,17 @@ def encode(
 
 def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
     vocabulary = tokenizer.get_vocab()
-    missing = [piece for piece in ("[PAD]", "[UNK]", "[CLS]", "[SEP]") if piece not in vocabulary]
+    # transformers appends special pieces that a file lacks, with ids no embedding row stands for.
+    known = {piece for piece, index in vocabulary.items() if index < tokenizer.vocab_size}
+    missing = [piece for piece in ("[PAD]", "[UNK]", "[CLS]", "[SEP]") if piece not in known]
     if missing:
         raise CheckpointError(f"The vocabulary of {source} lacks {', '.join(missing)}; LXMERT needs BERT's.")
     if sorted(vocabulary.values()) != list(range(len(vocabulary))):
         raise CheckpointError(f"The vocabulary of {source} is damaged: it names a piece twice or skips one.")
     if tokenizer.tokenize("A") != tokenizer.tokenize("a"):
-        raise CheckpointError(f"The tokenizer of {source} keeps upper case; LXMERT was trained on lower case.")
+        raise CheckpointError(
+            f"The tokenizer of {source} keeps upper case; LXMERT was trained on lower case."
+        )
 
 
 def _first_line(error: Exception) -> str:

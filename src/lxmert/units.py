@@ -84,22 +84,13 @@ def list_units(config: LxmertConfig, granularity: str) -> list[Unit]:
 
 def gate_labels(units: list[Unit]) -> dict[str, np.ndarray]:
     """What each of the G gates stands for: arrays (G,) stream, layer, component and live."""
-    gates = [
-        (
-            unit.stream,
-            unit.layer,
-            f"{unit.component} {head + 1}" if unit.width > 1 else unit.component,
-            unit.live,
-        )
-        for unit in units
-        for head in range(unit.width)
-    ]
-    stream, layer, component, live = zip(*gates, strict=True)
+    gates = [(unit, number) for unit in units for number in range(1, unit.width + 1)]
+    names = [f"{unit.component} {number}" if unit.width > 1 else unit.component for unit, number in gates]
     return {
-        "stream": np.array(stream),
-        "layer": np.array(layer),
-        "component": np.array(component),
-        "live": np.array(live),
+        "stream": np.array([unit.stream for unit, _ in gates], str),
+        "layer": np.array([unit.layer for unit, _ in gates], int),
+        "component": np.array(names, str),
+        "live": np.array([unit.live for unit, _ in gates], bool),
     }
 
 

@@ -45,7 +45,6 @@ from training.loader import EpochSampler, make_loader
 from training.optim import (
     JointOptimizer,
     clip_gradients,
-    constant,
     make_optimizer,
     make_schedule,
     warm_up_then_decay,
@@ -91,7 +90,7 @@ def main(args: VqaArgs) -> dict[str, Any]:
     if asked.dataset == "auto" and args.dataset == "scenes" and accelerator.is_main_process:
         print(BANNER.format(data=args.data))
     with accelerator.main_process_first():
-        prepare_data(args, show_progress=args.tqdm and accelerator.is_main_process)
+        prepare_data(args)
     with stop_on_signal() as stop:
         if args.test:
             return test(args, accelerator, start, stop)
@@ -137,12 +136,12 @@ def train(args: VqaArgs, accelerator: Accelerator, start: Best | None, stop: Sto
         model, joint, train_loader, valid_loader
     )
     rise_and_fall = warm_up_then_decay(args.epochs * len(train_loader), args.warmup)
-    schedule = make_schedule(joint, [rise_and_fall, constant])
+    schedule = make_schedule(joint, rise_and_fall)
 
     # 5. Resume, if this run was begun before.
     progress = Progress(
         accelerator.device,
-        len(units and labels["live"]),
+        len(labels["live"]),
         len(train_set.question_types),
         main_process=main_process,
     )
@@ -289,9 +288,8 @@ def test(args: VqaArgs, accelerator: Accelerator, best: Best, stop: StopSignal) 
     file = args.folder / "predictions" / f"{args.test}.json"
     if accelerator.is_main_process:
         report.save_predictions(file, evaluation.question_ids, evaluation.chosen, best.answers)
-        print(
-            f"{args.test}: {len(dataset):,} questions, accuracy {evaluation.accuracy!r} %\npredictions: {file}"
-        )
+        print(f"{args.test}: {len(dataset):,} questions, accuracy {evaluation.accuracy!r} %")
+        print(f"predictions: {file}")
     return {"split": args.test, "accuracy": evaluation.accuracy}
 
 

@@ -6,13 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vqadata.sample import ensure_scenes
-
 from lxmert.tokens import encode
 from tasks.vqa_args import VqaArgs, resolve
 from tasks.vqa_checkpoint import Best, read_best
 from vqadata.dataset import DataError, VqaDataset, keep_images, read_answers, read_split, split_names
 from vqadata.features import FeatureStores
+from vqadata.sample import ensure_scenes
 
 DEFAULT_STRATEGY = "SpotTune"
 IMAGES_TINY, IMAGES_FAST = 512, 5000
@@ -58,14 +57,14 @@ def data_folder(args: VqaArgs) -> Path:
     return Path(args.data) / args.dataset
 
 
-def prepare_data(args: VqaArgs, *, show_progress: bool) -> None:
+def prepare_data(args: VqaArgs) -> None:
     """Write the embedded scenes if they are asked for and not there; for the others, check that all is there.
 
     DataError lists each missing file.
     """
     folder = data_folder(args)
     if args.dataset == "scenes":
-        ensure_scenes(folder, show_progress=show_progress)
+        ensure_scenes(folder)
     missing = [path for path in required_files(args) if not path.exists()]
     features = Path(args.data) / FEATURES[args.dataset] / "features"
     if not any(features.glob("*/manifest.json")):

@@ -92,7 +92,7 @@ def show_policy(
         path = folder / f"epoch_{progress.epoch:02d}_{split}.png"
         title = f"{args.strategy} on {args.dataset}, epoch {progress.epoch}: {how}"
         draw_policy(labels, shares[split][-1], title, path)
-        tracker.picture(f"policy/{split}", path, step=progress.updates)
+        tracker.picture(f"policy/{split}", path, progress.updates)
 
 
 def result(

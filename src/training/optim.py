@@ -72,19 +72,11 @@ def warm_up_then_decay(steps: int, warmup: float) -> Callable[[int], float]:
     return lambda step: step / rise if step < rise else max(0.0, (steps - step) / max(1, steps - rise))
 
 
-def make_schedule(optimizer: JointOptimizer, factors: Sequence[Callable[[int], float]]) -> LambdaLR:
-    """A schedule that gives each of the joint optimizers its own factor."""
-    per_group = [
-        factor
-        for single, factor in zip(optimizer.optimizers, factors, strict=True)
-        for _ in single.param_groups
-    ]
-    return LambdaLR(optimizer, per_group)
-
-
-def constant(step: int) -> float:
-    """The factor of a learning rate that stays."""
-    return 1.0
+def make_schedule(optimizer: JointOptimizer, factor: Callable[[int], float]) -> LambdaLR:
+    """`factor` on the rate of the first of the joint optimizers; the others keep theirs."""
+    first = len(optimizer.optimizers[0].param_groups)
+    others = len(optimizer.param_groups) - first
+    return LambdaLR(optimizer, [factor] * first + [lambda step: 1.0] * others)
 
 
 def clip_gradients(accelerator: Accelerator, modules: Iterable[nn.Module], max_norm: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import netrc
 import os
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ class Tracker:
         with (self.folder / "train.log").open("a", encoding="utf-8") as file:
             file.write(text + "\n")
 
-    def record(self, metrics: Mapping[str, Any], *, step: int) -> None:
+    def record(self, metrics: Mapping[str, Any], step: int) -> None:
         """A line for programs; floats, with the optimizer step that they belong to."""
         if not self.speaks:
             return
@@ -45,7 +46,7 @@ class Tracker:
         if self._wandb:
             self._wandb.log(dict(metrics), step=step)
 
-    def picture(self, name: str, path: Path, *, step: int) -> None:
+    def picture(self, name: str, path: Path, step: int) -> None:
         """Hand a picture to W&B (its file is the caller's)."""
         if self._wandb:
             import wandb
@@ -62,7 +63,7 @@ class Tracker:
 
     def close(self) -> None:
         if self._wandb:
-            self._wandb.finish(quiet=True)
+            self._wandb.finish()
 
     def _start_wandb(self, mode: str, config: Mapping[str, Any]) -> Any:
         # Imported here: it takes a second, and those who turn it off should not pay.
@@ -71,12 +72,24 @@ class Tracker:
         if mode == "auto":
             mode = os.environ.get("WANDB_MODE") or ("online" if _logged_in() else "offline")
         settings = wandb.Settings(silent=True, init_timeout=LOGIN_TIMEOUT, console="off")
-        options = {"project": "lxmert-spottune", "name": self.folder.name, "dir": str(self.folder)}
+        options = {
+            "project": "lxmert-spottune",
+            "name": self.folder.name,
+            "id": self._run_id(),  # a resumed run goes on with its curves
+            "resume": "allow",
+            "dir": str(self.folder),
+        }
         try:
             return wandb.init(mode=mode, config=dict(config), settings=settings, **options)
         except (wandb.errors.Error, OSError) as error:
             self.say(f"W&B did not answer ({error}); curves are kept offline in {self.folder / 'wandb'}.")
             return wandb.init(mode="offline", config=dict(config), settings=settings, **options)
+
+    def _run_id(self) -> str:
+        file = self.folder / "wandb_id"
+        if not file.exists():
+            file.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
+        return file.read_text(encoding="utf-8")
 
 
 def _logged_in() -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 ARTICLES = ("a ", "an ", "the ")
-NUMBERS = "one two three four five six seven eight nine ten".split()
+NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 SAME_ANSWER = {word: str(value) for value, word in enumerate(NUMBERS, start=1)} | {"grey": "gray"}
 
 

@@ -1,0 +1,167 @@
+"""The embedded data set: 600 scenes the repository draws itself, in the layout of every other data set.
+
+    <root>/
+      train.json nominival.json   240 + 60 scenes x 8 questions, to fine-tune on
+      minival.json                300 other scenes x 8 questions, to validate on
+      answers.json                the answers in label order
+      features/scenes/            one feature store for all scenes
+      images/<img_id>.png         for reports
+      manifest.json               written last: recipe, library versions, checksums
+
+The scenes differ from those of pre-training in style and wording, and some answers are replaced by another of
+their family, as annotators disagree: enough to make it matter how the pre-trained model is adapted.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+from PIL import Image
+from tqdm import tqdm
+
+from vqadata import scenes
+from vqadata.features import write_store
+from vqadata.scenes import Question
+
+GENERATOR = 1  # to be raised with every change of what is written, so that old folders are written again
+SEED = 9595
+SPLITS = {"train": 240, "nominival": 60, "minival": 300}  # scenes
+QUESTIONS_PER_SCENE = 8
+STYLE = 0.33
+WORDING = 1  # pre-training asks in wording 0
+DISAGREEMENT = 0.15
+
+
+def ensure_scenes(root: Path, *, seed: int = SEED, splits: Mapping[str, int] = SPLITS) -> bool:
+    """Write the data set into `root` unless it is there already; true if it was written.
+
+    An unfinished folder, or one of another recipe, is written again. Processes that start at the same time
+    wait for the one that writes.
+    """
+    if _is_written(root, seed, splits):
+        return False
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if _is_written(root, seed, splits):  # by the process that had the lock
+            return False
+        write_scenes(root, seed=seed, splits=splits)
+        return True
+
+
+def write_scenes(root: Path, *, seed: int = SEED, splits: Mapping[str, int] = SPLITS) -> None:
+    """Write the data set into `root`, over whatever version of it is there; the seed determines it."""
+    (root / "manifest.json").unlink(missing_ok=True)
+    (root / "images").mkdir(parents=True, exist_ok=True)
+    image_ids = [f"scene_{number:06d}" for number in range(sum(splits.values()))]
+    questions: list[list[Question]] = []
+    pixels, regions = hashlib.sha256(), hashlib.sha256()
+
+    def rows() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for number, image_id in enumerate(tqdm(image_ids, desc="drawing scenes", unit="scene")):
+            rng = np.random.default_rng([seed, scenes.FINE_TUNING, number])
+            scene = scenes.draw_scene(rng, STYLE)
+            questions.append(scenes.ask(scene.things, QUESTIONS_PER_SCENE, WORDING, rng))
+            Image.fromarray(scene.image).save(root / "images" / f"{image_id}.png", compress_level=1)
+            pixels.update(scene.image.tobytes())
+            regions.update(scene.features.tobytes() + scene.boxes.tobytes())
+            yield scene.features, scene.boxes
+
+    write_store(
+        root / "features" / "scenes",
+        image_ids,
+        rows(),
+        regions=scenes.MAX_OBJECTS,
+        feature_size=scenes.FEATURE_SIZE,
+        source=f"drawn by vqadata.sample, generator {GENERATOR}, seed {seed}",
+    )
+    checksums = {"images (pixels)": pixels.hexdigest(), "features and boxes": regions.hexdigest()}
+    files: dict[str, Any] = {"answers": list(scenes.ANSWERS)}
+    first = 0
+    for position, (split, size) in enumerate(splits.items()):
+        rng = np.random.default_rng([seed, scenes.DISAGREEMENT, position])
+        answered = disagree(questions[first : first + size], DISAGREEMENT, rng)
+        files[split] = [
+            _record(first + offset, number, question)
+            for offset, asked in enumerate(answered)
+            for number, question in enumerate(asked)
+        ]
+        first += size
+    for name, content in files.items():
+        text = json.dumps(content, indent=1) + "\n"
+        (root / f"{name}.json").write_text(text, encoding="utf-8")
+        checksums[f"{name}.json"] = hashlib.sha256(text.encode()).hexdigest()
+    manifest = _recipe(seed, splits) | {
+        "numpy": np.__version__,
+        "pillow": PIL.__version__,
+        "sha256": checksums,
+    }
+    (root / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def disagree(
+    asked: Sequence[Sequence[Question]], share: float, rng: np.random.Generator
+) -> list[list[Question]]:
+    """Give a random share of the questions the answer of a random question of their family.
+
+    `asked` holds the questions of each scene. By chance the other answer may be the same one: of a yes/no
+    family only about half of the share ends up wrong.
+    """
+    pools: defaultdict[str, list[str]] = defaultdict(list)
+    for question in (question for questions in asked for question in questions):
+        pools[question.family].append(question.answer)
+
+    def answer(question: Question) -> Question:
+        if rng.random() >= share:
+            return question
+        pool = pools[question.family]
+        return question._replace(answer=pool[rng.integers(len(pool))])
+
+    return [[answer(question) for question in questions] for questions in asked]
+
+
+def answer_type(answer: str) -> str:
+    """The coarse type that VQA results are reported by."""
+    if answer in scenes.YES_NO:
+        return "yes/no"
+    return "number" if answer in scenes.NUMBERS else "other"
+
+
+def _record(scene: int, number: int, question: Question) -> dict[str, Any]:
+    """A question in LXMERT's format."""
+    return {
+        "question_id": 100 * scene + number,
+        "img_id": f"scene_{scene:06d}",
+        "sent": question.text,
+        "label": {question.answer: 1.0},
+        "answer_type": answer_type(question.answer),
+        "question_type": question.family,
+    }
+
+
+def _recipe(seed: int, splits: Mapping[str, int]) -> dict[str, Any]:
+    return {
+        "generator": GENERATOR,
+        "seed": seed,
+        "scenes": dict(splits),
+        "questions_per_scene": QUESTIONS_PER_SCENE,
+        "style": STYLE,
+        "wording": WORDING,
+        "disagreement": DISAGREEMENT,
+    }
+
+
+def _is_written(root: Path, seed: int, splits: Mapping[str, int]) -> bool:
+    try:
+        manifest = json.loads((root / "manifest.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False
+    return _recipe(seed, splits).items() <= manifest.items()

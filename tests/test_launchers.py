@@ -1,0 +1,478 @@
+"""The launchers, run in a copy of the repository with stand-ins for Python, pip, trainer and GPU driver."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+RUN = REPOSITORY / "run"
+LAUNCHERS = sorted(RUN.glob("*.bash")) + [REPOSITORY / ".ci" / "run"]
+TOOLS = ("bash", "env", "cat", "cp", "dirname", "flock", "grep", "mkdir", "readlink", "rm", "sed", "sleep")
+
+# Says which Python runs it and with what, so that tests can look at both.
+TRAINER = """
+import json, sys
+print(json.dumps([sys.executable, *sys.argv[1:]]))
+"""
+
+# A Python without the requirements, whose venv and pip are stand-ins and leave a line in `calls`.
+# pip fails while there is a file `offline`.
+UNEQUIPPED_PYTHON = """#!{bash}
+case "$*" in
+    "-c import sys; print("*) echo {version} ;;
+    "-c import ensurepip"*) exit {no_venv} ;;
+    "-m venv --clear .venv") echo venv >>calls; mkdir -p .venv/bin; cp "$0" .venv/bin/python ;;
+    "-m pip --version") ;;
+    "-m pip install"*) sleep {pip_seconds}; echo install >>calls; echo "pip was here"; [[ ! -e offline ]] ;;
+    -) script="$(cat)"; [[ $script == *hashlib* ]] && {python} - <<<"$script" ;;
+    *) exec {python} "$@" ;;
+esac
+"""
+
+NVIDIA_SMI = """#!{bash}
+echo "GPU 0: NVIDIA A100 (UUID: GPU-0)"
+echo "GPU 1: NVIDIA A100 (UUID: GPU-1)"
+"""
+
+
+class Sandbox:
+    """A copy of the launchers in a folder with a space, and a PATH that holds a few tools and stand-ins."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder / "a copy"
+        self.bin = folder / "bin"
+        shutil.copytree(RUN, self.root / "run")
+        self.write("requirements.txt", "pytest>=1  # stands for all that is needed\n")
+        self.write("src/tasks/vqa.py", TRAINER)
+        self.bin.mkdir()
+        for tool in TOOLS:
+            if path := shutil.which(tool):
+                (self.bin / tool).symlink_to(path)
+
+    def write(self, path: str, text: str) -> Path:
+        file = self.root / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+        return file
+
+    def command(self, name: str, text: str, **values: object) -> None:
+        """Put an executable on the PATH, in place of the one that is there."""
+        defaults = {"version": "3.11.7", "no_venv": 0, "pip_seconds": 0}
+        file = self.bin / name
+        file.unlink(missing_ok=True)
+        file.write_text(text.format(bash=shutil.which("bash"), python=sys.executable, **defaults | values))
+        file.chmod(0o755)
+
+    def equipped(self) -> "Sandbox":
+        """With a python3 on the PATH that has everything: the one that runs the tests."""
+        self.command("python3", '#!{bash}\nexec {python} "$@"\n')
+        return self
+
+    def environment(self) -> dict[str, str]:
+        return {"PATH": str(self.bin), "HOME": str(self.root)}
+
+    def launch(self, *command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", *command],
+            cwd=cwd or self.root,
+            env=self.environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    def calls(self) -> list[str]:
+        """What the stand-ins for venv and pip were asked to do."""
+        file = self.root / "calls"
+        return file.read_text().split() if file.exists() else []
+
+
+@pytest.fixture
+def sandbox(tmp_path: Path) -> Sandbox:
+    return Sandbox(tmp_path)
+
+
+def assert_one_sentence(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    for word in words:
+        assert word in done.stderr
+
+
+def trainer_call(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """[Python, argument, ...] of the stand-in for the trainer."""
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+# ---- What every launcher promises
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS, ids=lambda path: path.name)
+def test_launcher_is_valid_bash_in_strict_mode_and_begins_with_its_purpose(launcher: Path) -> None:
+    subprocess.run(["bash", "-n", str(launcher)], check=True)
+    lines = launcher.read_text(encoding="utf-8").splitlines()
+    assert re.match(r"#!/usr/bin/env bash|# shellcheck shell=bash", lines[0])
+    assert re.match(r"# \w.*\.$", lines[1])
+    code = [line for line in lines if line and not line.startswith("#")]
+    assert code[0] == "set -euo pipefail"
+
+
+@pytest.mark.parametrize("launcher", ["vqa_finetune", "vqa_test"])
+@pytest.mark.parametrize("arguments", [[], ["0"]])
+def test_missing_arguments_are_named_and_usage_is_shown(
+    sandbox: Sandbox, launcher: str, arguments: list[str]
+) -> None:
+    done = sandbox.launch(f"run/{launcher}.bash", *arguments)
+    assert done.returncode == 2
+    assert re.match(r"error: a GPU .* needed\.\n", done.stderr)
+    assert f"bash run/{launcher}.bash <gpu> <version>" in done.stderr
+
+
+@pytest.mark.parametrize("launcher", ["vqa_finetune", "vqa_test"])
+def test_help_is_the_header_and_then_the_trainers_help(sandbox: Sandbox, launcher: str) -> None:
+    done = sandbox.equipped().launch(f"run/{launcher}.bash", "--help")
+    *header, last = done.stdout.splitlines()
+    assert f"  bash run/{launcher}.bash <gpu> <version>" in "\n".join(header)
+    assert json.loads(last)[1:] == ["--help"]
+
+
+@pytest.mark.parametrize("name", ["a/b", "a b", "-a", ".a", "../a", "", "a;b", "--strategy"])
+@pytest.mark.parametrize("launcher", ["vqa_finetune", "vqa_test"])
+def test_bad_version_name_is_refused_before_an_environment_is_made(
+    sandbox: Sandbox, launcher: str, name: str
+) -> None:
+    sandbox.command("python3", UNEQUIPPED_PYTHON)
+    assert_one_sentence(sandbox.launch(f"run/{launcher}.bash", "0", name), f"'{name}'")
+    assert sandbox.calls() == []
+
+
+@pytest.mark.parametrize("gpu", ["a", "0,", ",0", "0 1", "-1", "cpu,0", ""])
+def test_bad_gpu_is_refused(sandbox: Sandbox, gpu: str) -> None:
+    assert_one_sentence(sandbox.equipped().launch("run/vqa_finetune.bash", gpu, "name"), f"'{gpu}'")
+
+
+def test_flags_reach_the_trainer_unchanged(sandbox: Sandbox) -> None:
+    done = sandbox.equipped().launch("run/vqa_finetune.bash", "cpu", "run-1.b", "--data", "my data", "--x=*")
+    assert trainer_call(done)[1:] == ["--version", "run-1.b", "--data", "my data", "--x=*"]
+    assert done.stderr == ""
+
+
+def test_testing_defaults_to_minival_and_best_and_yields_to_flags(sandbox: Sandbox) -> None:
+    sandbox.equipped()
+    defaults = ["--version", "v", "--test", "minival", "--load", "snap/vqa/v/BEST"]
+    assert trainer_call(sandbox.launch("run/vqa_test.bash", "cpu", "v"))[1:] == defaults
+    done = sandbox.launch("run/vqa_test.bash", "cpu", "v", "--test", "train")
+    assert trainer_call(done)[1:] == [*defaults, "--test", "train"]  # the last one counts for argparse
+
+
+def test_launcher_works_through_a_symbolic_link_from_any_folder(sandbox: Sandbox, tmp_path: Path) -> None:
+    sandbox.equipped()
+    sandbox.write("src/tasks/vqa.py", "import os; print(os.getcwd(), os.environ['PYTHONPATH'], sep='|')")
+    link = tmp_path / "elsewhere" / "finetune"
+    link.parent.mkdir()
+    link.symlink_to(sandbox.root / "run" / "vqa_finetune.bash")
+    done = sandbox.launch(str(link), "cpu", "v", cwd=link.parent)
+    root = sandbox.root.resolve()
+    assert done.stdout.strip().split("|") == [str(root), str(root / "src")]
+
+
+# ---- Which Python
+
+
+def test_satisfying_python_on_the_path_is_used_as_it_is(sandbox: Sandbox) -> None:
+    done = sandbox.equipped().launch("run/vqa_finetune.bash", "cpu", "v")
+    assert trainer_call(done)[0] == sys.executable
+    assert not (sandbox.root / ".venv").exists()
+
+
+@pytest.mark.parametrize("requirement", ["pytest<1", "no-such-package-anywhere"])
+def test_python_that_lacks_a_requirement_is_not_used(sandbox: Sandbox, requirement: str) -> None:
+    sandbox.write("requirements.txt", f"# comment\n\n{requirement}  # comment\n")
+    sandbox.command("python3", UNEQUIPPED_PYTHON.replace("[[ $script == *hashlib* ]] && ", ""))
+    done = sandbox.launch("run/vqa_finetune.bash", "cpu", "v")
+    assert f"because the python3 on the PATH lacks {requirement}." in done.stderr
+
+
+def test_requirement_for_another_system_does_not_count(sandbox: Sandbox) -> None:
+    sandbox.write("requirements.txt", "pytest\nno-such-package-anywhere; sys_platform == 'none'\n")
+    done = sandbox.equipped().launch("run/vqa_finetune.bash", "cpu", "v")
+    assert trainer_call(done)[0] == sys.executable
+
+
+def test_environment_is_made_once_and_then_only_its_stamp_is_read(sandbox: Sandbox) -> None:
+    sandbox.command("python3", UNEQUIPPED_PYTHON)
+    for _ in range(2):
+        assert trainer_call(sandbox.launch("run/vqa_finetune.bash", "cpu", "v"))[1:] == ["--version", "v"]
+    assert sandbox.calls() == ["venv", "install"]
+
+
+def test_changed_requirements_are_installed_into_the_environment_that_is_there(sandbox: Sandbox) -> None:
+    sandbox.command("python3", UNEQUIPPED_PYTHON)
+    sandbox.launch("run/vqa_finetune.bash", "cpu", "v")
+    sandbox.write("requirements.txt", "pytest>=2\n")
+    sandbox.launch("run/vqa_finetune.bash", "cpu", "v")
+    assert sandbox.calls() == ["venv", "install", "install"]
+
+
+def test_failed_installation_says_so_and_is_repeated(sandbox: Sandbox) -> None:
+    sandbox.command("python3", UNEQUIPPED_PYTHON)
+    offline = sandbox.write("offline", "")
+    done = sandbox.launch("run/vqa_finetune.bash", "cpu", "v")
+    *before, sentence = done.stderr.splitlines()
+    assert done.returncode == 2
+    assert "pip was here" in before
+    assert sentence.startswith("error: installing requirements.txt into .venv failed")
+    assert not (sandbox.root / ".venv" / "installed").exists()
+
+    offline.unlink()
+    trainer_call(sandbox.launch("run/vqa_finetune.bash", "cpu", "v"))
+    assert sandbox.calls() == ["venv", "install", "install"]
+
+
+def test_stamp_of_a_former_installation_does_not_outlive_a_failed_one(sandbox: Sandbox) -> None:
+    sandbox.command("python3", UNEQUIPPED_PYTHON)
+    sandbox.launch("run/vqa_finetune.bash", "cpu", "v")
+    former = (sandbox.root / "requirements.txt").read_text()
+    sandbox.write("requirements.txt", "pytest>=2\n")
+    offline = sandbox.write("offline", "")
+    assert sandbox.launch("run/vqa_finetune.bash", "cpu", "v").returncode == 2
+
+    offline.unlink()
+    sandbox.write("requirements.txt", former)  # half of the newer packages may be installed by now
+    trainer_call(sandbox.launch("run/vqa_finetune.bash", "cpu", "v"))
+    assert sandbox.calls() == ["venv", "install", "install", "install"]
+
+
+def test_interpreter_that_vanished_below_the_environment_is_replaced(sandbox: Sandbox) -> None:
+    sandbox.command("python3", UNEQUIPPED_PYTHON)
+    sandbox.launch("run/vqa_finetune.bash", "cpu", "v")
+    (sandbox.root / ".venv" / "bin" / "python").unlink()
+    trainer_call(sandbox.launch("run/vqa_finetune.bash", "cpu", "v"))
+    assert sandbox.calls() == ["venv", "install", "venv", "install"]
+
+
+@pytest.mark.skipif(not shutil.which("flock"), reason="without flock, launchers do not wait for each other")
+def test_two_launchers_at_once_install_once(sandbox: Sandbox) -> None:
+    sandbox.command("python3", UNEQUIPPED_PYTHON, pip_seconds=0.5)
+    command = ["bash", "run/vqa_finetune.bash", "cpu", "v"]
+    pair = [
+        subprocess.Popen(
+            command, cwd=sandbox.root, env=sandbox.environment(), stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    messages = "".join(process.communicate(timeout=60)[1] for process in pair)
+    assert [process.returncode for process in pair] == [0, 0]
+    assert messages.count("Waiting for another launcher") == 1
+    assert sandbox.calls() == ["venv", "install"]
+
+
+def test_old_python_is_named(sandbox: Sandbox) -> None:
+    sandbox.command("python3", UNEQUIPPED_PYTHON, version="3.8.10")
+    done = sandbox.launch("run/vqa_finetune.bash", "cpu", "v")
+    assert_one_sentence(done, "Python 3.10 or newer is needed", f"({sandbox.bin}/python3) is 3.8.10")
+
+
+def test_newer_python_beside_an_old_one_is_found(sandbox: Sandbox) -> None:
+    sandbox.command("python3", UNEQUIPPED_PYTHON, version="3.8.10")
+    sandbox.command("python3.12", UNEQUIPPED_PYTHON, version="3.12.1")
+    done = sandbox.launch("run/vqa_finetune.bash", "cpu", "v")
+    assert trainer_call(done)
+    assert "Making .venv with Python 3.12.1" in done.stderr
+
+
+def test_absent_python_is_named(sandbox: Sandbox) -> None:
+    done = sandbox.launch("run/vqa_finetune.bash", "cpu", "v")
+    assert_one_sentence(done, "Python 3.10 or newer is needed", "no python3 was found")
+
+
+def test_absent_venv_module_is_named(sandbox: Sandbox) -> None:
+    sandbox.command("python3", UNEQUIPPED_PYTHON, no_venv=1)
+    assert_one_sentence(sandbox.launch("run/vqa_finetune.bash", "cpu", "v"), "lacks the venv module")
+
+
+# ---- Which device
+
+
+def launch_line(sandbox: Sandbox, gpu: str) -> tuple[list[str], str]:
+    """LAUNCH and CUDA_VISIBLE_DEVICES after choose_gpu."""
+    script = 'source run/env.bash; choose_gpu "$0"; printf "%s\\n" "${LAUNCH[@]}" "$CUDA_VISIBLE_DEVICES"'
+    done = sandbox.equipped().launch("-c", script, gpu)
+    *launch, devices = done.stdout.splitlines()
+    return launch, devices
+
+
+def test_without_a_gpu_one_notice_says_that_it_runs_on_the_cpu(sandbox: Sandbox) -> None:
+    done = sandbox.equipped().launch("run/vqa_finetune.bash", "0,1", "v")
+    assert trainer_call(done)
+    assert done.stderr == "no GPU found: 0,1 is ignored, running on the CPU\n"
+
+
+def test_one_gpu_runs_one_process_and_several_run_one_each(sandbox: Sandbox) -> None:
+    sandbox.command("nvidia-smi", NVIDIA_SMI)
+    assert launch_line(sandbox, "1") == ([sys.executable], "1")
+    assert launch_line(sandbox, "cpu") == ([sys.executable], "")
+    launch, devices = launch_line(sandbox, "1,0")
+    assert devices == "1,0"
+    assert launch[:3] == [sys.executable, "-m", "accelerate.commands.launch"]
+    assert launch[launch.index("--num_processes") + 1] == "2"
+
+
+@pytest.mark.parametrize(("gpu", "reason"), [("2", "there is no GPU 2"), ("1,1", "named twice")])
+def test_gpu_that_is_not_there_is_refused(sandbox: Sandbox, gpu: str, reason: str) -> None:
+    sandbox.command("nvidia-smi", NVIDIA_SMI)
+    assert_one_sentence(sandbox.equipped().launch("run/vqa_finetune.bash", gpu, "v"), reason)
+
+
+# ---- run/test.bash and .ci/run
+
+CHECKING_PYTHON = """#!{bash}
+case "$*" in
+    -) cat >calls; echo "$0" ;;
+    "-m ruff check"*) exit {ruff_exit} ;;
+    "-m pytest"*) echo "$*, $OMP_NUM_THREADS thread" ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(("ruff_exit", "outcome"), [(0, "passed"), (1, "FAILED")])
+def test_every_check_runs_and_any_failure_is_in_the_exit_code(
+    sandbox: Sandbox, ruff_exit: int, outcome: str
+) -> None:
+    sandbox.command("python3", CHECKING_PYTHON, ruff_exit=ruff_exit)
+    done = sandbox.launch("run/test.bash")
+    assert done.returncode == ruff_exit
+    expected = rf"ruff check {outcome} in \d+ s\nruff format passed in \d+ s\n"
+    assert re.match(rf"{expected}-m pytest -n \w+, 1 thread\npytest passed in \d+ s\n", done.stdout)
+
+
+@pytest.mark.parametrize("flag", ["--pdb", "-s", "-n0"])
+def test_interactive_flags_run_the_tests_in_one_process(sandbox: Sandbox, flag: str) -> None:
+    sandbox.command("python3", CHECKING_PYTHON, ruff_exit=0)
+    done = sandbox.launch("run/test.bash", "tests/adaptive", flag)
+    assert f"-m pytest tests/adaptive {flag}, 1 thread\n" in done.stdout
+
+
+def test_continuous_integration_runs_the_test_launcher_in_the_root(sandbox: Sandbox, tmp_path: Path) -> None:
+    shutil.copytree(REPOSITORY / ".ci", sandbox.root / ".ci")
+    sandbox.write("run/test.bash", "pwd; exit 3")
+    done = sandbox.launch(str(sandbox.root / ".ci" / "run"), cwd=tmp_path)
+    assert (done.stdout.strip(), done.returncode) == (str(sandbox.root.resolve()), 3)
+
+
+# ---- run/compare.bash
+
+# Fails as Frozen; with --wait counts the interrupts it gets within half a second of the first one.
+COMPARED_TRAINER = """
+import os, pathlib, signal, sys, time
+version, strategy = sys.argv[2:4]
+folder = pathlib.Path("snap/vqa", version)
+folder.mkdir(parents=True)
+(folder / "command").write_text(" ".join([*sys.argv[3:], os.environ["OMP_NUM_THREADS"]]))
+if "--wait" in sys.argv:
+    interrupts = []
+    signal.signal(signal.SIGINT, lambda number, frame: interrupts.append(number))
+    (folder / "ready").touch()
+    while not interrupts:
+        time.sleep(0.02)
+    time.sleep(0.5)
+    (folder / "interrupts").write_text(str(len(interrupts)))
+    sys.exit(130)
+if strategy == "--strategy=Frozen":
+    print("10%\\r20%\\rthe reason")
+    sys.exit(3)
+(folder / "result.json").write_text("{}")
+"""
+RESULTS_TABLE = "import sys; print('table', *sys.argv[1:])"
+
+
+@pytest.fixture
+def comparison(sandbox: Sandbox) -> Iterator[Sandbox]:
+    shutil.copy(REPOSITORY / "src" / "tasks" / "compare.py", sandbox.root / "src" / "tasks")
+    sandbox.write("src/tasks/vqa.py", COMPARED_TRAINER)
+    sandbox.write("src/report/results_table.py", RESULTS_TABLE)
+    yield sandbox.equipped()
+
+
+def test_comparison_runs_each_strategy_with_each_seed_and_prints_the_table(comparison: Sandbox) -> None:
+    flags = ["--strategies", "from scratch,SpotTune", "--seeds", "0,1", "--prefix", "c", "--readme", "R.md"]
+    done = comparison.launch("run/compare.bash", *flags, "--", "--epochs", "2")
+    runs = ["c-from_scratch-0", "c-SpotTune-0", "c-from_scratch-1", "c-SpotTune-1"]
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"table {' '.join(f'snap/vqa/{run}' for run in runs)} --readme R.md\n"
+    commands = [(comparison.root / "snap/vqa" / run / "command").read_text() for run in runs[1:3]]
+    assert commands == [
+        "--strategy=SpotTune --seed 0 --epochs 2 1",
+        "--strategy=standard --fromScratch --seed 1 --epochs 2 1",
+    ]
+
+
+def test_comparison_names_a_failing_run_and_goes_on_with_the_others(comparison: Sandbox) -> None:
+    done = comparison.launch(
+        "run/compare.bash", "--strategies", "Frozen,standard", "--seeds", "0", "--jobs", "1"
+    )
+    assert done.returncode == 1
+    assert "compare-Frozen-0 failed with exit code 3:\n    the reason\n" in done.stderr
+    assert done.stdout == "table snap/vqa/compare-standard-0\n"
+
+
+def test_comparison_does_not_repeat_a_finished_run(comparison: Sandbox) -> None:
+    comparison.write("snap/vqa/compare-standard-0/result.json", "{}")
+    done = comparison.launch("run/compare.bash", "--strategies", "standard", "--seeds", "0")
+    assert done.stdout.splitlines() == [
+        "1 of 1 runs were finished earlier and are not repeated.",
+        "table snap/vqa/compare-standard-0",
+    ]
+    assert not (comparison.root / "snap/vqa/compare-standard-0/command").exists()
+
+
+def test_interrupted_comparison_interrupts_each_run_once_and_waits_for_it(comparison: Sandbox) -> None:
+    runs = [comparison.root / "snap/vqa" / f"compare-standard-{seed}" for seed in range(2)]
+    process = subprocess.Popen(
+        ["bash", "run/compare.bash", "--strategies=standard", "--seeds=0,1,2", "--jobs=2", "--", "--wait"],
+        cwd=comparison.root,
+        env=comparison.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # Workers of pytest-xdist ignore interrupts, which processes inherit.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    patience = time.monotonic() + 30
+    while not all((run / "ready").exists() for run in runs) and time.monotonic() < patience:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to the whole foreground group
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert output == "Interrupted: run the same command again to go on.\n"
+    assert [(run / "interrupts").read_text() for run in runs] == ["1", "1"]
+    assert not (comparison.root / "snap/vqa/compare-standard-2").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--strategies", "Frosen"], "unknown strategy 'Frosen'"),
+        (["--seeds", "0,x"], "seeds are whole numbers"),
+        (["--jobs", "0"], "--jobs must be at least 1"),
+        (["--prefix", "a/b"], "--prefix may hold"),
+        (["--epochs", "3"], "--epochs"),
+    ],
+)
+def test_comparison_refuses_bad_flags_in_one_sentence(
+    comparison: Sandbox, flags: list[str], reason: str
+) -> None:
+    assert_one_sentence(comparison.launch("run/compare.bash", *flags), reason)
