@@ -87,12 +87,33 @@ class Attention(nn.Module):
 
     def forward(self, hidden: Tensor, context: Tensor, mask: Tensor) -> Tensor:
         """(B, S, H) attends to (B, C, H) where mask (B, C) is true -> (B, S, H)."""
-        query, key, value = (
-            projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for projected in (self.query(hidden), self.key(context), self.value(context))
-        )
-        dropout = self.dropout.p if self.training else 0.0
-        attended = F.scaled_dot_product_attention(query, key, value, mask[:, None, None, :], dropout)
+        return self.combine(self.project(hidden, context, mask), None, hidden, context, mask)
+
+    # The two halves of the forward pass, apart: whoever gates single heads chooses between them.
+
+    def project(self, hidden: Tensor, context: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, S, H), keys and values (B, C, H)."""
+        return self.query(hidden), self.key(context), self.value(context)
+
+    def combine(
+        self,
+        projected: tuple[Tensor, Tensor, Tensor],
+        dropped: Tensor | None,
+        hidden: Tensor,
+        context: Tensor,
+        mask: Tensor,
+    ) -> Tensor:
+        """Attend; in training with dropout in the heads that dropped (B, heads) marks, or if None in all."""
+        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in projected)
+        mask = mask[:, None, None, :]
+        rate = self.dropout.p if self.training else 0.0
+        if rate and dropped is not None:
+            scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+            weights = scores.masked_fill(~mask, float("-inf")).softmax(-1)
+            weights = torch.where(dropped[:, :, None, None], F.dropout(weights, rate), weights)
+            attended = weights @ value
+        else:
+            attended = F.scaled_dot_product_attention(query, key, value, mask, rate)
         return attended.transpose(1, 2).flatten(2)
 
 
