@@ -22,7 +22,7 @@ fail() {
     exit 2
 }
 
-# Prints the path of the python3 on the PATH if it has all of requirements.txt; else prints what it lacks and fails.
+# Prints the path of the python3 on the PATH if it has all of requirements.txt; else fails, printing what it lacks.
 # Reads package metadata only, because importing torch takes seconds.
 satisfying_python() {
     python3 - 2>/dev/null <<'PYTHON'
@@ -61,8 +61,13 @@ new_enough() { [[ $1 =~ ^3\.([0-9]+)\. ]] && ((BASH_REMATCH[1] >= 10)); }
 # What the stamp of a complete .venv holds. The Python version is part of it because a system upgrade can
 # exchange the interpreter below .venv, which then no longer finds its packages.
 fingerprint() {
-    "$venv_python" -c 'import hashlib, sys
-print(hashlib.sha256(open("requirements.txt", "rb").read()).hexdigest(), "%d.%d" % sys.version_info[:2])' 2>/dev/null
+    "$venv_python" - 2>/dev/null <<'PYTHON'
+import hashlib
+import sys
+
+with open("requirements.txt", "rb") as file:
+    print(hashlib.sha256(file.read()).hexdigest(), "%d.%d" % sys.version_info[:2])
+PYTHON
 }
 
 venv_is_complete() { [[ -s $stamp && $(fingerprint) == "$(cat "$stamp")" ]]; }
@@ -92,7 +97,7 @@ make_venv() {
     if ! new_enough "$(version_of "$venv_python")" ||
         ! { "$venv_python" -m pip --version || "$venv_python" -m ensurepip; } >/dev/null 2>&1; then
         find_base_python
-        say "Making .venv with Python $(version_of "$base")${lacking:+, because the active python3 lacks $lacking}."
+        say "Making .venv with Python $(version_of "$base")${lacking:+, because the python3 on the PATH lacks $lacking}."
         "$base" -m venv --clear .venv >&2 || fail "making .venv failed (see above): is the disk full or read-only?"
     fi
     say "Installing requirements.txt into .venv: a few minutes, once."

@@ -175,16 +175,16 @@ def sha256_of(path: str | Path) -> str:
 
 
 def local_folder(source: str | Path, files: Sequence[str], one_of: Sequence[str] = ()) -> Path:
-    """The folder `source`, or a copy of the hub id `source` with `files` and the first there is of `one_of`."""
+    """The folder `source`, or a copy of the hub id with `files` and the first there is of `one_of`."""
     folder = Path(source)
     if folder.is_dir():
         return folder
     if folder.exists() or isinstance(source, Path):
         raise CheckpointError(f"{source} is not a folder with a model.")
     try:
-        for name in one_of or ("",):
-            copy = Path(snapshot_download(source, allow_patterns=[*files, name]))
-            if (copy / name).exists():
+        for wanted in [[*files, name] for name in one_of] or [list(files)]:
+            copy = Path(snapshot_download(source, allow_patterns=wanted))
+            if (copy / wanted[-1]).is_file():
                 break
     except (RepositoryNotFoundError, HFValidationError):
         raise CheckpointError(f"{source} is neither a folder nor a model on the Hugging Face hub.") from None
@@ -212,7 +212,7 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
         else:
             tensors = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error):
+        if "GLOBAL" in str(error):  # how torch names a function or class that it did not call
             raise CheckpointError(
                 f"{file} holds more than tensors and would run code when read; it was refused. "
                 "Use a file of weights only."

@@ -2,7 +2,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 
+import lxmert.checkpoint
 import lxmert.tokens
 from lxmert.checkpoint import CheckpointError
 from lxmert.tokens import encode, load_tokenizer
@@ -99,6 +101,19 @@ def test_no_questions_give_empty_arrays(small: str) -> None:
     ids, lengths = encode(load_tokenizer(small), [])
     assert ids.shape == (0, 0)
     assert lengths.shape == (0,)
+
+
+def test_a_hub_id_asks_for_the_tokenizer_files_only(small: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = ["vocab.txt", "tokenizer_config.json", "config.json", "model.safetensors", "README.md"]
+    asked = []
+
+    def download(source: str, allow_patterns: list[str]) -> str:
+        asked.extend(filter_repo_objects(there, allow_patterns=allow_patterns))
+        return small
+
+    monkeypatch.setattr(lxmert.checkpoint, "snapshot_download", download)
+    assert load_tokenizer("someone/lxmert").tokenize("the CAT") == ["the", "cat"]
+    assert asked == ["vocab.txt", "tokenizer_config.json"]
 
 
 def test_a_folder_without_a_vocabulary_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Pre-trains the small LXMERT of the embedded default on scenes that it draws itself.
+#
+#   bash run/lxmert_pretrain.bash [flags]        (--help lists them)
+#
+# About five minutes on two CPU cores. Writes snap/pretrained/lxmert-scenes/ (0.8 MB) and prints the checksum
+# of its weights and the accuracy on clean scenes it has not seen, about 90%. The folder comes with the
+# repository; this is how it was made.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/env.bash"
+
+"$PYTHON" src/tasks/lxmert_pretrain.py "$@"
