@@ -1,6 +1,6 @@
 """Make any model adaptive: swap named submodules for gated pairs and put a policy in front.
 
-    slots = adapt(model, [("encoder.layer.0", 1), ("encoder.layer.1", 1)])
+    slots = adapt(model, [(["layer.0"], 1), (["layer.1.up", "layer.1.down"], 1)])
     adaptive = Adaptive(model, policy, slots)     # policy(**inputs) -> logits (B, slots.total, 2)
     outputs, gates = adaptive(**inputs)
 
@@ -9,7 +9,7 @@ Load the pre-trained weights before `adapt`: the frozen copies are copies of wha
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -18,19 +18,21 @@ from adaptive.pair import GatedPair, Slots
 from adaptive.policy import choose_gates, sample_gates
 
 
-def adapt(model: nn.Module, units: Iterable[tuple[str, int]]) -> Slots:
-    """Swap each unit, (name of a submodule, width), for a `GatedPair`, in place.
+def adapt(model: nn.Module, units: Iterable[tuple[Sequence[str], int]]) -> Slots:
+    """Swap the submodules of each unit, (their names, width), for `GatedPair`s, in place.
 
-    Gates are numbered in the order of the units; a unit takes as many as it is wide. A module that is called
-    several times in one forward pass has one gate for all its calls. AttributeError for an unknown name.
+    Gates are numbered in the order of the units; a unit takes as many as it is wide, and its submodules share
+    them. So do all calls of a module that is called several times in one forward pass. AttributeError for an
+    unknown name.
     """
     units = list(units)
     slots = Slots(sum(width for _, width in units))
     start = 0
-    for name, width in units:
-        parent, _, child = name.rpartition(".")
-        module = model.get_submodule(name)
-        setattr(model.get_submodule(parent), child, GatedPair(module, slots, start, width))
+    for names, width in units:
+        for name in names:
+            parent, _, child = name.rpartition(".")
+            pair = GatedPair(model.get_submodule(name), slots, start, width)
+            setattr(model.get_submodule(parent), child, pair)
         start += width
     return slots
 

@@ -1,6 +1,7 @@
 """Which submodules of LXMERT can be gated, and how finely: one table a granularity.
 
-A row is (submodule of a layer, gates, label). `HEADS` stands for one gate an attention head.
+A row is (submodules of a layer, gates, label). `HEADS` stands for one gate an attention head; several
+submodules in a row share their gate.
 """
 
 from __future__ import annotations
@@ -12,14 +13,21 @@ import numpy as np
 from transformers import LxmertConfig
 
 HEADS = -1
-Row = tuple[str, int, str]
+Row = tuple[tuple[str, ...], int, str]
 
 _STREAM_COMPONENTS: list[Row] = [
-    ("attention.self", HEADS, "head"),
-    ("attention.output", 1, "attention output"),
-    ("intermediate", 1, "FFN in"),
-    ("output", 1, "FFN out"),
+    (("attention.self",), HEADS, "head"),
+    (("attention.output",), 1, "attention output"),
+    (("intermediate",), 1, "FFN in"),
+    (("output",), 1, "FFN out"),
 ]
+
+_STREAM_SUBLAYERS: list[Row] = [
+    (("attention",), 1, "attention"),
+    (("intermediate", "output"), 1, "FFN"),
+]
+
+_WHOLE_LAYER: list[Row] = [(("",), 1, "layer")]
 
 # strategy -> the rows of a layer of each kind
 GRANULARITIES: dict[str, dict[str, list[Row]]] = {
@@ -27,23 +35,30 @@ GRANULARITIES: dict[str, dict[str, list[Row]]] = {
         "language": _STREAM_COMPONENTS,
         "vision": _STREAM_COMPONENTS,
         "cross": [
-            ("visual_attention.att", HEADS, "cross head"),
-            ("visual_attention.output", 1, "cross output"),
-            ("lang_self_att.self", HEADS, "language head"),
-            ("lang_self_att.output", 1, "language output"),
-            ("visn_self_att.self", HEADS, "vision head"),
-            ("visn_self_att.output", 1, "vision output"),
-            ("lang_inter", 1, "language FFN in"),
-            ("visn_inter", 1, "vision FFN in"),
-            ("lang_output", 1, "language FFN out"),
-            ("visn_output", 1, "vision FFN out"),
+            (("visual_attention.att",), HEADS, "cross head"),
+            (("visual_attention.output",), 1, "cross output"),
+            (("lang_self_att.self",), HEADS, "language head"),
+            (("lang_self_att.output",), 1, "language output"),
+            (("visn_self_att.self",), HEADS, "vision head"),
+            (("visn_self_att.output",), 1, "vision output"),
+            (("lang_inter",), 1, "language FFN in"),
+            (("visn_inter",), 1, "vision FFN in"),
+            (("lang_output",), 1, "language FFN out"),
+            (("visn_output",), 1, "vision FFN out"),
         ],
     },
-    "SpotTune_Block": {
-        "language": [("", 1, "layer")],
-        "vision": [("", 1, "layer")],
-        "cross": [("", 1, "layer")],
+    "SpotTune_Res": {
+        "language": _STREAM_SUBLAYERS,
+        "vision": _STREAM_SUBLAYERS,
+        "cross": [
+            (("visual_attention",), 1, "cross attention"),
+            (("lang_self_att",), 1, "language attention"),
+            (("visn_self_att",), 1, "vision attention"),
+            (("lang_inter", "lang_output"), 1, "language FFN"),
+            (("visn_inter", "visn_output"), 1, "vision FFN"),
+        ],
     },
+    "SpotTune_Block": {"language": _WHOLE_LAYER, "vision": _WHOLE_LAYER, "cross": _WHOLE_LAYER},
 }
 
 # The vision half of the last cross layer: nothing computed there reaches the pooled output.
@@ -51,10 +66,10 @@ _VISION_HALF = ("visn_self_att", "visn_inter", "visn_output")
 
 
 class Unit(NamedTuple):
-    """One gateable submodule of `LxmertModel`."""
+    """What one decision is about: a submodule of `LxmertModel`, or several that go together."""
 
-    module: str  # its name
-    width: int  # its number of gates
+    modules: tuple[str, ...]  # their names
+    width: int  # the number of gates
     stream: str  # "language", "vision" or "cross"
     layer: int  # from 1, within the stream
     component: str
@@ -74,11 +89,11 @@ def list_units(config: LxmertConfig, granularity: str) -> list[Unit]:
     unused = tuple(f"{name}." for name in unused_modules(config))
     units = []
     for stream, layer, name in _layers(config):
-        for part, width, label in rows[stream]:
-            module = f"{name}.{part}" if part else name
-            live = not f"{module}.".startswith(unused)
-            heads = config.num_attention_heads
-            units.append(Unit(module, heads if width == HEADS else width, stream, layer + 1, label, live))
+        for parts, gates, label in rows[stream]:
+            modules = tuple(f"{name}.{part}" if part else name for part in parts)
+            width = config.num_attention_heads if gates == HEADS else gates
+            live = not f"{modules[0]}.".startswith(unused)
+            units.append(Unit(modules, width, stream, layer + 1, label, live))
     return units
 
 

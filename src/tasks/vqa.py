@@ -3,7 +3,8 @@
     python src/tasks/vqa.py --version demo --strategy SpotTune
     python src/tasks/vqa.py --version demo --test minival --load snap/vqa/demo/BEST
 
-- strategies: standard, Frozen, SpotTune (a decision per component), SpotTune_Block (per layer)
+- strategies: standard, Frozen, SpotTune (a decision per component),
+  SpotTune_Res (per sub-layer), SpotTune_Block (per layer)
 - one device or many, fp32 / bf16 / fp16, through accelerate
 - the best epoch by validation accuracy in BEST/, the full state in LAST/
 - the same command again goes on where it stopped, to the same numbers, also in the middle of an epoch

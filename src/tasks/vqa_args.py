@@ -41,9 +41,9 @@ class VqaArgs:
     output: str | None = flag(None, "Run folder, if not snap/vqa/<version>.")
     strategy: str | None = flag(
         None,
-        "How to fine-tune: standard (everything), Frozen (encoder layers stay as pre-trained), SpotTune (a "
-        "decision per component and example), SpotTune_Block (per layer and example). Default: SpotTune, or "
-        "what the checkpoint given with --load was trained with.",
+        "How to fine-tune: standard (everything), Frozen (encoder layers stay as pre-trained), or a decision "
+        "for every example and component (SpotTune), sub-layer (SpotTune_Res) or layer (SpotTune_Block). "
+        "Default: SpotTune, or what the checkpoint given with --load was trained with.",
         choices=STRATEGIES,
     )
     seed: int = flag(9595, "Seed of initialisation, order, dropout and gate noise.")

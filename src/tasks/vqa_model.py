@@ -127,7 +127,7 @@ def build(
     if spec.strategy in GRANULARITIES:
         units = list_units(weights.config, spec.strategy)
         policy = _build_policy(spec, model.lxmert, sum(unit.width for unit in units))
-        slots = adapt(model.lxmert, [(unit.module, unit.width) for unit in units])
+        slots = adapt(model.lxmert, [(unit.modules, unit.width) for unit in units])
         return Adaptive(model, policy, slots, spec.temperature), units, report
     if spec.strategy == "Frozen":
         for layers in (

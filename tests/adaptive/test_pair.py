@@ -34,7 +34,7 @@ class Toy(nn.Module):
         return torch.cat([self.wide(left), right], -1)
 
 
-UNITS = [("shared", 1), ("two", 1), ("wide", 3)]
+UNITS = [(["shared"], 1), (["two"], 1), (["wide"], 3)]
 
 
 def adapted(seed: int = 0) -> tuple[Toy, Adaptive]:
@@ -128,7 +128,7 @@ def test_calling_a_pair_without_gates_says_what_to_call() -> None:
 
 def test_an_unknown_submodule_is_an_error() -> None:
     with pytest.raises(AttributeError):
-        adapt(Toy(), [("nowhere", 1)])
+        adapt(Toy(), [(["nowhere"], 1)])
 
 
 def test_a_shared_module_has_one_gate_and_collects_both_calls_gradients() -> None:

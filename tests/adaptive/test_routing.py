@@ -68,7 +68,7 @@ class Toy(nn.Module):
         return self.wide(self.sliced(left) + right)
 
 
-UNITS = [("part", 1), ("sliced", SLICES), ("wide", 2)]
+UNITS = [(["part"], 1), (["sliced"], SLICES), (["wide"], 2)]
 GATES = 1 + SLICES + 2
 
 
@@ -119,7 +119,7 @@ def adapted(dense: bool) -> Toy:
     tuned, frozen = toys()
     slots = adapt(frozen, UNITS)
     slots.dense = dense
-    for name, _ in UNITS:
+    for (name,), _ in UNITS:
         frozen.get_submodule(name).tuned.load_state_dict(tuned.get_submodule(name).state_dict())
     frozen.slots = slots
     return frozen
@@ -149,7 +149,7 @@ def test_values_and_all_gradients_equal_the_naive_formula(name: str, gates: Tens
     assert torch.allclose(output, expected, atol=1e-5)
     assert torch.allclose(x.grad, expected_x.grad, atol=1e-5)
     assert torch.allclose(gates.grad, expected_gates.grad, atol=1e-5)
-    for unit, _ in UNITS:
+    for (unit,), _ in UNITS:
         for key, parameter in tuned.get_submodule(unit).named_parameters():
             mine = model.get_submodule(unit).tuned.get_parameter(key).grad
             mine = torch.zeros_like(parameter) if mine is None else mine  # a copy that never ran

@@ -9,7 +9,10 @@ from lxmert.units import GRANULARITIES, gate_labels, list_units, unused_modules
 BASE = LxmertConfig()
 
 
-@pytest.mark.parametrize(("strategy", "gates", "live"), [("SpotTune", 425, 410), ("SpotTune_Block", 19, 19)])
+@pytest.mark.parametrize(
+    ("strategy", "gates", "live"),
+    [("SpotTune", 425, 410), ("SpotTune_Res", 53, 51), ("SpotTune_Block", 19, 19)],
+)
 def test_the_published_model_has_the_published_number_of_gates(strategy: str, gates: int, live: int) -> None:
     labels = gate_labels(list_units(BASE, strategy))
     assert len(labels["live"]) == gates
@@ -20,11 +23,8 @@ def test_the_published_model_has_the_published_number_of_gates(strategy: str, ga
 def test_units_are_disjoint_submodules_that_cover_every_layer(strategy: str) -> None:
     config = LxmertConfig(hidden_size=16, num_attention_heads=2, l_layers=2, r_layers=1, x_layers=2)
     model = LxmertModel(config)
-    covered = [
-        name
-        for unit in list_units(config, strategy)
-        for name in (f"{unit.module}.{n}" for n, _ in model.get_submodule(unit.module).named_parameters())
-    ]
+    modules = [name for unit in list_units(config, strategy) for name in unit.modules]
+    covered = [f"{name}.{n}" for name in modules for n, _ in model.get_submodule(name).named_parameters()]
     layers = ("encoder.layer.", "encoder.r_layers.", "encoder.x_layers.")
     assert sorted(covered) == sorted(n for n, _ in model.named_parameters() if n.startswith(layers))
 
@@ -36,9 +36,10 @@ def test_a_head_gate_is_as_wide_as_the_model_has_heads() -> None:
 
 
 def test_dead_gates_are_the_vision_half_of_the_last_cross_layer() -> None:
-    dead = {unit.module for unit in list_units(BASE, "SpotTune") if not unit.live}
-    assert all(module.startswith("encoder.x_layers.4.visn_") for module in dead)
-    assert {module.split(".")[3] for module in dead} == {name.split(".")[3] for name in unused_modules(BASE)}
+    for strategy in ("SpotTune", "SpotTune_Res"):
+        dead = {name for unit in list_units(BASE, strategy) if not unit.live for name in unit.modules}
+        assert all(name.startswith("encoder.x_layers.4.visn_") for name in dead)
+        assert {name.split(".")[3] for name in dead} == {name.split(".")[3] for name in unused_modules(BASE)}
 
 
 def test_labels_name_heads_from_one() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +71,9 @@ def cells(axes: Axes) -> np.ma.MaskedArray:
 def dead_cells(axes: Axes) -> set[tuple[int, int]]:
     """(row, column) of the hatched cells."""
     patches = [c for c in axes.collections if isinstance(c, PatchCollection) and c.get_label() == DEAD_LABEL]
-    return {(round(p.vertices[0, 1]), round(p.vertices[0, 0])) for patch in patches for p in patch.get_paths()}
+    return {
+        (round(p.vertices[0, 1]), round(p.vertices[0, 0])) for patch in patches for p in patch.get_paths()
+    }
 
 
 def texts(figure: Figure) -> str:
@@ -135,8 +138,8 @@ def test_labels_below_the_panels_do_not_overlap(size: tuple[int, int, int, int])
     for name in ("language", "vision", "cross"):
         boxes = [label.get_window_extent() for label in panel(figure, name).get_xticklabels()]
         # Neighbours may touch by a pixel: a rotated label's box has room for accents that it does not use.
-        assert all(a.x1 <= b.x0 + 1 for a, b in zip(boxes, boxes[1:], strict=False))
-        assert all(0 <= box.x0 and box.x1 <= figure.bbox.width and box.y0 >= 0 for box in boxes)
+        assert all(a.x1 <= b.x0 + 1 for a, b in pairwise(boxes))
+        assert all(box.x0 >= 0 and box.x1 <= figure.bbox.width and box.y0 >= 0 for box in boxes)
 
 
 @pytest.mark.parametrize("granularity", ["block", "component"])
@@ -189,7 +192,7 @@ def test_the_file_is_a_png_of_sane_size(
     draw_policy(table, RNG(2).random(len(table["live"])), "title", path)
     assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     height, width = imread(path).shape[:2]
-    assert width == 1200 and 400 < height < 1000
+    assert width == 1200 and 300 < height < 1000
     assert path.stat().st_size < 120_000
 
 
@@ -255,10 +258,39 @@ def test_the_script_draws_the_last_epoch_without_pyplot(tmp_path: Path) -> None:
         "except SystemExit as end: assert not end.code\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
-    environment = os.environ | {"MPLBACKEND": "no such backend"}
-    environment.pop("DISPLAY", None)
+    environment = {key: value for key, value in os.environ.items() if key not in ("DISPLAY", "PYTHONPATH")}
+    environment["MPLBACKEND"] = "tkagg"  # must not matter: nothing may ask for a display
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
-    # An unknown backend fails as soon as anything asks pyplot's settings for one.
-    assert done.returncode == 0 or "no such backend" in done.stderr, done.stderr
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "visualizations" / "mine"
+    names = ["policy_by_question_type.png", "policy_train.png", "policy_val.png"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    assert done.stdout.count("wrote ") == 3
+
+    # The last epoch, not the first: the same picture as drawn from its shares.
+    with np.load(run / "usage.npz") as usage:
+        draw_policy(usage, usage["val"][-1], "mine: validation, epoch 2", tmp_path / "expected.png")
+    assert np.array_equal(imread(folder / "policy_val.png"), imread(tmp_path / "expected.png"))
+
+
+def test_the_script_says_in_one_sentence_what_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = write_usage(tmp_path / "empty", train=np.zeros((0, 73)), val=np.zeros((0, 73)))
+    damaged = write_usage(tmp_path / "damaged")
+    (damaged / "usage.npz").write_bytes(b"no archive")
+    partial = tmp_path / "partial"
+    partial.mkdir()
+    np.savez(partial / "usage.npz", **gate_table("block", SMALL))
+    for run, words in (
+        (tmp_path / "none", "does not exist"),
+        (empty, "holds no epoch yet"),
+        (damaged, "cannot be read"),
+        (partial, "lacks train, val, question_types, val_by_type"),
+    ):
+        assert main([str(run), "--output", str(tmp_path / "out")]) == 2
+        message = capsys.readouterr().err
+        assert message.startswith("error: ") and words in message and message.count("\n") == 1
+    assert not (tmp_path / "out").exists()

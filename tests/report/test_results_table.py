@@ -1,0 +1,237 @@
+"""The table's numbers are the means of the runs, and the README changes only between its markers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from report.results_table import BEGIN, END, ResultsError, main, replace_block
+
+Capture = pytest.CaptureFixture[str]
+
+
+def write_run(root: Path, strategy: str, seed: int, train: float, val: float, **changes: Any) -> Path:
+    run = root / f"compare-{strategy}-{seed}{'-scratch' * changes.get('from_scratch', False)}"
+    result = {
+        "dataset": "scenes",
+        "strategy": strategy,
+        "from_scratch": False,
+        "seed": seed,
+        "epochs": 14,
+        "train_accuracy": train,
+        "val_accuracy": val,
+        "gap": train - val,
+        "best": {"epoch": 3, "val_accuracy": val + 1},
+        "share_tuned": 0.5 + seed / 10 if strategy.startswith("SpotTune") else None,
+        "seconds": 30.0 + 4 * seed,
+    }
+    run.mkdir()
+    (run / "result.json").write_text(json.dumps(result | changes))
+    return run
+
+
+def write_all(root: Path) -> list[str]:
+    """Two seeds of each strategy, all orderings as expected; written in an order unlike the table's."""
+    figures = {"SpotTune": (82, 73.5), "standard": (85, 72), "SpotTune_Block": (81, 73), "Frozen": (74, 72.5)}
+    runs = [
+        write_run(root, strategy, seed, train + 2 * seed, val + seed)
+        for strategy, (train, val) in figures.items()
+        for seed in (0, 1)
+    ]
+    runs += [write_run(root, "standard", seed, 49, 42, from_scratch=True) for seed in (0, 1)]
+    return [str(run) for run in runs]
+
+
+def rows(output: str) -> list[list[str]]:
+    lines = [line for line in output.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def error(arguments: list[str], capsys: Capture) -> str:
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_cells_are_means_and_sample_standard_deviations(tmp_path: Path, capsys: Capture) -> None:
+    runs = [
+        str(write_run(tmp_path, "SpotTune", 0, 80.0, 70.0)),
+        str(write_run(tmp_path, "SpotTune", 1, 82.0, 73.0)),
+        str(write_run(tmp_path, "SpotTune", 2, 87.0, 73.0)),
+    ]
+    assert main(runs) == 0
+    output = capsys.readouterr().out
+    # train 80, 82, 87: mean 83, deviations -3, -1, 4, so sqrt(26 / 2) = 3.61; validation 70, 73, 73: mean 72,
+    # sqrt(6 / 2) = 1.73; gap 10, 9, 14: mean 11, sqrt(14 / 2) = 2.65; share .5, .6, .7; seconds 30, 34, 38.
+    expected = ["SpotTune", "83.0 ± 3.6", "72.0 ± 1.7", "11.0 ± 2.6", "73.0 ± 1.7", "0.60 ± 0.10", "34 ± 4"]
+    assert rows(output)[2] == expected
+    assert "Data set scenes, 14 epochs, 3 seeds a strategy" in output
+
+
+def test_one_seed_has_no_deviation_and_no_policy_no_share(tmp_path: Path, capsys: Capture) -> None:
+    assert main([str(write_run(tmp_path, "Frozen", 0, 74.0, 72.5))]) == 0
+    output = capsys.readouterr().out
+    assert rows(output)[2] == ["Frozen", "74.0", "72.5", "1.5", "73.5", "none", "30"]
+    assert "1 seed a strategy" in output and "±" not in output
+
+
+@pytest.mark.parametrize(
+    ("seconds", "unit", "text"), [(599, "s", "599"), (3000, "min", "50.0"), (18000, "h", "5.0")]
+)
+def test_times_have_a_unit_that_suits_them(
+    tmp_path: Path, capsys: Capture, seconds: int, unit: str, text: str
+) -> None:
+    assert main([str(write_run(tmp_path, "Frozen", 0, 74.0, 72.5, seconds=seconds))]) == 0
+    table = rows(capsys.readouterr().out)
+    assert table[0][-1] == f"training time ({unit})" and table[2][-1] == text
+
+
+def test_rows_are_in_order_and_unknown_strategies_come_last(tmp_path: Path, capsys: Capture) -> None:
+    runs = write_all(tmp_path)
+    runs.insert(0, str(write_run(tmp_path, "SpotTune_Residual", 0, 81.0, 73.0)))
+    assert main(runs) == 0
+    output = capsys.readouterr().out
+    names = [row[0] for row in rows(output)[2:]]
+    assert names == ["from scratch", "Frozen", "standard", "SpotTune_Block", "SpotTune", "SpotTune_Residual"]
+    assert "standard 2" in output and "SpotTune_Residual 1" in output
+
+
+def test_orderings_that_hold_are_said_to_hold_with_their_numbers(tmp_path: Path, capsys: Capture) -> None:
+    runs = write_all(tmp_path)
+    assert main(runs) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("- ")]
+    assert len(lines) == 5
+    assert all(line.endswith(": holds") for line in lines)
+    # Validation: from scratch 42, standard (72 + 73) / 2, SpotTune (73.5 + 74.5) / 2.
+    assert "30.50 below standard" in lines[0]
+    assert "SpotTune is within 1.5 points of standard in validation: +1.50" in lines[2]
+    # Gaps: Frozen (1.5 + 2.5) / 2, SpotTune (8.5 + 9.5) / 2, standard (13 + 14) / 2.
+    assert "2.00, 9.00, 13.50; 4.50 below standard" in lines[4]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "scratch", "train", "val", "claim"),
+    [
+        ("standard", True, 60.0, 53.5, "from scratch is at least"),
+        ("SpotTune", False, 80.0, 71.0, "SpotTune is within"),
+        ("SpotTune", False, 84.1, 73.5, "gap Frozen < SpotTune"),  # 2.4 points below standard's
+        ("SpotTune", False, 74.0, 73.5, "gap Frozen < SpotTune"),  # below Frozen's
+    ],
+)
+def test_an_ordering_that_fails_is_said_to_fail(
+    tmp_path: Path, capsys: Capture, strategy: str, scratch: bool, train: float, val: float, claim: str
+) -> None:
+    figures = {"standard": (86.0, 73.0), "Frozen": (75.0, 73.0), "SpotTune": (82.0, 73.5)}
+    baselines = {(name, False): figure for name, figure in figures.items()} | {
+        ("standard", True): (49.0, 42.0)
+    }
+    all_runs = baselines | {(strategy, scratch): (train, val)}
+    runs = [str(write_run(tmp_path, n, 0, *figure, from_scratch=s)) for (n, s), figure in all_runs.items()]
+    assert main(runs) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("- ")]
+    failed = [line for line in lines if line.endswith("does not hold")]
+    assert len(lines) == 3
+    assert len(failed) == 1 and claim in failed[0]
+
+
+def test_orderings_without_their_strategies_are_left_out(tmp_path: Path, capsys: Capture) -> None:
+    runs = [str(write_run(tmp_path, name, 0, 80.0, 72.0)) for name in ("standard", "SpotTune")]
+    assert main(runs) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("- ")]
+    assert len(lines) == 1 and "within 1.5 points" in lines[0]
+
+
+def test_the_readme_changes_only_between_its_markers(tmp_path: Path, capsys: Capture) -> None:
+    runs = write_all(tmp_path)
+    readme = tmp_path / "README.md"
+    before, after = "# Title\n\n| a | b |\n", "\n## Later\nend without newline"
+    readme.write_text(f"{before}{BEGIN}\nold\n{END}{after}", encoding="utf-8")
+    assert main([*runs, "--readme", str(readme), "--markdown-only"]) == 0
+    first = readme.read_text(encoding="utf-8")
+    table = capsys.readouterr().out.strip()
+    assert first == f"{before}{BEGIN}\n{table}\n{END}{after}"
+    assert "holds" not in first
+    assert main([*runs, "--readme", str(readme)]) == 0
+    assert readme.read_text(encoding="utf-8") == first
+    assert "holds" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["", BEGIN, f"{END} {BEGIN}", f"{BEGIN} {BEGIN} {END}"])
+def test_a_readme_without_its_markers_is_an_error_and_untouched(
+    tmp_path: Path, capsys: Capture, text: str
+) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(text)
+    run = write_run(tmp_path, "Frozen", 0, 74.0, 72.5)
+    message = error([str(run), "--readme", str(readme)], capsys)
+    assert BEGIN in message and END in message and str(readme) in message
+    assert readme.read_text() == text
+
+
+def test_replacing_keeps_backslashes_and_other_special_characters() -> None:
+    assert replace_block(f"a{BEGIN}{END}b", r"\1 | $x", "README") == f"a{BEGIN}\n\\1 | $x\n{END}b"
+    with pytest.raises(ResultsError, match="README"):
+        replace_block("a", "b", "README")
+
+
+def test_the_json_file_holds_the_numbers_unrounded(tmp_path: Path) -> None:
+    file = tmp_path / "table.json"
+    assert main([*write_all(tmp_path), "--json", str(file)]) == 0
+    content = json.loads(file.read_text())
+    assert (content["dataset"], content["epochs"]) == ("scenes", 14)
+    (spottune,) = [row for row in content["rows"] if row["name"] == "SpotTune"]
+    assert spottune["seeds"] == [0, 1]
+    assert spottune["val_accuracy"] == {"mean": 74.0, "std": pytest.approx(0.5**0.5)}
+    assert len(content["orderings"]) == 5 and content["orderings"][0]["holds"] is True
+
+
+def test_unfinished_runs_are_all_named(tmp_path: Path, capsys: Capture) -> None:
+    finished = write_run(tmp_path, "Frozen", 0, 74.0, 72.5)
+    (tmp_path / "compare-unfinished").mkdir()
+    message = error(
+        [str(finished), *(str(tmp_path / f"compare-{n}") for n in ("unfinished", "none"))], capsys
+    )
+    assert "compare-unfinished" in message and "compare-none" in message and str(finished) not in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"dataset": "vqav2"}, "different data sets (scenes, vqav2)"),
+        ({"epochs": 4}, "different numbers of epochs (14, 4)"),
+    ],
+)
+def test_runs_that_cannot_be_compared_are_an_error(
+    tmp_path: Path, capsys: Capture, changes: dict[str, Any], words: str
+) -> None:
+    runs = [write_run(tmp_path, "Frozen", 0, 74, 72), write_run(tmp_path, "standard", 1, 86, 73, **changes)]
+    assert words in error([str(run) for run in runs], capsys)
+
+
+def test_the_same_run_twice_is_an_error(tmp_path: Path, capsys: Capture) -> None:
+    run = str(write_run(tmp_path, "Frozen", 0, 74, 72))
+    assert "Frozen has two runs with the same seed" in error([run, run], capsys)
+
+
+def test_a_share_tuned_in_some_runs_of_a_strategy_only_is_an_error(tmp_path: Path, capsys: Capture) -> None:
+    runs = [
+        write_run(tmp_path, "SpotTune", seed, 82, 73, share_tuned=share)
+        for seed, share in ((0, 0.5), (1, None))
+    ]
+    assert "some runs of SpotTune have a share tuned" in error([str(run) for run in runs], capsys)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("{", "cannot be read"), ("[]", "cannot be read"), ('{"dataset": "scenes"}', "lacks")],
+)
+def test_a_damaged_result_is_named(tmp_path: Path, capsys: Capture, content: str, words: str) -> None:
+    run = write_run(tmp_path, "Frozen", 0, 74, 72)
+    (run / "result.json").write_text(content)
+    message = error([str(run)], capsys)
+    assert words in message and str(run) in message
