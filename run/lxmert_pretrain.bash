@@ -7,6 +7,7 @@
 # of its weights and the accuracy on clean scenes it has not seen, about 90%. The folder comes with the
 # repository; this is how it was made.
 set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/env.bash"
+# shellcheck source=env.bash
+source "$(dirname "$(readlink -f "$0")")/env.bash"
 
 "$PYTHON" src/tasks/lxmert_pretrain.py "$@"

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from adaptive.pair import GatedPair, Slots
@@ -48,7 +49,8 @@ class Adaptive(nn.Module):
     """A model and its policy as one module: prepared, clipped, saved and loaded together.
 
     In training mode gates are sampled, in evaluation mode the likelier copy is taken. Without a policy (plain
-    fine-tuning) the model runs as it is.
+    fine-tuning) the model runs as it is. While `train_policy` is false gates get no gradient, so that only
+    the chosen copies run.
     """
 
     def __init__(
@@ -65,12 +67,14 @@ class Adaptive(nn.Module):
         self.policy = policy
         self.slots = slots
         self.temperature = temperature
+        self.train_policy = True
 
     def forward(self, **inputs: Any) -> AdaptiveOutput:
         """Both the policy and the model are called with `inputs`."""
         if self.policy is None:
             return AdaptiveOutput(self.model(**inputs), None)
-        logits = self.policy(**inputs)
-        gates = sample_gates(logits, self.temperature) if self.training else choose_gates(logits)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.train_policy):
+            logits = self.policy(**inputs)
+            gates = sample_gates(logits, self.temperature) if self.training else choose_gates(logits)
         self.slots.fill(gates)
         return AdaptiveOutput(self.model(**inputs), gates)

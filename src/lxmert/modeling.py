@@ -8,11 +8,12 @@ Masks are boolean, true where there is something to attend to, and are given as 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import LxmertConfig
 
 LAYER_NORM_EPS = 1e-12
@@ -43,14 +44,18 @@ class Embeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """(B, T) -> (B, T, H). A question is one segment, number 0."""
+        """(B, T) -> (B, T, H)."""
+        return self.dropout(self.embed(input_ids))
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """The same without dropout. A question is one segment, number 0."""
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
         embedded = (
             self.word_embeddings(input_ids)
             + self.position_embeddings(positions)
             + self.token_type_embeddings(input_ids.new_zeros(1))
         )
-        return self.dropout(self.LayerNorm(embedded))
+        return self.LayerNorm(embedded)
 
 
 class VisualFeatureEncoder(nn.Module):
@@ -66,9 +71,13 @@ class VisualFeatureEncoder(nn.Module):
 
     def forward(self, visual_feats: Tensor, visual_pos: Tensor) -> Tensor:
         """(B, R, D), (B, R, 4) -> (B, R, H)."""
+        return self.dropout(self.embed(visual_feats, visual_pos))
+
+    def embed(self, visual_feats: Tensor, visual_pos: Tensor) -> Tensor:
+        """The same without dropout."""
         features = self.visn_layer_norm(self.visn_fc(visual_feats))
         boxes = self.box_layer_norm(self.box_fc(visual_pos))
-        return self.dropout((features + boxes) / 2)
+        return (features + boxes) / 2
 
 
 class Attention(nn.Module):
@@ -220,6 +229,7 @@ class Encoder(nn.Module):
         self.layer = nn.ModuleList(Layer(config) for _ in range(config.l_layers))
         self.x_layers = nn.ModuleList(CrossLayer(config) for _ in range(config.x_layers))
         self.r_layers = nn.ModuleList(Layer(config) for _ in range(config.r_layers))
+        self.gradient_checkpointing = False
 
     def forward(
         self,
@@ -232,16 +242,20 @@ class Encoder(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         vision = self.visn_fc(visual_feats, visual_pos)
         for layer in self.layer:
-            language = layer(language, language_mask)
+            language = self._run(layer, language, language_mask)
         for layer in self.r_layers:
-            vision = layer(vision, vision_mask)
+            vision = self._run(layer, vision, vision_mask)
         last = len(self.x_layers) - 1
         for index, layer in enumerate(self.x_layers):
             # Nothing that reaches [CLS] comes after the last layer's vision half.
-            language, vision = layer(
-                language, language_mask, vision, vision_mask, pooled_only and index == last
-            )
+            unused = pooled_only and index == last
+            language, vision = self._run(layer, language, language_mask, vision, vision_mask, unused)
         return language, vision
+
+    def _run(self, layer: nn.Module, *args: Any) -> Any:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(layer, *args, use_reentrant=False)
+        return layer(*args)
 
 
 class Pooler(nn.Module):

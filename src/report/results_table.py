@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 ORDER = ("from scratch", "Frozen", "standard", "SpotTune_Block", "SpotTune")
 SCRATCH_MARGIN, STANDARD_MARGIN, GAP_MARGIN = 20.0, 1.5, 2.5  # points
 
@@ -168,15 +167,16 @@ def _caption(rows: Sequence[Row], dataset: str, epochs: int) -> str:
     return f"Data set {dataset}, {epochs} epoch{'s' * (epochs > 1)}, {seeds}; {spread}."
 
 
-def replace_block(text: str, block: str, name: str) -> str:
-    """Return `text` with `block` between the two results markers, which stay; nothing else changes.
+def replace_block(text: str, block: str, name: str, topic: str = "results") -> str:
+    """Return `text` with `block` between the two markers of `topic`, which stay; nothing else changes.
 
     Raises ResultsError, with the file's `name`, unless each marker is there once and in order.
     """
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ResultsError(f"{name} must have the markers {BEGIN} and {END}, each once and in this order.")
-    before, _, rest = text.partition(BEGIN)
-    return f"{before}{BEGIN}\n{block}\n{END}{rest.partition(END)[2]}"
+    begin, end = (f"<!-- {topic}:{edge} -->" for edge in ("begin", "end"))
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ResultsError(f"{name} must have the markers {begin} and {end}, each once and in this order.")
+    before, _, rest = text.partition(begin)
+    return f"{before}{begin}\n{block}\n{end}{rest.partition(end)[2]}"
 
 
 # ---- the orderings ----
@@ -256,7 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Print a markdown table of finished runs, a row a strategy.")
     parser.add_argument("runs", type=Path, nargs="+", help="run folders, such as snap/vqa/compare-*")
     parser.add_argument(
-        "--readme", type=Path, help=f"also put the table between {BEGIN} and {END} of this file"
+        "--readme", type=Path, help="also put the table between the results markers of this file"
     )
     parser.add_argument("--json", type=Path, help="also write the rows and the orderings to this file")
     parser.add_argument("--markdown-only", action="store_true", help="print the table without the orderings")

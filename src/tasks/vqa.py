@@ -15,21 +15,20 @@ Where weights come from, the first that applies: own LAST/ > --load > pre-traine
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration, skip_first_batches
+from accelerate import Accelerator, skip_first_batches
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from accelerate.utils import set_seed
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader, Sampler
-from tqdm import tqdm
+from torch.utils.data import DataLoader
 
 from adaptive.usage import Usage, variation
 from lxmert.checkpoint import CheckpointError
@@ -39,10 +38,11 @@ from tasks import vqa_report as report
 from tasks.vqa_args import FREE_FIELDS, VqaArgs, parse_args
 from tasks.vqa_checkpoint import Best, BestError, load_best, save_best
 from tasks.vqa_data import BANNER, complete, load_answers, load_split, prepare_data, required_files
+from tasks.vqa_machine import loader_over, make_accelerator, progress_bar, stop_agreed
 from tasks.vqa_model import ModelError, ModelSpec, build, count_parameters, load_weights, score, vqa_loss
 from tasks.vqa_progress import Progress
 from training.checkpoint import Interrupted, StopSignal, save_state, stop_on_signal, whole_folder
-from training.loader import EpochSampler, make_loader
+from training.loader import EpochSampler
 from training.optim import (
     JointOptimizer,
     clip_gradients,
@@ -52,7 +52,7 @@ from training.optim import (
 )
 from training.run_folder import RunFolderError, describe_environment, open_run_folder, write_json
 from training.tracker import Tracker
-from vqadata.dataset import DataError, VqaDataset, identity
+from vqadata.dataset import DataError, VqaDataset
 from vqadata.features import StoreError
 
 INPUTS = ("input_ids", "attention_mask", "visual_feats", "visual_pos", "visual_attention_mask")
@@ -68,6 +68,7 @@ class Run(NamedTuple):
     model: nn.Module
     optimizer: AcceleratedOptimizer
     schedule: LambdaLR
+    total_updates: int
     train_loader: DataLoader
     progress: Progress
     tracker: Tracker
@@ -115,7 +116,8 @@ def train(args: VqaArgs, accelerator: Accelerator, start: Best | None, stop: Sto
     tokenizer = load_tokenizer(weights.tokenizer)
     train_set = load_split(args, args.train, tokenizer, answers)
     valid_set = load_split(args, args.valid, tokenizer, answers)
-    order = EpochSampler(len(train_set), args.seed)
+    lengths = train_set.token_lengths if args.group_by_length else None
+    order = EpochSampler(len(train_set), args.seed, args.batch_size, lengths)
     train_loader = loader_over(train_set, args, args.batch_size, order)
     valid_loader = loader_over(valid_set, args, EVALUATION_BATCH * args.batch_size)
 
@@ -124,6 +126,9 @@ def train(args: VqaArgs, accelerator: Accelerator, start: Best | None, stop: Sto
     if start:
         load_best(start, model, weights)
         loaded.append(f"fine-tuned weights of {start.folder}")
+    model.model.lxmert.encoder.gradient_checkpointing = args.gradient_checkpointing
+    if model.slots:
+        model.slots.dense = args.routing == "dense"
     labels = gate_labels(units)
     sizes = {"parameters": count_parameters(model), "gates": report.count_gates(labels)}
     tracker.say(report.opening(args, len(train_set), len(valid_set), loaded, **sizes))
@@ -136,7 +141,8 @@ def train(args: VqaArgs, accelerator: Accelerator, start: Best | None, stop: Sto
     model, optimizer, train_loader, valid_loader = accelerator.prepare(
         model, joint, train_loader, valid_loader
     )
-    rise_and_fall = warm_up_then_decay(args.epochs * len(train_loader), args.warmup)
+    total_updates = args.epochs * math.ceil(len(train_loader) / args.accumulate)
+    rise_and_fall = warm_up_then_decay(total_updates, args.warmup)
     schedule = make_schedule(joint, rise_and_fall)
 
     # 5. Resume, if this run was begun before.
@@ -157,7 +163,9 @@ def train(args: VqaArgs, accelerator: Accelerator, start: Best | None, stop: Sto
         write_json(args.folder / "env.json", {**environment, "pretrained_sha256": weights.sha256})
 
     # 6. Epochs.
-    run = Run(args, accelerator, model, optimizer, schedule, train_loader, progress, tracker, stop)
+    run = Run(
+        args, accelerator, model, optimizer, schedule, total_updates, train_loader, progress, tracker, stop
+    )
     try:
         while progress.epoch < args.epochs:
             train_epoch(run)
@@ -187,7 +195,7 @@ def train(args: VqaArgs, accelerator: Accelerator, start: Best | None, stop: Sto
 def train_epoch(run: Run) -> None:
     """The steps of one epoch, or what is left of it."""
     args, accelerator, progress, optimizer = run.args, run.accelerator, run.progress, run.optimizer
-    parts = list(accelerator.unwrap_model(run.model).children())  # the model and its policy
+    adaptive = accelerator.unwrap_model(run.model)
     run.model.train()
     run.train_loader.set_epoch(progress.epoch)
     # Skipping belongs to the epoch that is taken up in the middle, not to the ones after it.
@@ -196,23 +204,30 @@ def train_epoch(run: Run) -> None:
     with progress_bar(args, accelerator, title, len(run.train_loader), progress.step) as bar:
         clock = time.perf_counter()
         for batch in loader:
-            logits, gates = run.model(**{name: batch[name] for name in INPUTS})
-            loss = vqa_loss(logits, batch["target"])
-            accelerator.backward(loss)
-            clip_gradients(accelerator, parts, args.clip)
-            optimizer.step()
-            run.schedule.step()
-            optimizer.zero_grad()
+            adaptive.train_policy = progress.updates % args.policy_every == 0
+            adaptive.temperature = temperature_at(progress.updates / run.total_updates, args)
+            with accelerator.accumulate(run.model):
+                logits, gates = run.model(**{name: batch[name] for name in INPUTS})
+                loss = vqa_loss(logits, batch["target"])
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    clip_gradients(accelerator, adaptive.children(), args.clip)
+                optimizer.step()
+                optimizer.zero_grad()
 
             progress.count(loss, score(logits, batch["target"]), gates, batch["question_type"])
             progress.seconds += time.perf_counter() - clock
             clock = time.perf_counter()
             bar.update()
+            if not accelerator.sync_gradients:
+                continue  # in the middle of an accumulated step there is nothing to log and no place to stop
+            run.schedule.step()
+            progress.updates += 1
             if progress.updates % args.log_every == 0:
                 means = progress.means()
                 bar.set_postfix_str(report.brief(means, gates is not None, bar, args.batch_size))
                 run.tracker.record({f"train/{name}": mean for name, mean in means.items()}, progress.updates)
-            if stop_agreed(run):
+            if stop_agreed(args, accelerator, run.stop, progress.updates):
                 raise Interrupted
             if progress.updates % args.save_every == 0:
                 progress.pool(accelerator)
@@ -277,6 +292,12 @@ def finish_epoch(run: Run, evaluation: Evaluation, live: np.ndarray) -> dict[str
     return metrics
 
 
+def temperature_at(share_done: float, args: VqaArgs) -> float:
+    """The Gumbel-softmax temperature: constant, or falling (rising) geometrically to `--temperature_end`."""
+    end = args.temperature if args.temperature_end is None else args.temperature_end
+    return args.temperature * (end / args.temperature) ** share_done
+
+
 def test(args: VqaArgs, accelerator: Accelerator, best: Best, stop: StopSignal) -> dict[str, Any]:
     """Evaluate a BEST folder on a split and write its predictions."""
     weights = load_weights(best.spec)
@@ -292,52 +313,6 @@ def test(args: VqaArgs, accelerator: Accelerator, best: Best, stop: StopSignal) 
         print(f"{args.test}: {len(dataset):,} questions, accuracy {evaluation.accuracy!r} %")
         print(f"predictions: {file}")
     return {"split": args.test, "accuracy": evaluation.accuracy}
-
-
-def make_accelerator(args: VqaArgs) -> Accelerator:
-    """Devices, processes and precision."""
-    precision = args.precision
-    if precision == "auto":
-        has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = "bf16" if has_bf16 else "fp32"
-    return Accelerator(
-        mixed_precision="no" if precision == "fp32" else precision,
-        dataloader_config=DataLoaderConfiguration(non_blocking=True),
-        # A copy that no example of a step chose gets no gradient in that step.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-    )
-
-
-def loader_over(
-    dataset: VqaDataset, args: VqaArgs, batch_size: int, order: Sampler | None = None
-) -> DataLoader:
-    """A loader over whole batches, in the data set's order unless told another."""
-    return make_loader(
-        dataset,
-        batch_size,
-        collate=identity,
-        sampler=order,
-        workers=args.num_workers,
-        pin_memory=torch.cuda.is_available(),
-    )
-
-
-def progress_bar(
-    args: VqaArgs, accelerator: Accelerator, title: str, total: int, done: int = 0
-) -> AbstractContextManager[tqdm]:
-    """A bar over steps that disappears when full: what lasts is in the log lines."""
-    hidden = not (args.tqdm and accelerator.is_main_process)
-    return tqdm(total=total, initial=done, desc=title, unit="step", leave=False, disable=hidden)
-
-
-def stop_agreed(run: Run) -> bool:
-    """Whether to stop after this step; several processes must agree, and ask each other now and then."""
-    if run.accelerator.num_processes == 1:
-        return bool(run.stop)
-    if run.progress.updates % run.args.log_every:
-        return False
-    asked = torch.tensor(float(bool(run.stop)), device=run.accelerator.device)
-    return run.accelerator.reduce(asked, "sum").item() > 0
 
 
 def cli(argv: Sequence[str] | None = None) -> int:

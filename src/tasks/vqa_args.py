@@ -20,6 +20,7 @@ from training.optim import OPTIMIZERS
 
 DATASETS = ("scenes", "vqav2", "vqacpv2")
 STRATEGIES = ("standard", "Frozen", *GRANULARITIES)
+POLICIES = ("lxmert", "light")
 SCENES_MODEL = "snap/pretrained/lxmert-scenes"
 RELEASED_MODEL = "unc-nlp/lxmert-base-uncased"
 
@@ -87,13 +88,34 @@ class VqaArgs:
     warmup: float = flag(0.1, "Share of all steps that warm up.")
     clip: float = flag(5.0, "Largest gradient norm, of the model and of the policy each.")
     dropout: float | None = flag(None, "Dropout of the model. Default: as in its configuration.")
+    accumulate: int = flag(1, "Batches whose gradients are added up for one step.")
+    group_by_length: bool = flag(True, "Put questions of like length into one batch.")
 
-    policy_lr: float = flag(1e-4, "Learning rate of the policy, constant.", section="policy")
+    policy: str = flag(
+        "lxmert",
+        "Policy network: lxmert is a small LXMERT that starts from the model's first layers; light is a "
+        "small head on the mean word and region embeddings of the model, next to no extra work.",
+        choices=POLICIES,
+        section="policy",
+    )
+    policy_every: int = flag(
+        1, "Train the policy on every K-th step; in the steps between only the chosen copies run."
+    )
+    policy_lr: float = flag(1e-4, "Learning rate of the policy, constant.")
     policy_optim: str = flag("adamw", "Optimizer of the policy.", choices=tuple(OPTIMIZERS))
     policy_llayers: int = flag(1, "Language layers of the policy network, the pre-trained model's first.")
     policy_xlayers: int = flag(1, "Cross-modality layers of the policy network.")
     policy_rlayers: int = flag(1, "Vision layers of the policy network.")
     temperature: float = flag(5.0, "Temperature of the Gumbel-softmax in training.", old="policy_temperature")
+    temperature_end: float | None = flag(
+        None, "Temperature at the last step, reached geometrically. Default: it stays."
+    )
+    routing: str = flag(
+        "routed",
+        "How gates are carried out: routed runs each example in the copies it chose, dense computes both "
+        "copies for all (the same numbers up to rounding, for comparison).",
+        choices=("routed", "dense"),
+    )
 
     precision: str = flag(
         "auto",
@@ -101,6 +123,7 @@ class VqaArgs:
         choices=("auto", "fp32", "bf16", "fp16"),
         section="machine",
     )
+    gradient_checkpointing: bool = flag(False, "Compute each layer again in backward, to save memory.")
     num_workers: int = flag(0, "Processes that read data ahead.", old="numWorkers")
     save_every: int = flag(2000, "Save the state for resuming every so many steps, and after each epoch.")
     log_every: int = flag(10, "Steps between updates of progress bar and curves.")
@@ -188,7 +211,10 @@ def validate(args: VqaArgs) -> None:
     name = args.version
     if not name or not all(c.isalnum() or c in "._-" for c in name) or name[0] in ".-":
         raise ValueError(f"the version name {name!r} may hold letters, digits, '.', '_' and '-' only")
-    positive = ("batch_size", "lr", "epochs", "clip", "temperature", "save_every", "log_every", "policy_lr")
+    positive = (
+        "batch_size", "lr", "epochs", "clip", "accumulate", "save_every", "log_every",
+        "policy_lr", "policy_every", "temperature", "temperature_end",
+    )  # fmt: skip
     for field in positive:
         value = getattr(args, field)
         if value is not None and not value > 0:

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LxmertConfig
 
 from adaptive.adapt import Adaptive, adapt
 from adaptive.policy import GateHead
-from lxmert.checkpoint import Pretrained, answer_rows, fill, load_original, load_pretrained
+from lxmert.checkpoint import Pretrained, answer_rows, fill, load_pretrained
 from lxmert.modeling import AnswerHead, LxmertModel
+from lxmert.original import load_original
 from lxmert.units import GRANULARITIES, Unit, list_units, unused_modules
 from tasks.vqa_args import VqaArgs
 from vqadata.answers import convert_answer
@@ -41,6 +43,7 @@ class ModelSpec:
     xlayers: int | None
     rlayers: int | None
     dropout: float | None
+    policy: str
     policy_llayers: int
     policy_xlayers: int
     policy_rlayers: int
@@ -54,10 +57,10 @@ class ModelSpec:
 class VqaModel(nn.Module):
     """LXMERT and an answer head. B examples, T word pieces, R regions, D features, A answers."""
 
-    def __init__(self, config: LxmertConfig, answers: int) -> None:
+    def __init__(self, lxmert: LxmertModel, answer_head: AnswerHead) -> None:
         super().__init__()
-        self.lxmert = LxmertModel(config)
-        self.answer_head = AnswerHead(config, answers)
+        self.lxmert = lxmert
+        self.answer_head = answer_head
 
     def forward(self, **inputs: Tensor) -> Tensor:
         """input_ids, attention_mask (B, T); visual_feats (B, R, D); visual_pos (B, R, 4);
@@ -87,6 +90,40 @@ class LxmertPolicy(nn.Module):
         return self.head(self.lxmert(**inputs, pooled_only=True).pooled)
 
 
+class LightPolicy(nn.Module):
+    """Decides from the model's own embeddings: the mean word and the mean region, through a small head.
+
+    It reads them without gradients and without dropout, and owns nothing but the head.
+    """
+
+    def __init__(self, lxmert: LxmertModel, gates: int) -> None:
+        super().__init__()
+        # In a tuple, so that the model's embeddings do not become parameters of the policy too.
+        self._embeddings = (lxmert.embeddings, lxmert.encoder.visn_fc)
+        self.head = GateHead(2 * lxmert.config.hidden_size, gates)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        visual_feats: Tensor,
+        visual_pos: Tensor,
+        visual_attention_mask: Tensor,
+    ) -> Tensor:
+        """The inputs of `VqaModel` -> logits (B, G, 2)."""
+        words, regions = self._embeddings
+        with torch.no_grad():
+            question = _masked_mean(words.embed(input_ids), attention_mask)
+            image = _masked_mean(regions.embed(visual_feats, visual_pos), visual_attention_mask)
+        return self.head(torch.cat([question, image], dim=-1))
+
+
+def _masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
+    """(B, S, H) and (B, S) -> (B, H)."""
+    weights = mask.to(hidden.dtype).unsqueeze(-1)
+    return (hidden * weights).sum(1) / weights.sum(1)
+
+
 def vqa_loss(logits: Tensor, target: Tensor) -> Tensor:
     """Binary cross-entropy per answer, averaged over examples and summed over answers.
 
@@ -100,33 +137,45 @@ def score(logits: Tensor, target: Tensor) -> Tensor:
     return target.gather(1, logits.argmax(1, keepdim=True)).squeeze(1)
 
 
-def load_weights(spec: ModelSpec) -> Pretrained:
-    """The pre-trained weights that the spec names; from scratch, only sizes and tokenizer are used."""
+def load_weights(spec: ModelSpec, features: int | None = None) -> Pretrained:
+    """The pre-trained weights that the spec names; from scratch, only sizes and tokenizer are used.
+
+    features: the size of a region's features in the data, if it is known. ModelError if the weights were made
+    for another, or for other numbers of layers than the spec asks for.
+    """
     if spec.load_lxmert_qa:
         weights = load_original(spec.load_lxmert_qa, with_head=True)
     elif spec.load_lxmert:
         weights = load_original(spec.load_lxmert, with_head=False)
     else:
-        weights = load_pretrained(spec.pretrained)
+        weights = load_pretrained(spec.pretrained, (spec.llayers, spec.rlayers, spec.xlayers))
     _apply_sizes(weights.config, spec)
+    _apply_features(weights, spec, features)
     return weights
 
 
 def build(
     spec: ModelSpec, weights: Pretrained, answers: Sequence[str]
 ) -> tuple[Adaptive, list[Unit], list[str]]:
-    """The model of a strategy with `weights` in it, its gateable units, and what was loaded, line by line."""
-    model = VqaModel(weights.config, len(answers))
-    report = [f"random weights with the sizes of {weights.source}"]
+    """The model of a strategy with `weights` in it, its gateable units, and what was loaded, line by line.
+
+    The weights of the encoder are moved into the model: `weights` serves for one model only.
+    """
+    # A parameter that the file replaces needs no memory and no random values before.
+    all_replaced = not spec.from_scratch and not weights.initialised
+    with torch.device("meta" if all_replaced else "cpu"):
+        lxmert = LxmertModel(weights.config)
+    model = VqaModel(lxmert, AnswerHead(weights.config, len(answers)))
+    report = [f"initialised everything: random weights with the sizes of {weights.source}"]
     if not spec.from_scratch:
-        fill(model.lxmert, weights.encoder, weights.source)
+        fill(lxmert, weights.encoder, weights.source, weights.initialised)
         report = [*weights.report, _fill_head(model.answer_head, weights, answers)]
     for name in unused_modules(weights.config):
         model.lxmert.get_submodule(name).requires_grad_(False)
 
     if spec.strategy in GRANULARITIES:
         units = list_units(weights.config, spec.strategy)
-        policy = _build_policy(spec, model.lxmert, sum(unit.width for unit in units))
+        policy = POLICY_NETWORKS[spec.policy](spec, model.lxmert, sum(unit.width for unit in units))
         slots = adapt(model.lxmert, [(unit.modules, unit.width) for unit in units])
         return Adaptive(model, policy, slots, spec.temperature), units, report
     if spec.strategy == "Frozen":
@@ -158,7 +207,7 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
     return {"trainable": trainable, "frozen": total - trainable, "total": total}
 
 
-def _build_policy(spec: ModelSpec, lxmert: LxmertModel, gates: int) -> LxmertPolicy:
+def _lxmert_policy(spec: ModelSpec, lxmert: LxmertModel, gates: int) -> LxmertPolicy:
     config = lxmert.config
     for name, wanted, there in (
         ("policy_llayers", spec.policy_llayers, config.l_layers),
@@ -170,6 +219,12 @@ def _build_policy(spec: ModelSpec, lxmert: LxmertModel, gates: int) -> LxmertPol
                 f"--{name} {wanted}: the policy starts from the model's first layers, and it has {there}"
             )
     return LxmertPolicy(lxmert, (spec.policy_llayers, spec.policy_rlayers, spec.policy_xlayers), gates)
+
+
+POLICY_NETWORKS: dict[str, Callable[[ModelSpec, LxmertModel, int], nn.Module]] = {
+    "lxmert": _lxmert_policy,
+    "light": lambda spec, lxmert, gates: LightPolicy(lxmert, gates),
+}
 
 
 def _apply_sizes(config: LxmertConfig, spec: ModelSpec) -> None:
@@ -189,13 +244,27 @@ def _apply_sizes(config: LxmertConfig, spec: ModelSpec) -> None:
         config.hidden_dropout_prob = config.attention_probs_dropout_prob = spec.dropout
 
 
+def _apply_features(weights: Pretrained, spec: ModelSpec, features: int | None) -> None:
+    """The size of region features comes from the checkpoint too, unless the part that reads them is random."""
+    config = weights.config
+    if features is None or features == config.visual_feat_dim:
+        return
+    if not spec.from_scratch and "encoder.visn_fc." not in weights.initialised:
+        raise ModelError(
+            f"{weights.source} reads region features of size {config.visual_feat_dim}, and those of the data "
+            f"have {features}; choose the features or the pre-trained model that go together"
+        )
+    config.visual_feat_dim = features
+
+
 def _fill_head(head: AnswerHead, weights: Pretrained, answers: Sequence[str]) -> str:
     """Fill the answer head as far as the checkpoint's answers go; say how far that was."""
     if weights.answer_head is None:
-        return "answer head: initialised, the checkpoint has none"
+        return "answer head: initialised, as no pre-trained one is used"
     if weights.answers is None:
-        return "answer head: initialised, the checkpoint does not say which answers its own stands for"
+        return "answer head: initialised, because the answers of the pre-trained one are unknown"
     tensors, missing = answer_rows(weights.answer_head, weights.answers, answers, convert_answer)
     fill(head, tensors, f"the answer head of {weights.source}")
+    weights.answer_head.clear()  # what was not moved would only take memory
     note = f", {len(missing)} not: {', '.join(map(repr, missing[:8]))}" if missing else ""
     return f"answer head: {len(answers) - len(missing)} answers loaded{note}"

@@ -17,7 +17,8 @@ COUNTERS = ("epoch", "step", "updates", "seconds")
 class Progress:
     """Counters, running sums of the epoch under way, and the history of the finished ones.
 
-    epoch: finished epochs. step: finished batches of the epoch under way. updates: optimizer steps in all.
+    epoch: finished epochs. step: finished batches of the epoch under way. updates: optimizer steps in all,
+    which the trainer counts.
     history: metrics of each finished epoch. shares: "train" and "val", the share tuned of each gate (G,) in
     each finished epoch. by_type: that of the last validation, by question type (K, G).
     """
@@ -46,7 +47,6 @@ class Progress:
         if gates is not None:
             self.usage.update(gates, group)
         self.step += 1
-        self.updates += 1
 
     def means(self) -> dict[str, float]:
         """Of the epoch so far: loss, accuracy in per cent, share tuned."""

@@ -2,31 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler
+
+POOL = 50  # batches that are sorted by length together
 
 
 class EpochSampler(Sampler[int]):
-    """All examples once an epoch, in an order drawn from (seed, epoch)."""
+    """All examples once an epoch, in an order drawn from (seed, epoch).
 
-    def __init__(self, size: int, seed: int) -> None:
+    With `lengths` (N,), batches of `batch_size` neighbours are alike in length, which saves padding: the
+    shuffled examples are sorted within pools of 50 batches, then the batches are shuffled.
+    """
+
+    def __init__(
+        self, size: int, seed: int, batch_size: int = 1, lengths: Sequence[int] | None = None
+    ) -> None:
         self.size = size
         self.seed = seed
+        self.batch_size = batch_size
+        self.lengths = None if lengths is None else torch.as_tensor(lengths)
         self.epoch = 0
 
     def __len__(self) -> int:
         return self.size
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by accelerate's loader; its own `set_epoch` passes it on."""
+        """Called by the `set_epoch` of accelerate's loader."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        return iter(torch.randperm(self.size, generator=generator).tolist())
+        order = torch.randperm(self.size, generator=generator)
+        if self.lengths is not None:
+            order = self._group(order, generator)
+        return iter(order.tolist())
+
+    def _group(self, order: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        pools = order.split(POOL * self.batch_size)
+        order = torch.cat([pool[self.lengths[pool].argsort(stable=True)] for pool in pools])
+        whole = len(order) // self.batch_size * self.batch_size
+        batches = order[:whole].view(-1, self.batch_size)
+        shuffled = batches[torch.randperm(len(batches), generator=generator)]
+        return torch.cat([shuffled.flatten(), order[whole:]])
 
 
 def make_loader(
@@ -43,7 +64,7 @@ def make_loader(
     It gets a generator of its own, so that starting an iteration (evaluation!) draws nothing from the global
     one, which dropout and gate noise use.
     """
-    order = sampler if sampler is not None else torch.utils.data.SequentialSampler(dataset)
+    order = SequentialSampler(dataset) if sampler is None else sampler
     return DataLoader(
         dataset,
         batch_sampler=BatchSampler(order, batch_size, drop_last=False),

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from report.results_table import BEGIN, END, ResultsError, main, replace_block
+from report.results_table import ResultsError, main, replace_block
+
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 Capture = pytest.CaptureFixture[str]
 

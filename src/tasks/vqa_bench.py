@@ -1,0 +1,406 @@
+"""Speed and memory of every strategy, side by side with the naive way and with Hugging Face's LXMERT.
+
+    bash run/vqa_bench.bash                     # base size, all sides: about half an hour on two cores
+    bash run/vqa_bench.bash --quick             # small size, under two minutes
+
+All sides run in this one process, on the same batches: random features, questions as long as those of
+VQA v2, half of the gates tuned unless a row says otherwise. Sides take turns, `--repeats` times; a figure is
+the median of the turns and its spread is their minimum and maximum.
+
+- ours: questions grouped by length and trimmed, fused attention, routed gates, no unused half of the last
+  layer
+- dense: both copies always, padded to 20 word pieces, attention step by step, everything computed: what the
+  earlier implementation did
+- Hugging Face: `LxmertForQuestionAnswering`, padded to 20 word pieces, standard fine-tuning
+
+A training step is forward, backward, clipping and AdamW. Peak memory is the growth of the process over its
+state before the side was built (on a GPU: the allocator's peak).
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import LxmertConfig, LxmertForQuestionAnswering
+
+from adaptive.adapt import Adaptive
+from lxmert.checkpoint import Pretrained
+from lxmert.modeling import Attention
+from report.bench_table import bench_markdown
+from report.results_table import replace_block
+from tasks.vqa_args import POLICIES, VqaArgs
+from tasks.vqa_model import ModelSpec, VqaModel, build, vqa_loss
+from training.optim import JointOptimizer, make_optimizer
+
+Batch = tuple[dict[str, Tensor], Tensor]  # inputs of the model, target
+
+# Word pieces a question, [CLS] and [SEP] included, of 57,038 questions of VQA v2 (mean 9.5).
+LENGTHS = {
+    5: 2, 6: 1480, 7: 6028, 8: 13222, 9: 11092, 10: 10522, 11: 6926, 12: 3460,
+    13: 2010, 14: 1032, 15: 565, 16: 300, 17: 160, 18: 80, 19: 53, 20: 106,
+}  # fmt: skip
+PADDED = 20
+ANSWERS = 3129
+REGIONS = 36
+
+
+class Side(NamedTuple):
+    """One row of the table."""
+
+    name: str
+    strategy: str  # or "huggingface"
+    precision: str
+    dense: bool = False
+    policy: str = "lxmert"
+    share: float = 0.5
+    policy_every: int = 1
+    against: str = ""  # the row that its ratios refer to
+
+
+def sides(default_policy: str) -> list[Side]:
+    """All rows, references first."""
+    other = "light" if default_policy == "lxmert" else "lxmert"
+    rows = [Side("Hugging Face standard", "huggingface", "fp32")]
+    rows += [Side(f"dense {s}", s, "fp32", dense=True) for s in ("SpotTune", "SpotTune_Block")]
+    for precision in ("fp32", "bf16"):
+        standard = f"standard, {precision}"
+        rows += [
+            Side(standard, "standard", precision, against="Hugging Face standard"),
+            Side(f"Frozen, {precision}", "Frozen", precision, against="Hugging Face standard"),
+        ]
+        for strategy in ("SpotTune", "SpotTune_Res", "SpotTune_Block"):
+            dense = "dense SpotTune" if strategy == "SpotTune" else "dense SpotTune_Block"
+            for policy in (default_policy, other):
+                name = f"{strategy}, {policy} policy, {precision}"
+                rows.append(Side(name, strategy, precision, policy=policy, against=dense))
+        block = Side("", "SpotTune_Block", precision, policy="light", against=standard)
+        rows += [
+            block._replace(name=f"SpotTune_Block, light policy, {precision} (against standard)"),
+            block._replace(name=f"SpotTune_Block, light policy every 4th step, {precision}", policy_every=4),
+        ]
+    for share in (0.25, 0.75):
+        name = f"SpotTune_Block, {default_policy} policy, fp32, {share:.0%} tuned"
+        rows.append(
+            Side(name, "SpotTune_Block", "fp32", False, default_policy, share, 1, "dense SpotTune_Block")
+        )
+    return rows
+
+
+class Turn(NamedTuple):
+    """One measurement of one side."""
+
+    train: float  # examples a second
+    evaluation: float  # examples a second
+    peak: float  # GB
+
+
+def main(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure, print the table, write JSON and, if asked, the README's block."""
+    torch.manual_seed(args.seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    config = LxmertConfig(
+        hidden_size=args.hidden,
+        num_attention_heads=args.heads,
+        intermediate_size=4 * args.hidden,
+        l_layers=args.layers[0],
+        r_layers=args.layers[1],
+        x_layers=args.layers[2],
+        visual_feat_dim=args.features,
+        num_qa_labels=ANSWERS,
+    )
+    wanted = [side for side in sides(args.policy) if args.only in side.name or is_reference(side, args)]
+    turns: dict[str, list[Turn]] = {side.name: [] for side in wanted}
+    with tqdm(total=len(wanted) * args.repeats, unit="turn") as bar:
+        for repeat in range(args.repeats):
+            batches = make_batches(args, config, torch.Generator().manual_seed(args.seed + repeat), device)
+            for side in wanted:
+                bar.set_description(side.name)
+                turns[side.name].append(measure(side, config, batches, args.seed, device))
+                bar.update()
+    report = {
+        "hardware": {"device": str(device), "processor": processor(), "threads": torch.get_num_threads()},
+        "versions": {name: version(name) for name in ("torch", "transformers")},
+        "python": platform.python_version(),
+        "arguments": {name: str(value) for name, value in vars(args).items()},
+        "rows": [summary(side, turns[side.name]) for side in wanted],
+    }
+    table = bench_markdown(report)
+    print(table)
+    args.json.parent.mkdir(parents=True, exist_ok=True)
+    args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    if args.readme:
+        text = args.readme.read_text(encoding="utf-8")
+        args.readme.write_text(replace_block(text, table, str(args.readme), "performance"), encoding="utf-8")
+    return report
+
+
+def summary(side: Side, turns: list[Turn]) -> dict[str, Any]:
+    """Minimum, median and maximum of each figure over the turns."""
+    row: dict[str, Any] = {"name": side.name, "against": side.against}
+    for figure in Turn._fields:
+        values = [getattr(turn, figure) for turn in turns]
+        row[figure] = [min(values), statistics.median(values), max(values)]
+    return row
+
+
+def is_reference(side: Side, args: argparse.Namespace) -> bool:
+    """Whether a row that was asked for is compared with this one."""
+    return any(args.only in row.name and row.against == side.name for row in sides(args.policy))
+
+
+def measure(side: Side, config: LxmertConfig, batches: list[Batch], seed: int, device: torch.device) -> Turn:
+    """Build one side, train and evaluate it for a few steps, and forget it."""
+    gc.collect()
+    torch.manual_seed(seed)
+    ours = not side.dense and side.strategy != "huggingface"
+    batches = [trim(batch) if ours else batch for batch in batches]
+    with peak_memory(device) as peak, attention_step_by_step(side.dense):
+        model = build_side(side, config).to(device)
+        train = time_training(side, model, batches, device)
+        evaluation = time_evaluation(side, model, batches, device)
+    return Turn(train, evaluation, peak())
+
+
+def build_side(side: Side, config: LxmertConfig) -> nn.Module:
+    """A model with random weights: speed does not depend on them."""
+    if side.strategy == "huggingface":
+        return HuggingFace(config)
+    spec = ModelSpec.of(
+        VqaArgs(
+            strategy=side.strategy,
+            from_scratch=True,
+            policy=side.policy,
+            policy_llayers=min(2, config.l_layers),
+        )
+    )
+    weights = Pretrained(config, {}, None, None, "", "random weights", "", [])
+    model = build(spec, weights, [""] * ANSWERS)[0]
+    if model.policy is not None:
+        model.policy = FixedShare(model.policy, side.share)
+        model.slots.dense = side.dense
+    if side.dense:
+        model.model.__class__ = WholeModel
+    return model
+
+
+class HuggingFace(nn.Module):
+    """transformers' model behind our signature."""
+
+    policy = None
+
+    def __init__(self, config: LxmertConfig) -> None:
+        super().__init__()
+        self.model = LxmertForQuestionAnswering(config)
+
+    def forward(self, **inputs: Tensor) -> tuple[Tensor, None]:
+        inputs = {name: t.float() if name.endswith("mask") else t for name, t in inputs.items()}
+        return self.model(**inputs).question_answering_score, None
+
+
+class WholeModel(VqaModel):
+    """Computes the vision half of the last layer too."""
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        return self.answer_head(self.lxmert(**inputs).pooled)
+
+
+class FixedShare(nn.Module):
+    """Runs a policy and lets it learn, but sees to it that a given share of random gates is tuned."""
+
+    def __init__(self, policy: nn.Module, share: float) -> None:
+        super().__init__()
+        self.policy = policy
+        self.share = share
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        logits = self.policy(**inputs)
+        tuned = torch.rand(logits.shape[:2], device=logits.device) < self.share
+        return logits + 1000.0 * torch.stack([~tuned, tuned], -1)
+
+
+def time_training(side: Side, model: nn.Module, batches: list[Batch], device: torch.device) -> float:
+    """Examples a second over all batches but the first."""
+    model.train()
+    parts = [model.model] + ([model.policy] if model.policy is not None else [])
+    optimizer = JointOptimizer([make_optimizer("adamw", part, 1e-5, 0.01) for part in parts])
+
+    def step(number: int, inputs: dict[str, Tensor], target: Tensor) -> None:
+        if isinstance(model, Adaptive):
+            model.train_policy = number % side.policy_every == 0
+        with arithmetic(side, device):
+            loss = vqa_loss(model(**inputs)[0], target)
+        loss.backward()
+        for part in parts:
+            nn.utils.clip_grad_norm_(part.parameters(), 5.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return examples_a_second(step, batches, device, side.policy_every)
+
+
+def time_evaluation(side: Side, model: nn.Module, batches: list[Batch], device: torch.device) -> float:
+    """Examples a second over all batches but the first."""
+    model.eval()
+
+    def step(number: int, inputs: dict[str, Tensor], target: Tensor) -> None:
+        with torch.no_grad(), arithmetic(side, device):
+            model(**inputs)
+
+    return examples_a_second(step, batches, device, 1)
+
+
+def examples_a_second(
+    step: Callable[[int, dict[str, Tensor], Tensor], None],
+    batches: list[Batch],
+    device: torch.device,
+    period: int,
+) -> float:
+    """Run step 0 to warm up, then at least one whole period of steps on the clock."""
+    step(0, *batches[0])
+    synchronise(device)
+    timed = batches[1:] * (-(-period // len(batches[1:])))
+    start = time.perf_counter()
+    for number, batch in enumerate(timed, 1):
+        step(number, *batch)
+    synchronise(device)
+    return sum(len(target) for _, target in timed) / (time.perf_counter() - start)
+
+
+def make_batches(
+    args: argparse.Namespace, config: LxmertConfig, generator: torch.Generator, device: torch.device
+) -> list[Batch]:
+    """Batches of questions alike in length, as length-grouped sampling gives them, padded to 20."""
+    lengths = torch.tensor(list(LENGTHS))
+    shares = torch.tensor([float(count) for count in LENGTHS.values()])
+    pool = lengths[shares.multinomial(50 * args.batch, replacement=True, generator=generator)]
+    grouped = pool.sort().values.view(50, args.batch)
+    chosen = grouped[torch.linspace(4, 45, args.steps + 1).long()]  # short, middling and long ones
+    batches = []
+    for row in chosen:
+        size = (args.batch, PADDED)
+        inputs = {
+            "input_ids": torch.randint(1000, config.vocab_size, size, generator=generator),
+            "attention_mask": torch.arange(PADDED) < row[:, None],
+            "visual_feats": torch.randn(args.batch, REGIONS, config.visual_feat_dim, generator=generator),
+            "visual_pos": torch.rand(args.batch, REGIONS, 4, generator=generator),
+            "visual_attention_mask": torch.ones(args.batch, REGIONS, dtype=torch.bool),
+        }
+        target = (torch.rand(args.batch, ANSWERS, generator=generator) < 0.001).float()
+        batches.append(({name: t.to(device) for name, t in inputs.items()}, target.to(device)))
+    return batches
+
+
+def trim(batch: Batch) -> Batch:
+    """The batch cut to its longest question."""
+    inputs, target = batch
+    longest = int(inputs["attention_mask"].sum(1).max())
+    cut = {name: inputs[name][:, :longest] for name in ("input_ids", "attention_mask")}
+    return inputs | cut, target
+
+
+def arithmetic(side: Side, device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=side.precision == "bf16")
+
+
+@contextmanager
+def attention_step_by_step(active: bool) -> Iterator[None]:
+    """Attention as the earlier implementation computed it, with all intermediate results."""
+    fused = Attention.combine
+
+    def combine(self: Attention, projected: Any, dropped: Any, *args: Tensor) -> Tensor:
+        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in projected)
+        scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+        scores = scores + (~args[-1])[:, None, None, :] * -10000.0
+        return (self.dropout(scores.softmax(-1)) @ value).transpose(1, 2).flatten(2)
+
+    if active:
+        Attention.combine = combine
+    try:
+        yield
+    finally:
+        Attention.combine = fused
+
+
+@contextmanager
+def peak_memory(device: torch.device) -> Iterator[Callable[[], float]]:
+    """Growth in GB at its highest: of the process's resident set, or of the GPU allocator."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        yield lambda: (torch.cuda.max_memory_allocated(device) - before) / 1e9
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back
+        before = resident("VmRSS")
+        yield lambda: (resident("VmHWM") - before) / 1e9
+    except OSError:
+        yield lambda: float("nan")  # no such interface outside Linux
+
+
+def resident(field: str) -> float:
+    """A figure of /proc/self/status in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def processor() -> str:
+    """The processor's name, or the GPU's."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="hidden size 256, 3/2/2 layers, one turn")
+    parser.add_argument("--batch", type=int, default=32, help="examples a step (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps a turn (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="turns of each side (default: %(default)s)")
+    parser.add_argument("--hidden", type=int, default=768, help="hidden size (default: %(default)s)")
+    parser.add_argument("--heads", type=int, default=12, help="attention heads (default: %(default)s)")
+    parser.add_argument("--features", type=int, default=2048, help="features a region (default: %(default)s)")
+    parser.add_argument("--layers", default="9/5/5", help="language/vision/cross (default: %(default)s)")
+    parser.add_argument("--policy", choices=POLICIES, default=VqaArgs.policy, help="the policy listed first")
+    parser.add_argument("--only", default="", help="only rows whose name contains this, and their references")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, default=Path("snap/bench.json"), help="default: %(default)s")
+    parser.add_argument("--readme", type=Path, help="file whose performance table to replace")
+    args = parser.parse_args(argv)
+    if args.quick:
+        args.hidden, args.heads, args.layers, args.repeats = 256, 4, "3/2/2", 1
+    try:
+        args.layers = tuple(int(count) for count in args.layers.split("/"))
+        language, vision, cross = args.layers
+    except ValueError:
+        parser.error(f"--layers looks like 9/5/5, not {args.layers}")
+    if min(language, vision, cross, args.batch, args.steps, args.repeats) < 1:
+        parser.error("layers, batch, steps and repeats must be at least 1")
+    return args
+
+
+if __name__ == "__main__":
+    main(parse_args())
