@@ -12,27 +12,29 @@ def bench_markdown(report: Mapping[str, Any]) -> str:
     """The table, and below it what it was measured with."""
     rows = {row["name"]: row for row in report["rows"]}
     lines = [_line(HEADER), _line(["---"] + ["---:"] * 3 + ["---"] + ["---:"] * 3)]
-    lines += [_line(_cells(row, rows.get(row["against"]))) for row in rows.values()]
-    hardware, versions = report["hardware"], report["versions"]
-    repeats, batch = report["arguments"]["repeats"], report["arguments"]["batch"]
+    for row in rows.values():
+        figures = [row["name"], _figure(row["train"]), _figure(row["evaluation"]), f"{row['peak'][1]:.2f}"]
+        for name in row["against"] or [None]:
+            ratios = _ratios(row, rows[name]) if name else [""] * 4
+            lines.append(_line([*figures, *ratios]))
+            figures = [""] * 4  # once is enough
+    hardware, versions, arguments = report["hardware"], report["versions"], report["arguments"]
     note = (
         f"{hardware['processor']}, {hardware['threads']} threads, torch {versions['torch']}, transformers "
-        f"{versions['transformers']}; batch {batch}, median of {repeats} turns (minimum to maximum)."
+        f"{versions['transformers']}; batch {arguments['batch']}, {arguments['repeats']} turns, median "
+        "(minimum to maximum)."
     )
     return "\n".join([*lines, "", note])
 
 
-def _cells(row: Mapping[str, Any], reference: Mapping[str, Any] | None) -> list[str]:
-    figures = [_figure(row["train"], 1), _figure(row["evaluation"], 1), f"{row['peak'][1]:.2f}"]
-    if reference is None:
-        return [row["name"], *figures, "", "", "", ""]
-    ratios = [f"{row[key][1] / reference[key][1]:.2f}x" for key in ("train", "evaluation", "peak")]
-    return [row["name"], *figures, reference["name"], *ratios]
+def _ratios(row: Mapping[str, Any], reference: Mapping[str, Any]) -> list[str]:
+    ratios = [row[figure][1] / reference[figure][1] for figure in ("train", "evaluation", "peak")]
+    return [reference["name"], *(f"{ratio:.2f}x" for ratio in ratios)]
 
 
-def _figure(spread: Sequence[float], digits: int) -> str:
+def _figure(spread: Sequence[float]) -> str:
     """Minimum, median and maximum as "median (minimum to maximum)"."""
-    low, middle, high = (f"{value:.{digits}f}" for value in spread)
+    low, middle, high = (f"{value:.1f}" for value in spread)
     return middle if low == high else f"{middle} ({low} to {high})"
 
 

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 import transformers
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import BertTokenizer, LxmertConfig, get_linear_schedule_with_warmup
@@ -58,7 +58,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=Path("snap/pretrained/lxmert-scenes"),
         help="folder to write; an earlier model in it is replaced at the end",
     )
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads; a second one gains little")
     args = parser.parse_args(argv)
     for name in ("scenes", "questions", "epochs", "batch_size", "lr", "threads"):
         if getattr(args, name) <= 0:
@@ -272,13 +272,13 @@ def write_model(
         for name, value in model.state_dict().items()
         if name.startswith(("lxmert.", "answer_head."))
     }
-    save_file(weights, aside / "model.safetensors", metadata={"format": "pt"})
+    content = save(weights, metadata={"format": "pt"})
+    (aside / "model.safetensors").write_bytes(content)
     model.config.save_pretrained(aside)
     (aside / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
     tokenizer = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": MAX_TOKENS}
     _write_json(aside / "tokenizer_config.json", tokenizer)
-    checksum = hashlib.sha256((aside / "model.safetensors").read_bytes()).hexdigest()
-    report = report | {"sha256": checksum}
+    report = report | {"sha256": hashlib.sha256(content).hexdigest()}
     _write_json(aside / "pretraining.json", report)
     if output.exists():
         shutil.rmtree(output)

@@ -20,13 +20,14 @@ state before the side was built (on a GPU: the allocator's peak).
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
 import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,35 +68,35 @@ class Side(NamedTuple):
     policy: str = "lxmert"
     share: float = 0.5
     policy_every: int = 1
-    against: str = ""  # the row that its ratios refer to
+    against: tuple[str, ...] = ()  # the rows that its ratios refer to
 
 
 def sides(default_policy: str) -> list[Side]:
     """All rows, references first."""
-    other = "light" if default_policy == "lxmert" else "lxmert"
-    rows = [Side("Hugging Face standard", "huggingface", "fp32")]
-    rows += [Side(f"dense {s}", s, "fp32", dense=True) for s in ("SpotTune", "SpotTune_Block")]
+    other = next(policy for policy in POLICIES if policy != default_policy)
+    hugging_face, dense, dense_block = "Hugging Face standard", "dense SpotTune", "dense SpotTune_Block"
+    rows = [
+        Side(hugging_face, "huggingface", "fp32"),
+        Side(dense, "SpotTune", "fp32", dense=True),
+        Side(dense_block, "SpotTune_Block", "fp32", dense=True),
+    ]
     for precision in ("fp32", "bf16"):
         standard = f"standard, {precision}"
-        rows += [
-            Side(standard, "standard", precision, against="Hugging Face standard"),
-            Side(f"Frozen, {precision}", "Frozen", precision, against="Hugging Face standard"),
-        ]
+        rows.append(Side(standard, "standard", precision, against=(hugging_face,)))
+        rows.append(Side(f"Frozen, {precision}", "Frozen", precision, against=(hugging_face,)))
         for strategy in ("SpotTune", "SpotTune_Res", "SpotTune_Block"):
-            dense = "dense SpotTune" if strategy == "SpotTune" else "dense SpotTune_Block"
             for policy in (default_policy, other):
                 name = f"{strategy}, {policy} policy, {precision}"
-                rows.append(Side(name, strategy, precision, policy=policy, against=dense))
-        block = Side("", "SpotTune_Block", precision, policy="light", against=standard)
-        rows += [
-            block._replace(name=f"SpotTune_Block, light policy, {precision} (against standard)"),
-            block._replace(name=f"SpotTune_Block, light policy every 4th step, {precision}", policy_every=4),
-        ]
+                against = (dense if strategy == "SpotTune" else dense_block, standard)
+                rows.append(Side(name, strategy, precision, policy=policy, against=against))
+        name = f"SpotTune_Block, light policy every 4th step, {precision}"
+        rows.append(
+            Side(name, "SpotTune_Block", precision, policy="light", policy_every=4, against=(standard,))
+        )
     for share in (0.25, 0.75):
         name = f"SpotTune_Block, {default_policy} policy, fp32, {share:.0%} tuned"
-        rows.append(
-            Side(name, "SpotTune_Block", "fp32", False, default_policy, share, 1, "dense SpotTune_Block")
-        )
+        block = Side(name, "SpotTune_Block", "fp32", policy=default_policy, against=(dense_block,))
+        rows.append(block._replace(share=share))
     return rows
 
 
@@ -158,12 +159,12 @@ def summary(side: Side, turns: list[Turn]) -> dict[str, Any]:
 
 def is_reference(side: Side, args: argparse.Namespace) -> bool:
     """Whether a row that was asked for is compared with this one."""
-    return any(args.only in row.name and row.against == side.name for row in sides(args.policy))
+    return any(args.only in row.name and side.name in row.against for row in sides(args.policy))
 
 
 def measure(side: Side, config: LxmertConfig, batches: list[Batch], seed: int, device: torch.device) -> Turn:
     """Build one side, train and evaluate it for a few steps, and forget it."""
-    gc.collect()
+    give_back_memory()
     torch.manual_seed(seed)
     ours = not side.dense and side.strategy != "huggingface"
     batches = [trim(batch) if ours else batch for batch in batches]
@@ -348,6 +349,13 @@ def peak_memory(device: torch.device) -> Iterator[Callable[[], float]]:
         yield lambda: (resident("VmHWM") - before) / 1e9
     except OSError:
         yield lambda: float("nan")  # no such interface outside Linux
+
+
+def give_back_memory() -> None:
+    """Return what the last side freed to the system, so that the next one's growth is its own."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # glibc only
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def resident(field: str) -> float:

@@ -1,0 +1,135 @@
+"""The sub-commands of vqa_prepare.py that deal with region features: `features` and `doctor`."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+import torch
+
+from tasks.vqa_doctor import EXTRA_SPLITS, can_train, examine
+from vqadata.convert import Source, convert
+from vqadata.features import StoreError
+from vqadata.npz import NpzSource
+from vqadata.tsv import TsvSource
+
+DTYPES = {"fp16": "float16", "fp32": "float32"}
+
+FEATURES_HELP = """\
+Convert region features to a store that training reads at once and in little memory.
+
+  bash run/vqa_prepare.bash features train2014_obj36.tsv val2014_obj36.tsv
+
+writes data/vqav2/features/train2014/ and .../val2014/. A file may be LXMERT's .tsv, the .zip it comes in (read
+without unpacking), or a folder with one .npz an image (arrays x or features, bbox or boxes in pixels, image_w,
+image_h; the file's name is the image id). VQA-CP v2 uses the features of VQA v2. Rows are converted in one
+pass in constant memory; after an interruption the same command goes on where it was."""
+
+DOCTOR_HELP = """\
+Say what of a data set is there, what is missing, where it goes and where it can be had; which images have
+questions but no features; whether files are as long as they should be and match their checksums.
+Ends with exit code 1 if the default splits cannot be trained on."""
+
+
+def add_commands(subparsers: argparse._SubParsersAction) -> None:
+    """Add `features` and `doctor`; each sets `run`, a function of the parsed arguments to the exit code."""
+    features = subparsers.add_parser(
+        "features",
+        help="region features -> a feature store",
+        description=FEATURES_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    features.add_argument("files", type=Path, nargs="+", metavar="FILE", help=".tsv, .zip or folder of .npz")
+    features.add_argument("--data", type=Path, default=Path("data"), help="folder of the data sets (data)")
+    features.add_argument("--dataset", default="vqav2", help="folder below it (vqav2)")
+    features.add_argument(
+        "--image-set", help="name of the store; default: from the file's name, train2014 say"
+    )
+    features.add_argument(
+        "--dtype", choices=DTYPES, default="fp16", help="type of the stored features (fp16)"
+    )
+    features.add_argument("--max-regions", type=_positive, default=36, help="most boxes of an image (36)")
+    features.add_argument(
+        "--with-detections",
+        action="store_true",
+        help="keep the detector's object and attribute ids and scores",
+    )
+    features.add_argument(
+        "--max-faults",
+        type=_count,
+        default=0,
+        help="leave out up to so many faulty rows (0: stop at the first)",
+    )
+    features.add_argument(
+        "--jobs", type=_positive, help="threads that decode; default: one a core, at most 16"
+    )
+    features.add_argument("--quiet", action="store_true", help="no progress bar")
+    features.set_defaults(run=run_features)
+
+    doctor = subparsers.add_parser(
+        "doctor",
+        help="what is there and what is missing",
+        description=DOCTOR_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    doctor.add_argument(
+        "--dataset", choices=tuple(EXTRA_SPLITS), default="vqav2", help="the data set (vqav2)"
+    )
+    doctor.add_argument("--data", type=Path, default=Path("data"), help="folder of the data sets (data)")
+    doctor.add_argument("--verify", action="store_true", help="also read all features and check every row")
+    doctor.set_defaults(run=run_doctor)
+
+
+def run_features(args: argparse.Namespace) -> int:
+    """Convert each file to a store of its own. StoreError, with a sentence, for what cannot be converted."""
+    if args.image_set and len(args.files) > 1:
+        raise StoreError("--image-set names one store: give one file with it.")
+    torch.set_num_threads(1)  # rows are converted side by side already
+    for file in args.files:
+        source: Source = NpzSource(file) if file.is_dir() else TsvSource(file)
+        folder = args.data / args.dataset / "features" / (args.image_set or image_set(file))
+        done = convert(
+            source,
+            folder,
+            regions=args.max_regions,
+            dtype=DTYPES[args.dtype],
+            detections=args.with_detections,
+            max_faults=args.max_faults,
+            threads=args.jobs,
+            progress=not args.quiet,
+        )
+        before = f", {done.resumed_at:,} of them by an earlier run" if done.resumed_at else ""
+        print(f"{folder}: {done.images:,} images{before}")
+        if done.faults:
+            print(f"{len(done.faults)} faulty rows were left out:")
+            print("".join(f"  {fault}\n" for fault in done.faults), end="")
+    return 0
+
+
+def run_doctor(args: argparse.Namespace) -> int:
+    """Print the findings; 1 if the default splits cannot be trained on."""
+    findings = []
+    for finding in examine(args.dataset, args.data, verify=args.verify):
+        findings.append(finding)
+        print(finding)
+    ready = can_train(findings)
+    print(f"\n--dataset {args.dataset} " + ("can be trained on." if ready else "cannot be trained on yet."))
+    return 0 if ready else 1
+
+
+def image_set(file: Path) -> str:
+    """The name of a file's store: train2014_obj36.tsv -> train2014."""
+    return re.sub(r"(_obj\d+)?(\.tsv|\.zip)*$", "", file.name) or file.stem
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
+    return int(text)

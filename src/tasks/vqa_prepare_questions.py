@@ -1,0 +1,356 @@
+"""The commands of `vqa_prepare` that deal with questions and answers."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from vqadata.answers import MIN_OCCURRENCES
+from vqadata.files import DataError, read_answer_list, read_text
+from vqadata.official import read_annotations, read_vqacp
+from vqadata.own import features_folder, find_faults, prepare_own, read_split, read_vocabulary
+from vqadata.priors import TEST_SHARE, changing_priors, prepare_priors, prior_shift, word_coverage
+from vqadata.questions import (
+    HOLDOUT,
+    MINIVAL_IMAGES,
+    Prepared,
+    annotate_lxmert,
+    prepare_lxmert,
+    prepare_vqacp,
+    prepare_vqav2,
+    read_minival_images,
+    rebuild_vqacp,
+    write_prepared,
+)
+from vqadata.scoring import oracle_scores, read_question_ids, scoring_key
+
+FAULTS_SHOWN = 10
+
+Commands = Any  # what argparse's add_subparsers returns; its type has no public name
+
+
+def add_commands(commands: Commands) -> None:
+    """Add `questions`, `questions-cp`, `changing-priors`, `own` and `check`."""
+    questions = _command(
+        commands,
+        "questions",
+        prepare_questions,
+        "VQA v2: train, nominival, minival and test from the published or from LXMERT's files",
+        "Writes data/vqav2/: <split>.json, answers.json and, for official scores, annotations/<split>.json. "
+        f"minival is the first {MINIVAL_IMAGES} images in the row order of val2014_obj36.tsv, nominival the rest "
+        "of val2014; test needs the question file of test2015 and is left out without it.",
+    )
+    _add_source(questions, "folder of VQA v2's published files: plain, .gz or the .zip they come in", False)
+    questions.add_argument(
+        "--lxmert",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of LXMERT's train.json, nominival.json, minival.json, test.json and trainval_label2ans.json",
+    )
+    questions.add_argument(
+        "--minival-images",
+        type=Path,
+        metavar="FILE",
+        help="LXMERT's minival.json, or a JSON list of val2014's image ids in the row order of its features; "
+        "default: the order of data/vqav2/features/val2014",
+    )
+    _add_vocabulary(questions)
+
+    questions_cp = _command(
+        commands,
+        "questions-cp",
+        prepare_questions_cp,
+        "VQA-CP v2: cp_train, cp_val and cp_test",
+        "Writes data/vqacpv2/, which shares the features of data/vqav2/. VQA-CP has no validation split: cp_val "
+        "is held out of its training split by image. Report cp_test once.",
+    )
+    _add_source(questions_cp, "folder of VQA-CP v2's four files; with --test-ids, of VQA v2's files")
+    questions_cp.add_argument(
+        "--test-ids",
+        type=Path,
+        metavar="FILE",
+        help="rebuild the split from VQA v2: ids of the test questions, one a line or as JSON",
+    )
+    _add_holdout(questions_cp)
+    _add_vocabulary(questions_cp)
+
+    priors = _command(
+        commands,
+        "changing-priors",
+        prepare_changing_priors,
+        "a split of any data set in which the usual answers differ between training and test",
+        "Questions of one type with the same usual answer go to one side as a whole, such that the words of the "
+        "test side occur in training (the idea of VQA-CP, Agrawal et al. 2018). Writes cp_train, cp_val and "
+        "cp_test to data/<name>/, which shares the features of the source.",
+    )
+    _add_source(priors, "folder of the data set to split, such as data/scenes")
+    _add_name(priors)
+    priors.add_argument(
+        "--splits", default="train,nominival,minival", help="splits to pool (default: %(default)s)"
+    )
+    priors.add_argument(
+        "--test-share", type=_share, default=TEST_SHARE, help="share for cp_test (default: 1/3)"
+    )
+    priors.add_argument(
+        "--mix",
+        type=_share,
+        default=0.0,
+        help="random share of the questions that changes sides in the end, so that training has seen every "
+        "answer of a question type (default: 0, as published)",
+    )
+    _add_holdout(priors)
+
+    own = _command(
+        commands,
+        "own",
+        prepare_own_data,
+        "your own questions and answers",
+        "Reads every <split>.json of a folder: a list of records with question_id, img_id, sent and answers (1 to "
+        "10), answer or label. Writes data/<name>/ with soft targets, vocabulary and annotations.",
+    )
+    _add_source(own, "folder of your <split>.json files, and of answers.json to set the vocabulary")
+    _add_name(own)
+    own.add_argument("--occurrences", type=_whole, default=1, help="questions an answer needs (default: 1)")
+
+    check_command = _command(
+        commands,
+        "check",
+        check,
+        "names file, record and field of the first ten faults of a data set",
+        "Checks question files, answer list and whether every image has features. Exit code 1 if there are "
+        "faults.",
+    )
+    check_command.add_argument("folder", type=Path, metavar="FOLDER", help="the data set, such as data/mine")
+
+
+# ---------------------------------------------------------------------------------------------- commands
+
+
+def prepare_questions(args: argparse.Namespace) -> int:
+    """VQA v2."""
+    started = time.perf_counter()
+    folder = args.data / "vqav2"
+    if args.lxmert:
+        prepared = prepare_lxmert(args.lxmert, _vocabulary(args))
+        if args.source:
+            prepared = annotate_lxmert(prepared, args.source)
+    elif args.source:
+        minival = read_minival_images(_minival_file(args, folder))
+        prepared = prepare_vqav2(args.source, minival, _vocabulary(args), args.occurrences)
+    else:
+        raise DataError("name the folder of the published files with --from, or LXMERT's with --lxmert.")
+    write_prepared(folder, prepared)
+    summarise(folder, prepared, time.perf_counter() - started)
+    if "test" not in prepared.splits:
+        print("There is no test split: its question file was not found.")
+    if not prepared.annotations:
+        print(
+            "LXMERT's files hold no human answers: for official scores, give the published files with --from."
+        )
+    return 0
+
+
+def prepare_questions_cp(args: argparse.Namespace) -> int:
+    """VQA-CP v2."""
+    started = time.perf_counter()
+    folder = args.data / "vqacpv2"
+    if args.test_ids:
+        train, test = rebuild_vqacp(args.source, read_test_ids(args.test_ids))
+    else:
+        train, test = read_vqacp(args.source)
+    prepared = prepare_vqacp(
+        train,
+        test,
+        holdout=args.holdout,
+        seed=args.seed,
+        answers=_vocabulary(args),
+        occurrences=args.occurrences,
+    )
+    write_prepared(folder, prepared, _features_pointer(folder, args.data / "vqav2" / "features"))
+    summarise(folder, prepared, time.perf_counter() - started)
+    return 0
+
+
+def prepare_changing_priors(args: argparse.Namespace) -> int:
+    """A changing-priors split of a data set that is there."""
+    started = time.perf_counter()
+    source, folder = args.source, args.data / args.name
+    _refuse_same(source, folder)
+    answers = read_vocabulary(source)
+    if not answers:
+        raise DataError(f"{source / 'answers.json'} is missing.")
+    names = args.splits.split(",")
+    records = [record for name in names for record in read_split(source / f"{name}.json")]
+    files = [source / "annotations" / f"{name}.json" for name in names]
+    annotated = all(file.exists() for file in files)
+    annotations = [entry for file in files for entry in read_annotations(file)] if annotated else []
+    in_test = changing_priors(records, test_share=args.test_share, mix=args.mix, seed=args.seed)
+    prepared = prepare_priors(records, in_test, annotations, answers, holdout=args.holdout, seed=args.seed)
+    write_prepared(folder, prepared, _features_pointer(folder, features_folder(source)))
+    summarise(folder, prepared, time.perf_counter() - started)
+    print(
+        f"Within a question type, {prior_shift(records, in_test):.0%} of the answers change between training "
+        f"and test; {word_coverage(records, in_test):.1%} of the words of the test questions and answers occur "
+        "in training."
+    )
+    return 0
+
+
+def prepare_own_data(args: argparse.Namespace) -> int:
+    """Your own questions and answers."""
+    started = time.perf_counter()
+    folder = args.data / args.name
+    _refuse_same(args.source, folder)
+    prepared = prepare_own(args.source, args.occurrences)
+    pointer = {}
+    if features_folder(args.source).is_dir():
+        pointer = _features_pointer(folder, features_folder(args.source))
+    write_prepared(folder, prepared, pointer)
+    summarise(folder, prepared, time.perf_counter() - started)
+    if not pointer:
+        print(f"Its features belong into {folder / 'features'}.")
+    return 0
+
+
+def check(args: argparse.Namespace) -> int:
+    """Name the first faults of a data set."""
+    faults = list(islice(find_faults(args.folder), FAULTS_SHOWN + 1))
+    for fault in faults[:FAULTS_SHOWN]:
+        print(fault)
+    if len(faults) > FAULTS_SHOWN:
+        print("... and more")
+    if not faults:
+        print(f"{args.folder} has no faults.")
+    return 1 if faults else 0
+
+
+def read_test_ids(path: Path) -> set[int]:
+    """Question ids from a text file, one a line, or from a JSON list of ids or of records that have them."""
+    text = read_text(path)
+    if text.lstrip().startswith(("[", "{")):
+        return read_question_ids(path)
+    ids = set()
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            if not line.strip().isascii() or not line.strip().isdigit():
+                raise DataError(f"{path}, line {number}: {line.strip()[:40]!r} is not a question id.")
+            ids.add(int(line))
+    return ids
+
+
+def summarise(folder: Path, prepared: Prepared, seconds: float) -> None:
+    """Say what was written, and how good a model with this vocabulary can get."""
+    print(f"{folder}: {len(prepared.answers):,} answers, written in {seconds:.1f} s")
+    print(f"{'split':<10} {'questions':>9} {'images':>7} {'with a target':>14} {'best possible':>14}")
+    for name, records in prepared.splits.items():
+        images = len({record["img_id"] for record in records})
+        targets, bound = "-", "-"
+        if any("label" in record for record in records):
+            targets = f"{sum(bool(record.get('label')) for record in records) / len(records):.1%}"
+        if prepared.annotations.get(name):
+            key = scoring_key(prepared.annotations[name])
+            bound = f"{oracle_scores(key, prepared.answers).overall:.2f} %"
+        print(f"{name:<10} {len(records):>9,} {images:>7,} {targets:>14} {bound:>14}")
+
+
+# ----------------------------------------------------------------------------------------------- details
+
+
+def _command(
+    commands: Commands,
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    help: str,
+    description: str,
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}. {description}")
+    parser.set_defaults(run=run)
+    parser.add_argument(
+        "--data", type=Path, default=Path("data"), help="folder of the data sets (default: %(default)s)"
+    )
+    return parser
+
+
+def _add_source(parser: argparse.ArgumentParser, help: str, required: bool = True) -> None:
+    parser.add_argument("--from", dest="source", type=Path, required=required, metavar="FOLDER", help=help)
+
+
+def _add_name(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--name", type=_name, required=True, help="name of the new data set")
+
+
+def _add_holdout(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--holdout",
+        type=_share,
+        default=HOLDOUT,
+        help="share of the training images for cp_val (default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=_whole, default=0, help="decides what is random (default: 0)")
+
+
+def _add_vocabulary(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--answers",
+        type=Path,
+        metavar="FILE",
+        help="take the vocabulary from a list such as LXMERT's trainval_label2ans.json and keep its label order, "
+        "as published checkpoints need it; default: build it",
+    )
+    parser.add_argument(
+        "--occurrences",
+        type=_whole,
+        default=MIN_OCCURRENCES,
+        help="questions an answer must be right for to get into a built vocabulary (default: %(default)s)",
+    )
+
+
+def _vocabulary(args: argparse.Namespace) -> list[str] | None:
+    return read_answer_list(args.answers) if args.answers else None
+
+
+def _minival_file(args: argparse.Namespace, folder: Path) -> Path:
+    path = args.minival_images or folder / "features" / "val2014" / "image_ids.json"
+    if not path.exists():
+        raise DataError(
+            f"which images are minival? {path} is missing. Convert the features of val2014 first (minival is "
+            "their first 5000 images), or give LXMERT's minival.json or a list of image ids with --minival-images."
+        )
+    return path
+
+
+def _features_pointer(folder: Path, features: Path) -> dict[str, Any]:
+    """The file that says that the features of `folder` are those of another data set."""
+    return {"features.json": {"folder": Path(os.path.relpath(features, folder)).as_posix()}}
+
+
+def _refuse_same(source: Path, folder: Path) -> None:
+    if source.resolve() == folder.resolve():
+        raise DataError(f"{folder} would be written over itself; choose another --name.")
+
+
+def _name(text: str) -> str:
+    if not text or text[0] in ".-" or not all(c.isalnum() or c in "._-" for c in text):
+        raise argparse.ArgumentTypeError(f"{text!r} may hold letters, digits, '.', '_' and '-' only")
+    return text
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share of at least 0 and below 1")
+    return share
+
+
+def _whole(text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
