@@ -15,7 +15,7 @@ SIBLINGS = {"adaptive", "lxmert", "vqadata", "training", "report"}
 THIRD_PARTY = {
     "adaptive": {"torch"},
     "lxmert": {"torch", "transformers", "numpy", "safetensors", "huggingface_hub", "tqdm"},
-    "vqadata": {"numpy", "torch", "PIL", "tqdm"},
+    "vqadata": {"numpy", "torch", "PIL", "tqdm", "pybase64"},
     "training": {"torch", "accelerate", "tqdm", "wandb"},
     "report": {"numpy", "matplotlib", "tqdm"},
 }

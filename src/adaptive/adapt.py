@@ -25,6 +25,9 @@ def adapt(model: nn.Module, units: Iterable[tuple[Sequence[str], int]]) -> Slots
     Gates are numbered in the order of the units; a unit takes as many as it is wide, and its submodules share
     them. So do all calls of a module that is called several times in one forward pass. AttributeError for an
     unknown name.
+
+    A submodule must be a function of its arguments (no cache that it writes to) with the batch as the first
+    dimension of every tensor that differs between examples; outputs may be tensors, None, or tuples of them.
     """
     units = list(units)
     slots = Slots(sum(width for _, width in units))

@@ -96,7 +96,12 @@ def with_gate_gradient(gate: Tensor, chosen: Any, difference: Any) -> Any:
 
 
 def per_slice(gate: Tensor, like: Tensor) -> Tensor:
-    """Gates (B, w) spread over the last dimension of `like` (B, ..., w * n): (B, 1, ..., w * n)."""
+    """Gates (B, w) spread over the last dimension of `like` (B, ..., w * n): (B, 1, ..., w * n).
+
+    ValueError if that dimension does not fall into w equal slices.
+    """
+    if like.shape[-1] % gate.shape[1]:
+        raise ValueError(f"size {like.shape[-1]} does not fall into {gate.shape[1]} equal slices")
     spread = gate.repeat_interleave(like.shape[-1] // gate.shape[1], dim=1)
     return spread.view(len(gate), *[1] * (like.dim() - 2), -1)
 

@@ -14,8 +14,9 @@ def bench_markdown(report: Mapping[str, Any]) -> str:
     lines = [_line(HEADER), _line(["---"] + ["---:"] * 3 + ["---"] + ["---:"] * 3)]
     for row in rows.values():
         figures = [row["name"], _figure(row["train"]), _figure(row["evaluation"]), f"{row['peak'][1]:.2f}"]
-        for name in row["against"] or [None]:
-            ratios = _ratios(row, rows[name]) if name else [""] * 4
+        references = [rows[name] for name in row["against"] if name in rows]
+        for reference in references or [None]:
+            ratios = _ratios(row, reference) if reference else [""] * 4
             lines.append(_line([*figures, *ratios]))
             figures = [""] * 4  # once is enough
     hardware, versions, arguments = report["hardware"], report["versions"], report["arguments"]

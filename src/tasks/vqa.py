@@ -156,11 +156,11 @@ def train(args: VqaArgs, accelerator: Accelerator, start: Best | None, stop: Sto
     last = whole_folder(args.folder / "LAST")
     if last:
         accelerator.load_state(str(last))
-        tracker.rewind(progress.updates)
         tracker.say(report.going_on(progress, args))
     elif main_process:
         environment = describe_environment(str(accelerator.device), required_files(args))
         write_json(args.folder / "env.json", {**environment, "pretrained_sha256": weights.sha256})
+    tracker.rewind(progress.updates)
 
     # 6. Epochs.
     run = Run(

@@ -1,8 +1,10 @@
 """BEST/: what training changed, and how to build the rest again.
 
 model.safetensors   the trainable tensors (of a run from scratch: all of them)
-model.json          ModelSpec, data set, name and sha256 of the pre-trained file, epoch and accuracy
+model.json          ModelSpec, data set, size of region features, name and sha256 of the pre-trained file,
+                    epoch and accuracy
 answers.json        the answers in label order
+pretrained/         the pre-trained model; only in folders made by vqa_export.py, which need nothing else
 """
 
 from __future__ import annotations
@@ -18,10 +20,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lxmert.checkpoint import Pretrained
-from tasks.vqa_model import ModelSpec
+from lxmert.files import CheckpointError
+from tasks.vqa_model import ModelSpec, load_weights
 from training.checkpoint import open_aside, swap_in
 
 FORMAT = 1
+INSIDE = "pretrained"
 
 
 class BestError(ValueError):
@@ -34,9 +38,11 @@ class Best(NamedTuple):
     folder: Path
     spec: ModelSpec
     dataset: str
+    features: int  # size of a region's features
     answers: list[str]
     pretrained_source: str
     pretrained_sha256: str
+    metrics: dict[str, float]  # of the epoch that it holds
 
 
 def save_best(
@@ -56,6 +62,7 @@ def save_best(
         "format": FORMAT,
         "spec": dataclasses.asdict(spec),
         "dataset": dataset,
+        "features": weights.config.visual_feat_dim,
         "pretrained": {"source": weights.source, "sha256": weights.sha256},
         "metrics": metrics,
     }
@@ -71,13 +78,19 @@ def read_best(folder: Path) -> Best:
         answers = json.loads((folder / "answers.json").read_text(encoding="utf-8"))
         if description["format"] != FORMAT:
             raise BestError(f"{folder} is of format {description['format']}; this code reads {FORMAT}.")
+        spec = ModelSpec(**description["spec"])
+        if (folder / INSIDE).is_dir():
+            inside = str(folder / INSIDE)
+            spec = dataclasses.replace(spec, pretrained=inside, load_lxmert=None, load_lxmert_qa=None)
         return Best(
             folder,
-            ModelSpec(**description["spec"]),
+            spec,
             description["dataset"],
+            description["features"],
             answers,
             description["pretrained"]["source"],
             description["pretrained"]["sha256"],
+            description["metrics"],
         )
     except FileNotFoundError as error:
         name = Path(error.filename).name
@@ -88,23 +101,43 @@ def read_best(folder: Path) -> Best:
         raise BestError(f"{folder} is damaged: {error}.") from None
 
 
+def weights_behind(best: Best) -> Pretrained:
+    """The pre-trained weights that a BEST folder was trained from.
+
+    BestError says which file is missing, or is another one than it was.
+    """
+    try:
+        weights = load_weights(best.spec, best.features)
+    except CheckpointError as error:
+        raise BestError(
+            f"{best.folder} needs the pre-trained {best.pretrained_source} (sha256 "
+            f"{best.pretrained_sha256[:12]}...), from which it was trained: {error}"
+        ) from None
+    _require_same_file(best, weights)
+    return weights
+
+
 def load_best(best: Best, model: nn.Module, weights: Pretrained) -> None:
     """Put the saved tensors over a model freshly built from the same pre-trained file.
 
     BestError if that file is another one, or if not exactly the expected tensors are there.
     """
-    if weights.sha256 != best.pretrained_sha256:
-        raise BestError(
-            f"{best.folder} was trained from {best.pretrained_source} with the sha256 "
-            f"{best.pretrained_sha256[:12]}..., but {weights.source} has {weights.sha256[:12]}...; "
-            "its frozen parts would be wrong. Put the original file back."
-        )
+    _require_same_file(best, weights)
     file = best.folder / "model.safetensors"
     try:
         tensors = load_file(file)
     except (OSError, SafetensorError) as error:
         raise BestError(f"{file} cannot be read: {error}.") from None
     _overlay(_own_tensors(model, best.spec), tensors, file)
+
+
+def _require_same_file(best: Best, weights: Pretrained) -> None:
+    if weights.sha256 != best.pretrained_sha256:
+        raise BestError(
+            f"{best.folder} was trained from {best.pretrained_source} with the sha256 "
+            f"{best.pretrained_sha256[:12]}..., but {weights.source} has {weights.sha256[:12]}...; "
+            "its frozen parts would be wrong. Put the original file back."
+        )
 
 
 def _own_tensors(model: nn.Module, spec: ModelSpec) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from tasks.vqa_args import RECIPES
 from tasks.vqa_data import FEATURES
 from vqadata.dataset import DataError, read_answers, read_split, split_names
-from vqadata.feature_writer import JOURNAL, MANIFEST, StoreError, intact_rows, store_checksum
+from vqadata.feature_writer import JOURNAL, MANIFEST, StoreError, check_sizes, intact_rows, store_checksum
 from vqadata.features import FeatureStore
 
 # Splits that no training needs, for predictions and for the final figure.
@@ -24,8 +24,8 @@ QUESTION_SOURCES = {
         f"(https://visualqa.org/download.html) or from LXMERT's JSON files (links in the README of {LXMERT})"
     ),
     "vqacpv2": (
-        "`bash run/vqa_prepare.bash` makes it from vqacp_v2_{train,test}_{questions,annotations}.json, or, since "
-        "their original host is gone, from VQA v2 and a list of the test question ids"
+        "`bash run/vqa_prepare.bash` makes it from vqacp_v2_{train,test}_{questions,annotations}.json, or, "
+        "since their original host is gone, from VQA v2 and a list of the test question ids"
     ),
 }
 FEATURE_SOURCE = (
@@ -44,8 +44,8 @@ class Finding(NamedTuple):
     needed: bool = True
 
     def __str__(self) -> str:
-        optional = "" if self.needed or self.state == "ok" else " (not needed for training)"
-        return f"{self.state:<11}{self.what}{optional}" + (f"\n{'':11}{self.advice}." if self.advice else "")
+        optional = " (not needed for training)" if self.state == "missing" and not self.needed else ""
+        return f"{self.state:<11}{self.what}{optional}"
 
 
 def examine(dataset: str, data: Path, *, verify: bool = False) -> Iterator[Finding]:
@@ -108,20 +108,23 @@ def _store(path: Path, verify: bool, held: set[str]) -> tuple[Finding, set[str]]
         return Finding("damaged", f"{path} is no feature store: {MANIFEST} is missing", again, False), set()
     try:
         store = FeatureStore(path)
+        check_sizes(path, store.manifest)
         if store_checksum(path) != store.manifest["checksum"]:
             raise StoreError(f"{path} is damaged: its ids or row checksums do not match its manifest.")
         if verify:
             _verify(store)
-    except (StoreError, OSError, KeyError) as error:
+    except StoreError as error:
         return Finding("damaged", str(error), again), set()
+    except (OSError, KeyError) as error:
+        return Finding(
+            "damaged", f"{path} is not as this version writes it: {error} is missing", again
+        ), set()
     twice = held & store.rows.keys()
     if twice:
         what = f"{path} repeats {len(twice):,} images of another store, such as {min(twice)}"
         return Finding("damaged", what, "Move one of the two stores elsewhere"), set()
-    left_out = len(store.manifest["faults"] if "faults" in store.manifest else ())
-    extent = (
-        f"{len(store.rows):,} images, {store.manifest['dtype']}, checksum {store.manifest['checksum'][:12]}"
-    )
+    left_out, checksum = len(store.manifest["faults"]), store.manifest["checksum"]
+    extent = f"{len(store.rows):,} images, {store.manifest['dtype']}, checksum {checksum[:12]}"
     note = f"; {left_out} faulty rows of its source were left out" if left_out else ""
     return Finding("ok", f"{path}: {extent}{', every row verified' if verify else ''}{note}"), set(store.rows)
 

@@ -245,7 +245,7 @@ def _apply_sizes(config: LxmertConfig, spec: ModelSpec) -> None:
 
 
 def _apply_features(weights: Pretrained, spec: ModelSpec, features: int | None) -> None:
-    """The size of region features comes from the checkpoint too, unless the part that reads them is random."""
+    """The size of region features comes from the checkpoint too, unless what reads them is random."""
     config = weights.config
     if features is None or features == config.visual_feat_dim:
         return

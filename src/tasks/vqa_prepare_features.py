@@ -6,10 +6,8 @@ import argparse
 import re
 from pathlib import Path
 
-import torch
-
-from tasks.vqa_doctor import EXTRA_SPLITS, can_train, examine
-from vqadata.convert import Source, convert
+from tasks.vqa_doctor import EXTRA_SPLITS, Finding, can_train, examine
+from vqadata.convert import Conversion, Source, convert
 from vqadata.features import StoreError
 from vqadata.npz import NpzSource
 from vqadata.tsv import TsvSource
@@ -21,10 +19,10 @@ Convert region features to a store that training reads at once and in little mem
 
   bash run/vqa_prepare.bash features train2014_obj36.tsv val2014_obj36.tsv
 
-writes data/vqav2/features/train2014/ and .../val2014/. A file may be LXMERT's .tsv, the .zip it comes in (read
-without unpacking), or a folder with one .npz an image (arrays x or features, bbox or boxes in pixels, image_w,
-image_h; the file's name is the image id). VQA-CP v2 uses the features of VQA v2. Rows are converted in one
-pass in constant memory; after an interruption the same command goes on where it was."""
+writes data/vqav2/features/train2014/ and .../val2014/. A file may be LXMERT's .tsv, the .zip it comes in
+(read without unpacking), or a folder with one .npz an image (arrays x or features, bbox or boxes in pixels,
+image_w, image_h; the file's name is the image id). VQA-CP v2 uses the features of VQA v2. Rows are converted
+in one pass in constant memory; after an interruption the same command goes on where it was."""
 
 DOCTOR_HELP = """\
 Say what of a data set is there, what is missing, where it goes and where it can be had; which images have
@@ -85,20 +83,12 @@ def run_features(args: argparse.Namespace) -> int:
     """Convert each file to a store of its own. StoreError, with a sentence, for what cannot be converted."""
     if args.image_set and len(args.files) > 1:
         raise StoreError("--image-set names one store: give one file with it.")
-    torch.set_num_threads(1)  # rows are converted side by side already
     for file in args.files:
-        source: Source = NpzSource(file) if file.is_dir() else TsvSource(file)
         folder = args.data / args.dataset / "features" / (args.image_set or image_set(file))
-        done = convert(
-            source,
-            folder,
-            regions=args.max_regions,
-            dtype=DTYPES[args.dtype],
-            detections=args.with_detections,
-            max_faults=args.max_faults,
-            threads=args.jobs,
-            progress=not args.quiet,
-        )
+        try:
+            done = _convert(file, folder, args)
+        except OSError as error:
+            raise StoreError(f"{error.filename or file}: {error.strerror or error}.") from None
         before = f", {done.resumed_at:,} of them by an earlier run" if done.resumed_at else ""
         print(f"{folder}: {done.images:,} images{before}")
         if done.faults:
@@ -107,12 +97,28 @@ def run_features(args: argparse.Namespace) -> int:
     return 0
 
 
+def _convert(file: Path, folder: Path, args: argparse.Namespace) -> Conversion:
+    source: Source = NpzSource(file) if file.is_dir() else TsvSource(file)
+    return convert(
+        source,
+        folder,
+        regions=args.max_regions,
+        dtype=DTYPES[args.dtype],
+        detections=args.with_detections,
+        max_faults=args.max_faults,
+        threads=args.jobs,
+        progress=not args.quiet,
+    )
+
+
 def run_doctor(args: argparse.Namespace) -> int:
-    """Print the findings; 1 if the default splits cannot be trained on."""
-    findings = []
+    """Print the findings, each advice once; 1 if the default splits cannot be trained on."""
+    findings: list[Finding] = []
     for finding in examine(args.dataset, args.data, verify=args.verify):
-        findings.append(finding)
         print(finding)
+        if finding.advice and finding.advice not in (earlier.advice for earlier in findings):
+            print(f"{'':11}{finding.advice}.")
+        findings.append(finding)
     ready = can_train(findings)
     print(f"\n--dataset {args.dataset} " + ("can be trained on." if ready else "cannot be trained on yet."))
     return 0 if ready else 1

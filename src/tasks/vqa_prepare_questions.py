@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from vqadata.answers import MIN_OCCURRENCES
-from vqadata.files import DataError, read_answer_list, read_text
-from vqadata.official import read_annotations, read_vqacp
+from vqadata.files import DataError, read_answer_list
+from vqadata.official import read_annotations, read_vqacp, read_vqav2, read_vqav2_test, require_vqav2
 from vqadata.own import features_folder, find_faults, prepare_own, read_split, read_vocabulary
 from vqadata.priors import TEST_SHARE, changing_priors, prepare_priors, prior_shift, word_coverage
 from vqadata.questions import (
@@ -24,10 +24,11 @@ from vqadata.questions import (
     prepare_vqacp,
     prepare_vqav2,
     read_minival_images,
+    read_test_ids,
     rebuild_vqacp,
     write_prepared,
 )
-from vqadata.scoring import oracle_scores, read_question_ids, scoring_key
+from vqadata.scoring import oracle_scores, scoring_key
 
 FAULTS_SHOWN = 10
 
@@ -42,15 +43,16 @@ def add_commands(commands: Commands) -> None:
         prepare_questions,
         "VQA v2: train, nominival, minival and test from the published or from LXMERT's files",
         "Writes data/vqav2/: <split>.json, answers.json and, for official scores, annotations/<split>.json. "
-        f"minival is the first {MINIVAL_IMAGES} images in the row order of val2014_obj36.tsv, nominival the rest "
-        "of val2014; test needs the question file of test2015 and is left out without it.",
+        f"minival is the first {MINIVAL_IMAGES} images in the row order of val2014_obj36.tsv, nominival the "
+        "rest of val2014; test needs the question file of test2015 and is left out without it.",
     )
     _add_source(questions, "folder of VQA v2's published files: plain, .gz or the .zip they come in", False)
     questions.add_argument(
         "--lxmert",
         type=Path,
         metavar="FOLDER",
-        help="folder of LXMERT's train.json, nominival.json, minival.json, test.json and trainval_label2ans.json",
+        help="folder of LXMERT's train.json, nominival.json, minival.json, test.json and "
+        "trainval_label2ans.json; with --from its questions get the published annotations",
     )
     questions.add_argument(
         "--minival-images",
@@ -66,8 +68,8 @@ def add_commands(commands: Commands) -> None:
         "questions-cp",
         prepare_questions_cp,
         "VQA-CP v2: cp_train, cp_val and cp_test",
-        "Writes data/vqacpv2/, which shares the features of data/vqav2/. VQA-CP has no validation split: cp_val "
-        "is held out of its training split by image. Report cp_test once.",
+        "Writes data/vqacpv2/, which shares the features of data/vqav2/. VQA-CP has no validation split: "
+        "cp_val is held out of its training split by image. Report cp_test once.",
     )
     _add_source(questions_cp, "folder of VQA-CP v2's four files; with --test-ids, of VQA v2's files")
     questions_cp.add_argument(
@@ -84,9 +86,9 @@ def add_commands(commands: Commands) -> None:
         "changing-priors",
         prepare_changing_priors,
         "a split of any data set in which the usual answers differ between training and test",
-        "Questions of one type with the same usual answer go to one side as a whole, such that the words of the "
-        "test side occur in training (the idea of VQA-CP, Agrawal et al. 2018). Writes cp_train, cp_val and "
-        "cp_test to data/<name>/, which shares the features of the source.",
+        "Questions of one type with the same usual answer go to one side as a whole, such that the words of "
+        "the test side occur in training (the idea of VQA-CP, Agrawal et al. 2018). Writes cp_train, cp_val "
+        "and cp_test to data/<name>/, which shares the features of the source.",
     )
     _add_source(priors, "folder of the data set to split, such as data/scenes")
     _add_name(priors)
@@ -110,8 +112,8 @@ def add_commands(commands: Commands) -> None:
         "own",
         prepare_own_data,
         "your own questions and answers",
-        "Reads every <split>.json of a folder: a list of records with question_id, img_id, sent and answers (1 to "
-        "10), answer or label. Writes data/<name>/ with soft targets, vocabulary and annotations.",
+        "Reads every <split>.json of a folder: a list of records with question_id, img_id, sent and answers "
+        "(1 to 10), answer or label. Writes data/<name>/ with soft targets, vocabulary and annotations.",
     )
     _add_source(own, "folder of your <split>.json files, and of answers.json to set the vocabulary")
     _add_name(own)
@@ -140,8 +142,16 @@ def prepare_questions(args: argparse.Namespace) -> int:
         if args.source:
             prepared = annotate_lxmert(prepared, args.source)
     elif args.source:
+        require_vqav2(args.source)
         minival = read_minival_images(_minival_file(args, folder))
-        prepared = prepare_vqav2(args.source, minival, _vocabulary(args), args.occurrences)
+        answers = _vocabulary(args)
+        prepared = prepare_vqav2(
+            *read_vqav2(args.source),
+            read_vqav2_test(args.source),
+            minival,
+            answers=answers,
+            occurrences=args.occurrences,
+        )
     else:
         raise DataError("name the folder of the published files with --from, or LXMERT's with --lxmert.")
     write_prepared(folder, prepared)
@@ -195,8 +205,8 @@ def prepare_changing_priors(args: argparse.Namespace) -> int:
     summarise(folder, prepared, time.perf_counter() - started)
     print(
         f"Within a question type, {prior_shift(records, in_test):.0%} of the answers change between training "
-        f"and test; {word_coverage(records, in_test):.1%} of the words of the test questions and answers occur "
-        "in training."
+        f"and test; {word_coverage(records, in_test):.1%} of the words of the test questions and answers "
+        "occur in training."
     )
     return 0
 
@@ -227,20 +237,6 @@ def check(args: argparse.Namespace) -> int:
     if not faults:
         print(f"{args.folder} has no faults.")
     return 1 if faults else 0
-
-
-def read_test_ids(path: Path) -> set[int]:
-    """Question ids from a text file, one a line, or from a JSON list of ids or of records that have them."""
-    text = read_text(path)
-    if text.lstrip().startswith(("[", "{")):
-        return read_question_ids(path)
-    ids = set()
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.strip():
-            if not line.strip().isascii() or not line.strip().isdigit():
-                raise DataError(f"{path}, line {number}: {line.strip()[:40]!r} is not a question id.")
-            ids.add(int(line))
-    return ids
 
 
 def summarise(folder: Path, prepared: Prepared, seconds: float) -> None:
@@ -299,8 +295,8 @@ def _add_vocabulary(parser: argparse.ArgumentParser) -> None:
         "--answers",
         type=Path,
         metavar="FILE",
-        help="take the vocabulary from a list such as LXMERT's trainval_label2ans.json and keep its label order, "
-        "as published checkpoints need it; default: build it",
+        help="take the vocabulary from a list such as LXMERT's trainval_label2ans.json and keep its label "
+        "order, as published checkpoints need it; default: build it",
     )
     parser.add_argument(
         "--occurrences",
@@ -319,7 +315,8 @@ def _minival_file(args: argparse.Namespace, folder: Path) -> Path:
     if not path.exists():
         raise DataError(
             f"which images are minival? {path} is missing. Convert the features of val2014 first (minival is "
-            "their first 5000 images), or give LXMERT's minival.json or a list of image ids with --minival-images."
+            "their first 5000 images), or give LXMERT's minival.json or a list of image ids with "
+            "--minival-images."
         )
     return path
 

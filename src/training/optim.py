@@ -68,7 +68,7 @@ def make_optimizer(name: str, module: nn.Module, lr: float, weight_decay: float)
 
 def warm_up_then_decay(steps: int, warmup: float) -> Callable[[int], float]:
     """Factor on the learning rate: linear from 0 over `warmup` (a share) of the steps, then linear to 0."""
-    rise = max(1, int(steps * warmup))
+    rise = int(steps * warmup)
     return lambda step: step / rise if step < rise else max(0.0, (steps - step) / max(1, steps - rise))
 
 

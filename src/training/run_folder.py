@@ -33,7 +33,7 @@ def open_run_folder(folder: Path, arguments: Mapping[str, Any], *, free: frozens
         write_json(file, arguments)
     except OSError as error:
         raise RunFolderError(f"The run folder {folder} cannot be written: {error.strerror}.") from None
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
         raise RunFolderError(f"{file} is damaged. Delete {folder} or choose another version name.") from None
 
 

@@ -13,6 +13,7 @@ from urllib.parse import urlparse
 
 from tqdm import tqdm
 
+DEFAULT_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # before and since W&B moved
 LOGIN_TIMEOUT = 20  # seconds; a network that does not answer must not hold up a training run
 
 
@@ -71,6 +72,9 @@ class Tracker:
 
         if mode == "auto":
             mode = os.environ.get("WANDB_MODE") or ("online" if _logged_in() else "offline")
+        if mode == "offline":
+            # Its error reports would go out all the same.
+            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         settings = wandb.Settings(silent=True, init_timeout=LOGIN_TIMEOUT, console="off")
         options = {
             "project": "lxmert-spottune",
@@ -96,8 +100,10 @@ def _logged_in() -> bool:
     """Whether W&B would find a key without asking: in the environment or in ~/.netrc."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    server = os.environ.get("WANDB_BASE_URL")
+    hosts = [urlparse(server).netloc] if server else DEFAULT_HOSTS
     try:
-        return netrc.netrc().authenticators(host or "") is not None
+        entries = netrc.netrc(os.environ.get("NETRC"))
+        return any(entries.authenticators(host) for host in hosts)
     except (OSError, netrc.NetrcParseError):
         return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import torch
@@ -307,10 +308,8 @@ def test_gradient_checkpointing_runs_the_same_rows_again() -> None:
         model = adapted(dense=False)
         leaf = gates.clone().requires_grad_()
         model.slots.fill(leaf)
-        if checkpointing:
-            output = checkpoint(model, x, mask, use_reentrant=False)
-        else:
-            output = model(x, mask)
+        run = partial(checkpoint, model, use_reentrant=False) if checkpointing else model
+        output = run(x, mask)
         output.square().sum().backward()
         gradients.append([leaf.grad, *(p.grad for p in model.parameters() if p.grad is not None)])
     assert all(torch.allclose(a, b) for a, b in zip(*gradients, strict=True))

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import random_inputs, small_config
+from transformers import LxmertForQuestionAnswering
+
+from tasks import vqa_bench
+from tasks.vqa_bench import Side, attention_step_by_step, build_side, parse_args, trim
+
+SIZES = [
+    *("--hidden", "32", "--heads", "2", "--features", "16", "--layers", "1/1/1"),
+    *("--batch", "4", "--steps", "1", "--repeats", "1"),
+]
+
+
+@pytest.mark.slow
+def test_a_small_benchmark_measures_every_row_and_writes_its_json(tmp_path: Path) -> None:
+    file = tmp_path / "bench.json"
+    report = vqa_bench.main(parse_args([*SIZES, "--only", "bf16", "--json", str(file)]))
+    names = [row["name"] for row in report["rows"]]
+    assert {"Hugging Face standard", "dense SpotTune", "dense SpotTune_Block"} < set(names)
+    assert all(row["train"][1] > 0 and row["evaluation"][1] > 0 for row in report["rows"])
+    assert json.loads(file.read_text())["rows"] == json.loads(json.dumps(report["rows"]))
+
+
+def test_the_baselines_compute_the_same_logits_as_ours() -> None:
+    """Otherwise a ratio of speeds would mean nothing."""
+    config = small_config()
+    config.num_qa_labels = vqa_bench.ANSWERS
+    inputs = random_inputs(4)
+    torch.manual_seed(0)
+    dense = build_side(Side("", "SpotTune", "fp32", dense=True), config).eval()
+    ours = build_side(Side("", "SpotTune", "fp32"), config).eval()
+    ours.load_state_dict(dense.state_dict())
+    torch.manual_seed(1)
+    with attention_step_by_step(True):
+        expected = dense(**inputs)
+    torch.manual_seed(1)  # the fixed gates are drawn again
+    assert torch.allclose(ours(**inputs).outputs, expected.outputs, atol=1e-5)
+
+    plain = build_side(Side("", "standard", "fp32"), config).eval()
+    hugging_face = build_side(Side("", "huggingface", "fp32"), config).eval()
+    assert isinstance(hugging_face.model, LxmertForQuestionAnswering)
+    hugging_face.model.load_state_dict(
+        {name.removeprefix("model."): tensor for name, tensor in plain.state_dict().items()}
+    )
+    assert torch.allclose(hugging_face(**inputs)[0], plain(**inputs).outputs, atol=1e-5)
+
+
+def test_the_share_tuned_is_what_the_row_says() -> None:
+    side = build_side(Side("", "SpotTune", "fp32", share=0.25), small_config())
+    torch.manual_seed(0)
+    gates = torch.cat([side(**random_inputs(16)).gates for _ in range(20)])
+    assert gates.mean().item() == pytest.approx(0.25, abs=0.01)
+
+
+def test_trimming_cuts_to_the_longest_question() -> None:
+    inputs = random_inputs(4, tokens=9)
+    inputs["attention_mask"][:, 6:] = False
+    cut, _ = trim((inputs, torch.zeros(4, 2)))
+    assert cut["input_ids"].shape == cut["attention_mask"].shape == (4, 6)
+    assert cut["visual_feats"] is inputs["visual_feats"]
+
+
+def test_a_malformed_size_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_args(["--layers", "9/5"])
+    assert "9/5/5" in capsys.readouterr().err

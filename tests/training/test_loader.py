@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator, skip_first_batches
+from accelerate.data_loader import prepare_data_loader
+from torch.utils.data import DataLoader
+
+from training.loader import EpochSampler, make_loader
+
+SIZE, BATCH = 23, 4
+LENGTHS = torch.randint(4, 21, (SIZE,), generator=torch.Generator().manual_seed(0)).tolist()
+grouped_or_not = pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["shuffled", "grouped"])
+
+
+def order(
+    epoch: int, seed: int = 1, lengths: list[int] | None = None, size: int = SIZE, batch: int = BATCH
+) -> list[int]:
+    sampler = EpochSampler(size, seed, batch, lengths)
+    sampler.set_epoch(epoch)
+    return list(sampler)
+
+
+def collate(examples: list[int]) -> torch.Tensor:
+    return torch.tensor(examples)
+
+
+def loader(lengths: list[int] | None = None, workers: int = 0) -> DataLoader:
+    sampler = EpochSampler(SIZE, 1, BATCH, lengths)
+    return make_loader(range(SIZE), BATCH, collate=collate, sampler=sampler, workers=workers)
+
+
+def batches(loader: Iterable[torch.Tensor]) -> list[list[int]]:
+    return [batch.tolist() for batch in loader]
+
+
+def flat(batches: Iterable[list[int]]) -> list[int]:
+    return list(chain.from_iterable(batches))
+
+
+@grouped_or_not
+def test_every_example_comes_once_an_epoch(lengths: list[int] | None) -> None:
+    for epoch in range(5):
+        assert sorted(order(epoch, lengths=lengths)) == list(range(SIZE))
+
+
+@grouped_or_not
+def test_the_order_is_a_function_of_seed_and_epoch_alone(lengths: list[int] | None) -> None:
+    expected = order(3, lengths=lengths)
+    torch.manual_seed(7)
+    sampler = EpochSampler(SIZE, 1, BATCH, lengths)
+    for epoch in (0, 1, 5, 3):  # whatever was drawn before
+        sampler.set_epoch(epoch)
+        drawn = list(sampler)
+    assert drawn == expected == list(sampler)
+
+
+@grouped_or_not
+def test_epochs_and_seeds_differ_in_their_order(lengths: list[int] | None) -> None:
+    orders = [tuple(order(epoch, seed, lengths)) for epoch in range(4) for seed in range(4)]
+    assert len(set(orders)) == len(orders)
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 200, 203, 1003])
+def test_grouping_keeps_every_example_and_puts_the_short_batch_last(size: int) -> None:
+    lengths = np.random.default_rng(0).integers(4, 21, size)
+    sampler = EpochSampler(size, 0, BATCH, lengths)
+    got = batches(make_loader(range(size), BATCH, collate=collate, sampler=sampler))
+    assert sorted(flat(got)) == list(range(size))
+    assert all(len(batch) == BATCH for batch in got[:-1])
+    assert len(got[-1]) == (size % BATCH or BATCH)
+
+
+def padding(order: list[int], lengths: np.ndarray, batch: int) -> int:
+    """Padded places when each batch is as wide as its longest question."""
+    rows = [lengths[order[start : start + batch]] for start in range(0, len(order), batch)]
+    return sum(int(row.max() * len(row) - row.sum()) for row in rows)
+
+
+def test_grouping_saves_most_of_the_padding() -> None:
+    rng = np.random.default_rng(0)
+    lengths = (4 + rng.gamma(5.0, 1.1, 6000)).round().clip(5, 20).astype(int)  # as of VQA v2: mean 9.5
+    assert lengths.mean() == pytest.approx(9.5, abs=0.2)
+    shuffled = padding(order(0, size=6000, batch=32), lengths, 32)
+    grouped = padding(order(0, lengths=lengths, size=6000, batch=32), lengths, 32)
+    assert grouped < 0.1 * shuffled
+
+
+def test_grouped_batches_come_in_no_order_of_length() -> None:
+    lengths = np.random.default_rng(0).integers(4, 21, 3200)
+    means = lengths[order(0, lengths=lengths, size=3200, batch=32)].reshape(-1, 32).mean(1)
+    assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.3
+
+
+def test_without_a_sampler_the_order_is_that_of_the_data() -> None:
+    assert flat(batches(make_loader(range(SIZE), BATCH, collate=collate))) == list(range(SIZE))
+
+
+def states() -> tuple[object, ...]:
+    """Of the global generators of torch, Python and numpy."""
+    of_numpy = np.random.get_state()[1]  # noqa: NPY002 - the global one is what this is about
+    return torch.get_rng_state().tolist(), random.getstate(), of_numpy.tolist()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_iterating_draws_nothing_from_the_global_generators(workers: int) -> None:
+    with_sampler = loader(workers=workers)
+    in_order = make_loader(range(SIZE), BATCH, collate=collate, workers=workers)
+    before = states()
+    for _ in range(2):
+        assert len(batches(with_sampler)) == len(batches(in_order)) == 6
+    assert states() == before
+
+
+def test_workers_do_not_change_the_order() -> None:
+    alone, helped = loader(), loader(workers=2)
+    for epoch in (0, 1):
+        for one in (alone, helped):
+            one.batch_sampler.sampler.set_epoch(epoch)
+        assert batches(alone) == batches(helped)
+
+
+@grouped_or_not
+def test_prepared_by_accelerate_epochs_have_their_order_and_a_resumed_one_the_rest_of_it(
+    lengths: list[int] | None,
+) -> None:
+    prepared = Accelerator().prepare(loader(lengths))
+    for epoch in (0, 2, 1):
+        prepared.set_epoch(epoch)
+        expected = order(epoch, lengths=lengths)
+        whole = batches(prepared)
+        assert flat(whole) == expected
+        for done in (1, 3, 5):
+            prepared.set_epoch(epoch)  # accelerate goes on to the next epoch by itself
+            assert batches(skip_first_batches(prepared, done)) == whole[done:]
+        prepared.set_epoch(epoch)
+        assert batches(prepared) == whole  # skipping left nothing behind
+
+
+@grouped_or_not
+def test_two_processes_share_an_epoch(lengths: list[int] | None) -> None:
+    shards = [
+        prepare_data_loader(loader(lengths), num_processes=2, process_index=index, put_on_device=False)
+        for index in range(2)
+    ]
+    for epoch in (0, 1):
+        for shard in shards:
+            shard.set_epoch(epoch)
+        steps = list(zip(*map(batches, shards), strict=True))
+        seen = flat(first + second for first, second in steps)
+        assert seen[:SIZE] == order(epoch, lengths=lengths)
+        assert set(seen) == set(range(SIZE))  # accelerate fills the last step with examples seen before
+        for shard in shards:
+            shard.set_epoch(epoch)
+        resumed = [batches(skip_first_batches(shard, 1)) for shard in shards]
+        assert list(zip(*resumed, strict=True)) == steps[1:]
