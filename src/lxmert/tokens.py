@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 from transformers import BertTokenizer, PreTrainedTokenizerBase
 
-from lxmert.checkpoint import CheckpointError, local_folder
+from lxmert.files import CheckpointError, local_folder
 
 VOCABULARY_FILES = ("vocab.txt", "tokenizer.json")
 TOKENIZER_FILES = (*VOCABULARY_FILES, "tokenizer_config.json", "special_tokens_map.json")

@@ -1,30 +1,43 @@
-"""Region features on disk: a folder of memory-mapped arrays, one row an image.
+"""Region features on disk: a folder of arrays, one row an image.
 
     <store>/
-      manifest.json     format version, rows, regions, feature size, dtype, source
+      manifest.json     format version, images, regions, feature size, dtype, source, sizes and checksum
       image_ids.json    the row order
       features.npy      (images, regions, feature size)  float16 or float32
       boxes.npy         (images, regions, 4)             float32: x1, y1, x2, y2 divided by width / height
-      num_regions.npy   (images,)                        int32: rows beyond it are padding, all zero
+      num_regions.npy   (images,)                        int32: regions beyond it are padding, all zero
+      row_crc32.npy     (images,)                        uint32: of the image's bytes in all other arrays
+      image_sizes.npy   (images, 2)                      int32: width and height in pixels, if known
+      object_ids.npy, object_scores.npy, attribute_ids.npy, attribute_scores.npy
+                        (images, regions)                the detector's findings, if wanted
 
-Nothing is read until it is asked for, so a 30 GB store opens at once and every worker process shares the
-pages of the one file.
+Opening reads ids and counts only, so a 30 GB store opens at once. A batch is read with plain reads into its
+own memory: all processes share the pages of the one file in the operating system's cache, and unlike pages of
+a memory map they do not count as the memory of a process, which stays small however much has been read.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-FORMAT = 1
+from vqadata.feature_writer import (
+    FORMAT,
+    JOURNAL,
+    MANIFEST,
+    Layout,
+    StoreError,
+    StoreWriter,
+    cast,
+    pack_row,
+)
 
-
-class StoreError(ValueError):
-    """A feature store that is missing, unfinished or damaged; the message says which and what to do."""
+__all__ = ["FeatureStore", "FeatureStores", "Regions", "StoreError", "write_store"]
 
 
 class Regions(NamedTuple):
@@ -45,62 +58,45 @@ def write_store(
     dtype: str = "float16",
     source: str = "",
 ) -> None:
-    """Write one store, row by row, in constant memory.
+    """Write one store, row by row, in constant memory, over whatever store is there.
 
     `rows` yields, in the order of `image_ids`, features (n, feature_size) and boxes (n, 4) in [0, 1] with
     1 <= n <= regions. The manifest is written last: a folder without one is unfinished and is refused by
     `FeatureStore`.
     """
-    path.mkdir(parents=True, exist_ok=True)
-    (path / "manifest.json").unlink(missing_ok=True)
-    count = len(image_ids)
-    shapes = {"features": ((count, regions, feature_size), dtype), "boxes": ((count, regions, 4), "float32")}
-    arrays = {
-        name: np.lib.format.open_memmap(path / f"{name}.npy", mode="w+", dtype=kind, shape=shape)
-        for name, (shape, kind) in shapes.items()
-    }
-    num_regions = np.zeros(count, np.int32)
-    written = 0
-    for index, (features, boxes) in enumerate(rows):
-        n = len(features)
-        if not 1 <= n <= regions:
-            raise StoreError(f"Image {image_ids[index]} has {n} regions; this store holds 1 to {regions}.")
-        arrays["features"][index, :n] = features
-        arrays["boxes"][index, :n] = boxes
-        num_regions[index] = n
-        written += 1
-    if written != count:
-        raise StoreError(f"{count} images were announced and {written} came.")
-    for array in arrays.values():
-        array.flush()
-    np.save(path / "num_regions.npy", num_regions)
-    (path / "image_ids.json").write_text(json.dumps(list(image_ids)), encoding="utf-8")
-    manifest = {
-        "format": FORMAT,
-        "images": count,
-        "regions": regions,
-        "feature_size": feature_size,
-        "dtype": dtype,
-        "source": source,
-    }
-    (path / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    for name in (MANIFEST, JOURNAL):
+        (path / name).unlink(missing_ok=True)
+    layout = Layout(regions, feature_size, dtype)
+    with StoreWriter(path, layout, {"source": source}) as writer:
+        for index, (features, boxes) in enumerate(rows):
+            if index == len(image_ids):
+                raise StoreError(f"{len(image_ids)} images were announced and more came.")
+            if not 1 <= len(features) <= regions:
+                raise StoreError(
+                    f"Image {image_ids[index]} has {len(features)} regions; this store holds 1 to {regions}."
+                )
+            writer.append(image_ids[index], pack_row(layout, features, boxes))
+        if len(writer) != len(image_ids):
+            raise StoreError(f"{len(image_ids)} different images were announced and {len(writer)} came.")
+        writer.finish()
 
 
 class FeatureStore:
-    """One store opened for reading. `rows` maps an image id to its row."""
+    """One store opened for reading. `rows` maps an image id to its row; StoreError if it is not whole."""
 
     def __init__(self, path: Path) -> None:
-        manifest_file = path / "manifest.json"
+        self.path = path
         try:
-            self.manifest = json.loads(manifest_file.read_text(encoding="utf-8"))
+            self.manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
             if self.manifest["format"] != FORMAT:
                 raise StoreError(
-                    f"{manifest_file} is of format {self.manifest['format']}; this code reads {FORMAT}."
+                    f"{path / MANIFEST} is of format {self.manifest['format']}; this code reads {FORMAT}."
                 )
             image_ids = json.loads((path / "image_ids.json").read_text(encoding="utf-8"))
             self.features = np.load(path / "features.npy", mmap_mode="r")
             self.boxes = np.load(path / "boxes.npy", mmap_mode="r")
             self.num_regions = np.load(path / "num_regions.npy")
+            self._file = (path / "features.npy").open("rb", buffering=0)
         except FileNotFoundError as error:
             raise StoreError(
                 f"{path} is not a finished feature store: {Path(error.filename).name} is missing. "
@@ -108,22 +104,33 @@ class FeatureStore:
             ) from None
         except StoreError:
             raise
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, EOFError) as error:
             raise StoreError(f"The feature store {path} is damaged ({error}). Write it again.") from None
         rows = {len(self.features), len(self.boxes), len(self.num_regions), len(image_ids)}
         if len(rows) != 1:
             raise StoreError(
                 f"The feature store {path} is damaged: its arrays differ in length. Write it again."
             )
-        self.path = path
         self.rows: dict[str, int] = {image_id: row for row, image_id in enumerate(image_ids)}
+
+    def __reduce__(self) -> tuple[type[FeatureStore], tuple[Path]]:
+        """Another process opens the store itself: a memory map would be copied to it as a whole."""
+        return FeatureStore, (self.path,)
+
+    def read_features(self, row: int, out: np.ndarray) -> None:
+        """Fill `out` (n, D), of the store's type and contiguous, with the first n regions of a row."""
+        offset = self.features.offset + row * self.features.strides[0]
+        if os.preadv(self._file.fileno(), [out], offset) != out.nbytes:
+            raise StoreError(
+                f"{self._file.name} cannot be read at row {row}: was it cut short? Write it again."
+            )
 
 
 class FeatureStores:
     """All stores below one folder, read as one (train2014 and val2014, say)."""
 
     def __init__(self, folder: Path) -> None:
-        self.stores = [FeatureStore(manifest.parent) for manifest in sorted(folder.glob("*/manifest.json"))]
+        self.stores = [FeatureStore(manifest.parent) for manifest in sorted(folder.glob(f"*/{MANIFEST}"))]
         if not self.stores:
             raise StoreError(f"There is no feature store below {folder}.")
         sizes = {store.manifest["feature_size"] for store in self.stores}
@@ -131,11 +138,11 @@ class FeatureStores:
             raise StoreError(f"The stores below {folder} differ in feature size: {sorted(sizes)}.")
         self.feature_size: int = sizes.pop()
         self.max_regions: int = max(store.manifest["regions"] for store in self.stores)
-        self._where = {
-            image_id: (number, row)
-            for number, store in enumerate(self.stores)
-            for image_id, row in store.rows.items()
-        }
+        self._where: dict[str, tuple[int, int]] = {}
+        for number, store in enumerate(self.stores):
+            self._where.update((image_id, (number, row)) for image_id, row in store.rows.items())
+        if len(self._where) != sum(len(store.rows) for store in self.stores):
+            self._refuse_repeated_image()
 
     def __contains__(self, image_id: str) -> bool:
         return image_id in self._where
@@ -146,15 +153,30 @@ class FeatureStores:
 
     def read(self, places: np.ndarray) -> Regions:
         """The regions of the images at `places` (B, 2, from `locate`), padded to the most in the batch."""
-        counts = np.array([self.stores[s].num_regions[r] for s, r in places])
+        counts = np.array([self.stores[store].num_regions[row] for store, row in places])
         size = int(counts.max())
-        features = np.zeros((len(places), size, self.feature_size), np.float32)
+        features = np.empty((len(places), size, self.feature_size), np.float32)
         boxes = np.zeros((len(places), size, 4), np.float32)
-        for number in np.unique(places[:, 0]):
-            here = places[:, 0] == number
-            rows = places[here, 1]
+        stored: dict[np.dtype, np.ndarray] = {}  # one image as it is in the file: small enough for the cache
+        for index, ((number, row), count) in enumerate(zip(places.tolist(), counts.tolist(), strict=True)):
             store = self.stores[number]
-            width = min(size, store.features.shape[1])
-            features[here, :width] = store.features[rows, :width]
-            boxes[here, :width] = store.boxes[rows, :width]
+            dtype = store.features.dtype
+            if dtype not in stored:
+                stored[dtype] = np.empty((size, self.feature_size), dtype)
+            image = stored[dtype][:count]
+            store.read_features(row, image)
+            cast(image, features[index, :count])
+            features[index, count:] = 0
+            boxes[index, :count] = store.boxes[row, :count]
         return Regions(features, boxes, np.arange(size) < counts[:, None])
+
+    def _refuse_repeated_image(self) -> None:
+        seen: dict[str, FeatureStore] = {}
+        for store in self.stores:
+            for image_id in store.rows:
+                if image_id in seen:
+                    raise StoreError(
+                        f"Image {image_id} is in {seen[image_id].path} and in {store.path}: which features "
+                        "are meant? Move one of the two stores elsewhere."
+                    )
+                seen[image_id] = store

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from huggingface_hub.utils import filter_repo_objects
 
-import lxmert.checkpoint
+import lxmert.files
 import lxmert.tokens
-from lxmert.checkpoint import CheckpointError
+from lxmert.files import CheckpointError
 from lxmert.tokens import encode, load_tokenizer
 
 VOCABULARY = Path(__file__).parents[2].parent / "shared" / "data" / "bert-base-uncased-vocab.txt"
@@ -111,7 +111,7 @@ def test_a_hub_id_asks_for_the_tokenizer_files_only(small: str, monkeypatch: pyt
         asked.extend(filter_repo_objects(there, allow_patterns=allow_patterns))
         return small
 
-    monkeypatch.setattr(lxmert.checkpoint, "snapshot_download", download)
+    monkeypatch.setattr(lxmert.files, "snapshot_download", download)
     assert load_tokenizer("someone/lxmert").tokenize("the CAT") == ["the", "cat"]
     assert asked == ["vocab.txt", "tokenizer_config.json"]
 

@@ -1,0 +1,110 @@
+"""Files and hub models read safely: whatever would have to run code, and whatever is damaged, is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, HTTPError, RepositoryNotFoundError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message says which, why and what to do."""
+
+
+def local_folder(source: str | Path, files: Sequence[str], one_of: Sequence[str] = ()) -> Path:
+    """The folder `source`, or a copy of the hub id with `files` and the first there is of `one_of`."""
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    if folder.exists() or isinstance(source, Path):
+        raise CheckpointError(f"{source} is not a folder with a model.")
+    try:
+        for wanted in [[*files, name] for name in one_of] or [list(files)]:
+            copy = Path(snapshot_download(source, allow_patterns=wanted))
+            if (copy / wanted[-1]).is_file():
+                break
+    except (RepositoryNotFoundError, HFValidationError):
+        raise CheckpointError(f"{source} is neither a folder nor a model on the Hugging Face hub.") from None
+    except (HTTPError, OSError) as error:
+        raise CheckpointError(
+            f"{source} is not a folder, and the Hugging Face hub cannot be reached for it "
+            f"({type(error).__name__}): check the path, or download the model where there is a network."
+        ) from None
+    return copy
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """All tensors of a file by name, floating ones in float32; refuses whatever would have to run code.
+
+    Each tensor has memory of its own, and no more than one of them is ever there twice.
+    """
+    try:
+        if file.suffix == ".safetensors":
+            return _read_safetensors(file)
+        tensors = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "GLOBAL" in str(error):  # how torch names a function or class that it did not call
+            raise CheckpointError(
+                f"{file} holds more than tensors and would run code when read; it was refused. "
+                "Use a file of weights only."
+            ) from None
+        raise CheckpointError(f"{file} is damaged or no PyTorch checkpoint; get it again.") from None
+    except (
+        SafetensorError,
+        RuntimeError,
+        OSError,
+        EOFError,
+        ValueError,
+        KeyError,
+        IndexError,
+        AssertionError,
+    ):
+        # What torch raises on a cut file depends on where it was cut.
+        raise CheckpointError(f"{file} is damaged or no checkpoint; get it again.") from None
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise CheckpointError(f"{file} is no dictionary of tensors by name; save a state_dict.")
+    return {name: _own(tensors.pop(name)) for name in list(tensors)}
+
+
+def read_json(file: Path) -> Any:
+    """The content of a JSON file; CheckpointError if there is none."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"There is no {file}.") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read ({error}).") from None
+
+
+def sha256_of(path: str | Path) -> str:
+    """Checksum of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    with safe_open(file, framework="pt") as opened:
+        names = list(opened.keys())
+    tensors = {}
+    for name in names:
+        # The file is mapped into memory; opened anew, it does not stay there whole beside the copies.
+        with safe_open(file, framework="pt") as opened:
+            tensors[name] = _own(opened.get_tensor(name))
+    return tensors
+
+
+def _own(tensor: Tensor) -> Tensor:
+    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+    return tensor.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)

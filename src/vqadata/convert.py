@@ -1,0 +1,207 @@
+"""Feature files as they are published -> a feature store: one pass, constant memory, all cores.
+
+Reading and writing happen in order in one thread; decoding and checking, which is most of the work, in the
+others (base64, casts and checksums run outside Python's lock).
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from tqdm import tqdm
+
+from vqadata.feature_writer import JOURNAL, MANIFEST, Layout, StoreError, StoreWriter, pack_row
+from vqadata.features import FeatureStore
+from vqadata.tsv import ImageRow, Item, RowFault
+
+PIXEL = 1.0  # detectors round: boxes outside the image by up to this much are clipped to it
+CHUNK = 4  # rows handed to a thread at once
+MOST_THREADS = 16  # beyond that the thread that reads and writes is the limit
+
+
+class Source(Protocol):
+    """Where rows come from: a .tsv, a .zip, a folder."""
+
+    name: str
+    size: int  # how far the first number of a position goes
+    unit: str  # what it counts
+
+    def items(self, position: Sequence[int] | None) -> Iterator[Item]: ...
+
+    def parse(self, item: Item, *, detections: bool = False) -> ImageRow: ...
+
+
+class Conversion(NamedTuple):
+    """What a conversion did."""
+
+    images: int
+    resumed_at: int  # rows that were there already
+    faults: list[str]
+
+
+class Packed(NamedTuple):
+    """A decoded row: what the store gets, or what is wrong with it."""
+
+    item: Item
+    image_id: str
+    parts: list[memoryview]
+    fault: str | None
+
+
+def convert(
+    source: Source,
+    path: Path,
+    *,
+    regions: int = 36,
+    dtype: str = "float16",
+    detections: bool = False,
+    max_faults: int = 0,
+    threads: int | None = None,
+    progress: bool = True,
+) -> Conversion:
+    """Write the store `path` from `source`, going on where an earlier, interrupted call was.
+
+    regions: the most an image may have. A faulty row is left out and counted; StoreError at the fault after
+    `max_faults`, and for whatever makes going on senseless. Rows up to there are kept for the next call.
+    """
+    origin = {"source": source.name, "source_size": source.size}
+    if (path / MANIFEST).exists():
+        options = {"regions": regions, "dtype": dtype, "detections": detections}
+        return _finished_before(path, origin, options)
+    layout = Layout(
+        regions, _feature_size(source, max_faults), dtype, image_sizes=True, detections=detections
+    )
+    with StoreWriter(path, layout, origin) as writer:
+        resumed_at = len(writer)
+        with _bar(source, writer.position, progress) as bar:
+            items = source.items(writer.position)
+            for packed in decode(source, items, layout, threads or min(os.cpu_count() or 1, MOST_THREADS)):
+                _take(packed, writer, max_faults)
+                bar.update(writer.position[0] - bar.n)
+        if not len(writer):
+            raise StoreError(f"{source.name} has no usable row.")
+        writer.finish()
+        return Conversion(len(writer), resumed_at, writer.faults)
+
+
+def decode(source: Source, items: Iterable[Item], layout: Layout, threads: int) -> Iterator[Packed]:
+    """The rows, decoded and checked by `threads` threads, in order; a few chunks are under way at a time."""
+    items = iter(items)
+    waiting: deque[Future[list[Packed]]] = deque()
+    pool = ThreadPoolExecutor(threads)
+    try:
+        while chunk := list(islice(items, CHUNK)):
+            waiting.append(pool.submit(lambda chunk: [_pack(item, source, layout) for item in chunk], chunk))
+            if len(waiting) > 2 * threads:
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def relative_boxes(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Boxes (n, 4) in pixels -> divided by width and height, in [0, 1]; RowFault if they cannot be."""
+    size = np.array([width, height, width, height], np.float32)
+    if not np.isfinite(boxes).all():
+        raise RowFault("boxes holds NaN or infinity")
+    if (boxes < -PIXEL).any() or (boxes > size + PIXEL).any():
+        raise RowFault(f"a box reaches outside the image of {width} x {height} pixels")
+    if (boxes[:, :2] > boxes[:, 2:]).any():
+        raise RowFault("a box ends before it starts (x1, y1, x2, y2 are expected)")
+    return np.clip(boxes / size, 0, 1)
+
+
+def check_features(features: np.ndarray, layout: Layout) -> None:
+    """RowFault unless features (n, D) are as the store's layout has them and finite in its type."""
+    count, size = features.shape
+    if count > layout.regions:
+        raise RowFault(f"has {count} boxes, and the store has room for {layout.regions} (--max-regions)")
+    if size != layout.feature_size:
+        raise RowFault(f"has {size} features a box where the first row has {layout.feature_size}")
+    low, high = float(features.min()), float(features.max())  # NaN, if there is one
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise RowFault("features holds NaN or infinity")
+    if max(-low, high) > float(np.finfo(layout.dtype).max):
+        raise RowFault(
+            f"a feature of {max(-low, high):.6g} is beyond {layout.dtype}; convert with --dtype fp32"
+        )
+
+
+def check_detections(detections: Mapping[str, np.ndarray]) -> None:
+    """RowFault if a detector's id or score cannot be one."""
+    for name, values in detections.items():
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise RowFault(f"{name} holds NaN or infinity")
+        if values.dtype.kind == "i" and (np.abs(values) > np.iinfo(np.int32).max).any():
+            raise RowFault(f"{name} holds a number beyond 32 bits")
+
+
+def _pack(item: Item, source: Source, layout: Layout) -> Packed:
+    seen = item._replace(content=b"")  # so that the text is not kept
+    try:
+        row = source.parse(item, detections=layout.detections)
+        check_features(row.features, layout)
+        check_detections(row.detections)
+        boxes = relative_boxes(row.boxes, row.width, row.height)
+    except RowFault as fault:
+        return Packed(seen, "", [], str(fault))
+    parts = pack_row(layout, row.features, boxes, (row.width, row.height), row.detections)
+    return Packed(seen, row.image_id, parts, None)
+
+
+def _take(packed: Packed, writer: StoreWriter, max_faults: int) -> None:
+    """Append the row, or leave it out with a note of why."""
+    item, fault = packed.item, packed.fault
+    if fault is None and packed.image_id in writer.image_ids:
+        fault = f"image {packed.image_id} was there before"
+    if fault is None:
+        writer.append(packed.image_id, packed.parts, item.position)
+        return
+    fault = f"{item.place}: {fault}."
+    if len(writer.faults) >= max_faults:
+        before = f" {len(writer.faults)} rows were left out before." if writer.faults else ""
+        raise StoreError(f"{fault}{before} Mend the file, or allow rows to be left out with --max-faults.")
+    writer.skip(fault, item.position)
+
+
+def _feature_size(source: Source, max_faults: int) -> int:
+    """Of the first good row. The rows before it are reported when they are converted."""
+    faults = []
+    for item in source.items(None):
+        try:
+            return source.parse(item).features.shape[1]
+        except RowFault as fault:
+            faults.append(f"{item.place}: {fault}.")
+        if len(faults) > max_faults:
+            break
+    raise StoreError(f"{faults[0] if faults else source.name + ' has no rows.'} Is this a feature file?")
+
+
+def _finished_before(path: Path, origin: Mapping[str, Any], options: Mapping[str, Any]) -> Conversion:
+    manifest = FeatureStore(path).manifest
+    (path / JOURNAL).unlink(missing_ok=True)  # if it was interrupted between the last two steps
+    if {**origin, **options}.items() <= manifest.items():
+        return Conversion(manifest["images"], manifest["images"], manifest["faults"])
+    raise StoreError(
+        f"{path} holds a finished store, made from {manifest['source'] or 'something else'} or with other "
+        "options: delete the folder to write it again."
+    )
+
+
+def _bar(source: Source, position: Sequence[int] | None, shown: bool) -> tqdm:
+    return tqdm(
+        total=source.size,
+        initial=position[0] if position else 0,
+        desc=source.name,
+        unit=source.unit,
+        unit_scale=True,
+        disable=not shown,
+    )

@@ -1,0 +1,349 @@
+"""Writing a feature store: any number of rows, in constant memory, able to go on after an interruption.
+
+Rows are written with plain writes rather than through a memory map: a full disk is then an error that can be
+reported instead of a signal that kills the process, and what was written does not count as the process's
+memory. While a store is being written its folder holds `journal.jsonl`, a line for each row that is in the
+arrays. When all are there the arrays get their headers, and last of all the folder its manifest.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import io
+import json
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+FORMAT = 1
+DTYPES = ("float16", "float32")
+JOURNAL = "journal.jsonl"
+MANIFEST = "manifest.json"
+IMAGE_IDS = "image_ids.json"
+ROWS_A_FLUSH = 256
+CAST_BLOCK = 30_000
+CHECKSUMS = "row_crc32"
+DETECTIONS = {
+    "object_ids": "int32",
+    "object_scores": "float32",
+    "attribute_ids": "int32",
+    "attribute_scores": "float32",
+}
+
+
+class StoreError(ValueError):
+    """A feature store that is missing, unfinished or damaged; the message says which and what to do."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the rows of a store hold: R = regions, the most of one image, and D = feature_size."""
+
+    regions: int
+    feature_size: int
+    dtype: str = "float16"
+    image_sizes: bool = False
+    detections: bool = False
+
+    def region_columns(self) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+        """Arrays (images, R, ...) with something for each region: their type and the shape behind R."""
+        columns = {
+            "features": (np.dtype(self.dtype), (self.feature_size,)),
+            "boxes": (np.dtype("float32"), (4,)),
+        }
+        if self.detections:
+            columns |= {name: (np.dtype(kind), ()) for name, kind in DETECTIONS.items()}
+        return columns
+
+    def image_columns(self) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+        """Arrays (images, ...) with something for each image: their type and the shape behind images."""
+        columns = {"num_regions": (np.dtype("int32"), ())}
+        return columns | ({"image_sizes": (np.dtype("int32"), (2,))} if self.image_sizes else {})
+
+    def columns(self) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+        """All arrays: their type and the shape of one row. The last holds a checksum of the others' rows."""
+        regions = {
+            name: (kind, (self.regions, *tail)) for name, (kind, tail) in self.region_columns().items()
+        }
+        return regions | self.image_columns() | {CHECKSUMS: (np.dtype("uint32"), ())}
+
+
+def pack_row(
+    layout: Layout,
+    features: np.ndarray,
+    boxes: np.ndarray,
+    image_size: tuple[int, int] | None = None,
+    detections: Mapping[str, np.ndarray] | None = None,
+) -> list[memoryview]:
+    """One image as the bytes of each column, padded with zeros, in the order of `layout.columns()`.
+
+    features (n, D) and boxes (n, 4) in [0, 1], 1 <= n <= R; image_size: (width, height) in pixels;
+    detections: an array (n,) for each name of DETECTIONS.
+    """
+    count = len(features)
+    values = {"features": features, "boxes": boxes, **(detections or {})}
+    row = []
+    for name, (dtype, tail) in layout.region_columns().items():
+        column = np.empty((layout.regions, *tail), dtype)
+        cast(np.require(values[name], requirements=["C", "W"]), column[:count])
+        column[count:] = 0
+        row.append(column)
+    values = {"num_regions": count, "image_sizes": image_size}
+    row += [np.array(values[name], dtype) for name, (dtype, _) in layout.image_columns().items()]
+    parts = [column.reshape(-1).view(np.uint8).data for column in row]
+    return [*parts, _crc32(parts).reshape(-1).view(np.uint8).data]
+
+
+def cast(source: np.ndarray, target: np.ndarray) -> None:
+    """Copy between contiguous arrays of one shape and different types.
+
+    torch converts to and from float16 seventy times as fast as numpy, and rounds alike. The blocks are below
+    the size from which torch uses threads: with busy cores, waiting for those costs more than such a copy.
+    """
+    given, wanted = torch.from_numpy(source.reshape(-1)), torch.from_numpy(target.reshape(-1))
+    for start in range(0, len(given), CAST_BLOCK):
+        wanted[start : start + CAST_BLOCK].copy_(given[start : start + CAST_BLOCK])
+
+
+class StoreWriter:
+    """An unfinished store, opened for appending, by one process at a time. Use it in a `with`.
+
+    origin: what identifies the source (name, size, ...), kept in the manifest. What an interrupted writer
+    left is gone on with if origin and layout are the same, as far as the checksums of its rows hold;
+    `position` is then that of the last good row. StoreError if the folder holds another store, finished or
+    not.
+    """
+
+    def __init__(self, path: Path, layout: Layout, origin: Mapping[str, Any]) -> None:
+        self.path, self.layout = path, layout
+        self.origin = dict(origin)
+        self.image_ids: dict[str, None] = {}
+        self.faults: list[str] = []
+        self.position: Any = None
+        self._closing = ExitStack()
+
+    def __enter__(self) -> StoreWriter:
+        with self._closing as stack:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if (self.path / MANIFEST).exists():
+                raise StoreError(f"{self.path} holds a finished store: delete the folder to write another.")
+            self._journal = stack.enter_context((self.path / JOURNAL).open("a+b"))
+            try:
+                fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StoreError(f"Another process is writing {self.path}.") from None
+            self._files = {
+                name: stack.enter_context(
+                    os.fdopen(os.open(self._file(name), os.O_RDWR | os.O_CREAT, 0o644), "r+b", 0)
+                )
+                for name in self.layout.columns()
+            }
+            self._flusher = stack.enter_context(ThreadPoolExecutor(1))
+            self._flush: Future[None] | None = None
+            self._header_bytes = {name: len(self._header(name, 0)) for name in self._files}
+            self._row_bytes = {
+                name: dtype.itemsize * int(np.prod(shape))
+                for name, (dtype, shape) in self.layout.columns().items()
+            }
+            self._go_on()
+            self._closing = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closing.close()
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def append(self, image_id: str, parts: Iterable[memoryview], position: Any = None) -> None:
+        """Add the row that `pack_row` made; position: where the source goes on after it."""
+        row = len(self.image_ids)
+        with self._full_disk_explained():
+            for (name, file), part in zip(self._files.items(), parts, strict=True):
+                _write_at(file.fileno(), part, self._header_bytes[name] + row * self._row_bytes[name])
+            self._note({"image_id": image_id, "position": position})
+            self._start_flush()
+        self.image_ids[image_id] = None
+        self.position = position
+
+    def skip(self, fault: str, position: Any) -> None:
+        """Note a row of the source that is left out."""
+        with self._full_disk_explained():
+            self._note({"fault": fault, "position": position})
+        self.faults.append(fault)
+        self.position = position
+
+    def finish(self) -> None:
+        """Turn the rows into a store. On return everything is on the disk."""
+        with self._full_disk_explained():
+            count = len(self.image_ids)
+            sizes = {}
+            for name, file in self._files.items():
+                file.truncate(self._header_bytes[name] + count * self._row_bytes[name])
+                _write_at(file.fileno(), self._header(name, count), 0)
+                os.fsync(file.fileno())
+                sizes[f"{name}.npy"] = file.seek(0, os.SEEK_END)
+            ids = json.dumps(list(self.image_ids))
+            write_text(self.path / IMAGE_IDS, ids)
+            manifest = {
+                "format": FORMAT,
+                "images": count,
+                **asdict(self.layout),
+                **self.origin,
+                "faults": self.faults,
+                "bytes": sizes | {IMAGE_IDS: len(ids.encode())},
+                "checksum": store_checksum(self.path),
+            }
+            write_text(self.path / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+        (self.path / JOURNAL).unlink()
+
+    def _start_flush(self) -> None:
+        """Bring what was written to the disk while going on, rather than all of it at the end."""
+        if len(self.image_ids) % ROWS_A_FLUSH == 0 and (self._flush is None or self._flush.done()):
+            if self._flush:
+                self._flush.result()
+            self._flush = self._flusher.submit(os.fsync, self._files["features"].fileno())
+
+    def _file(self, name: str) -> Path:
+        return self.path / f"{name}.npy"
+
+    def _header(self, name: str, count: int) -> bytes:
+        """An .npy header, of one length for any count: numpy leaves room for the first axis to grow."""
+        dtype, shape = self.layout.columns()[name]
+        header = {"descr": dtype.str, "fortran_order": False, "shape": (count, *shape)}
+        text = io.BytesIO()
+        np.lib.format.write_array_header_1_0(text, header)
+        return text.getvalue()
+
+    def _note(self, entry: Mapping[str, Any]) -> None:
+        self._journal.write(json.dumps(entry).encode() + b"\n")
+        self._journal.flush()
+
+    def _go_on(self) -> None:
+        """Take up what the journal tells, as far as it is whole and the arrays' checksums hold."""
+        self._journal.seek(0)
+        head = {"format": FORMAT, **asdict(self.layout), **self.origin}
+        lines = _whole_lines(self._journal.read())
+        if not lines:
+            self._journal.truncate(0)
+            self._note(head)
+            return
+        (first, end), *entries = lines
+        if first != head:
+            differing = ", ".join(sorted(key for key in {*head, *first} if head.get(key) != first.get(key)))
+            raise StoreError(
+                f"{self.path} holds the beginning of another conversion (it differs in {differing}). Delete "
+                "the folder to begin anew, or repeat the first command to finish that one."
+            )
+        quiet = len(entries) < 1000
+        for entry, line_end in tqdm(
+            entries, desc="checking what is there", unit="row", leave=False, disable=quiet
+        ):
+            if "fault" in entry:
+                self.faults.append(entry["fault"])
+            elif self._row_is_whole(len(self.image_ids)):
+                self.image_ids[entry["image_id"]] = None
+            else:  # after a loss of power the journal may know more than the arrays
+                break
+            self.position, end = entry["position"], line_end
+        self._journal.truncate(end)
+
+    def _row_is_whole(self, row: int) -> bool:
+        parts = [
+            os.pread(file.fileno(), size, self._header_bytes[name] + row * size)
+            for (name, file), size in zip(self._files.items(), self._row_bytes.values(), strict=True)
+        ]
+        return _crc32(parts[:-1]).tobytes() == parts[-1]
+
+    @contextmanager
+    def _full_disk_explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise StoreError(
+                f"The disk below {self.path} is full after {len(self)} images. Free some space and run the "
+                "same command again: it goes on from there."
+            ) from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file under another name first, so that a half-written one never has this name."""
+    aside = path.with_name(f".{path.name}.part")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def store_checksum(path: Path) -> str:
+    """sha256 over the image ids and the checksum of each row: what identifies a store's content."""
+    digest = hashlib.sha256((path / IMAGE_IDS).read_bytes())
+    digest.update(np.load(path / f"{CHECKSUMS}.npy").tobytes())
+    return digest.hexdigest()
+
+
+def check_sizes(path: Path, manifest: Mapping[str, Any]) -> None:
+    """StoreError if a file of a finished store is not as long as its manifest says."""
+    for name, size in manifest["bytes"].items():
+        actual = (path / name).stat().st_size
+        if actual != size:
+            raise StoreError(
+                f"{path / name} has {actual} bytes and should have {size}: was it cut short? "
+                "Write the store again."
+            )
+
+
+def intact_rows(path: Path, manifest: Mapping[str, Any]) -> Iterator[bool]:
+    """For each row of a finished store whether its bytes agree with its checksum; reads all of the store."""
+    layout = Layout(**{field.name: manifest[field.name] for field in fields(Layout)})
+    arrays = {name: np.load(path / f"{name}.npy", mmap_mode="r") for name in layout.columns()}
+    checksums = arrays.pop(CHECKSUMS)
+    for row, checksum in enumerate(checksums):
+        yield bool(_crc32(array[row].tobytes() for array in arrays.values()) == checksum)
+
+
+def _crc32(parts: Iterable[bytes | memoryview]) -> np.ndarray:
+    checksum = 0
+    for part in parts:
+        checksum = zlib.crc32(part, checksum)
+    return np.array(checksum, np.uint32)
+
+
+def _write_at(file: int, data: bytes | memoryview, offset: int) -> None:
+    """All of `data`: a single write may stop short, on a full disk for one."""
+    rest = memoryview(data)
+    while rest:
+        written = os.pwrite(file, rest, offset)
+        rest, offset = rest[written:], offset + written
+
+
+def _whole_lines(text: bytes) -> list[tuple[dict[str, Any], int]]:
+    """The entries of a journal and where each ends, up to the first that is incomplete."""
+    entries, end = [], 0
+    for line in text.splitlines(keepends=True):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            break
+        if not line.endswith(b"\n") or not isinstance(entry, dict):
+            break
+        end += len(line)
+        entries.append((entry, end))
+    return entries

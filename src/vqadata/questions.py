@@ -1,0 +1,278 @@
+"""From the published question and annotation files, or LXMERT's, to the examples of a data set.
+
+    VQA v2       train, nominival, minival, test
+    VQA-CP v2    cp_train, cp_val (images held out of the published training split), cp_test
+
+Examples are LXMERT's records. The soft targets of both roads are equal: human answers counted as they are and
+looked up in the vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vqadata.answers import MIN_OCCURRENCES, build_vocabulary, soft_target
+from vqadata.files import (
+    DataError,
+    find_source,
+    json_list,
+    read_answer_list,
+    read_json,
+    read_text,
+    write_together,
+)
+from vqadata.official import (
+    Annotated,
+    Annotation,
+    Question,
+    annotation_json,
+    lacking,
+    read_question_ids,
+    read_records,
+    read_vqav2,
+    refuse_duplicates,
+    require,
+)
+
+MINIVAL_IMAGES = 5000  # the first of val2014_obj36.tsv
+HOLDOUT = 0.05  # share of VQA-CP's training images that cp_val takes
+
+LXMERT_SPLITS = ("train", "nominival", "minival", "test")
+LXMERT_ANSWERS = "trainval_label2ans.json"
+
+
+class Prepared(NamedTuple):
+    """A data set in memory."""
+
+    splits: dict[str, list[dict[str, Any]]]  # LXMERT's records by split
+    annotations: dict[str, list[Annotation]]  # for official scoring; splits without answers have none
+    answers: list[str]  # in label order
+
+
+# ------------------------------------------------------------------------------------------------- roads
+
+
+def prepare_vqav2(
+    train: Annotated,
+    val: Annotated,
+    test: Sequence[Question],
+    minival: Collection[str],
+    *,
+    answers: Sequence[str] | None = None,
+    occurrences: int = MIN_OCCURRENCES,
+) -> Prepared:
+    """train, nominival, minival, and test if there are `test` questions.
+
+    minival: the ids of the images of val2014 that are kept for validation. answers: the vocabulary, built
+    from train and val if not given.
+    """
+    answers = list(answers) if answers else _vocabulary([train, val], occurrences)
+    inside = [question.image_id in minival for question in val.questions]
+    if not any(inside):
+        raise DataError(
+            f"None of the {len(minival):,} minival images has a question in val2014; "
+            "does the list hold ids such as COCO_val2014_000000000042?"
+        )
+    parts = {
+        "train": train,
+        "nominival": val.choose([i for i, chosen in enumerate(inside) if not chosen]),
+        "minival": val.choose([i for i, chosen in enumerate(inside) if chosen]),
+    }
+    prepared = _prepare(parts, answers)
+    if test:
+        prepared.splits["test"] = [_unlabelled(question) for question in test]
+    return prepared
+
+
+def prepare_lxmert(folder: Path, answers: Sequence[str] | None = None) -> Prepared:
+    """VQA v2 from LXMERT's `train.json nominival.json minival.json`, and `test.json` if it is there.
+
+    The label order is that of `trainval_label2ans.json` in the same folder if `answers` is not given. These
+    files hold soft targets and no human answers, so there are no annotations.
+    """
+    names = [name for name in LXMERT_SPLITS if name != "test" or find_source(folder, "test.json")]
+    require(folder, {f"{name}.json": "https://nlp.cs.unc.edu/data/lxmert_data/vqa/" for name in names})
+    answers = list(answers) if answers else read_answer_list(folder / LXMERT_ANSWERS)
+    vocabulary = set(answers)
+    splits = {}
+    for name in names:
+        source = find_source(folder, f"{name}.json")
+        records = read_records(source, "questions")
+        for index, record in enumerate(records):
+            if fault := lxmert_fault(record, vocabulary if name != "test" else None):
+                raise DataError(f"{source}, record {index}: {fault}.")
+        refuse_duplicates([record["question_id"] for record in records], source)
+        splits[name] = records
+    return Prepared(splits, {}, answers)
+
+
+def annotate_lxmert(prepared: Prepared, folder: Path) -> Prepared:
+    """LXMERT's splits with the published annotations in `folder`, for official scoring."""
+    train, val = read_vqav2(folder)
+    known = {annotation.question_id: annotation for annotation in train.annotations + val.annotations}
+    annotations = {}
+    for name, records in prepared.splits.items():
+        if name == "test":
+            continue
+        missing = [record["question_id"] for record in records if record["question_id"] not in known]
+        if missing:
+            raise DataError(
+                f"{len(missing):,} questions of LXMERT's {name}.json have no annotation in {folder}, "
+                f"the first is {missing[0]}."
+            )
+        annotations[name] = [known[record["question_id"]] for record in records]
+    return prepared._replace(annotations=annotations)
+
+
+def prepare_vqacp(
+    train: Annotated,
+    test: Annotated,
+    *,
+    holdout: float = HOLDOUT,
+    seed: int = 0,
+    answers: Sequence[str] | None = None,
+    occurrences: int = MIN_OCCURRENCES,
+) -> Prepared:
+    """cp_train, cp_val, cp_test. cp_val: all training questions about a random share `holdout` of the images.
+
+    A vocabulary that is built counts train and test: together they are VQA v2's train and val, from which the
+    published vocabulary was made.
+    """
+    images = hold_out([question.image_id for question in train.questions], holdout, seed)
+    held = [question.image_id in images for question in train.questions]
+    answers = list(answers) if answers else _vocabulary([train, test], occurrences)
+    parts = {
+        "cp_train": train.choose([i for i, out in enumerate(held) if not out]),
+        "cp_val": train.choose([i for i, out in enumerate(held) if out]),
+        "cp_test": test,
+    }
+    return _prepare(parts, answers)
+
+
+def hold_out(image_ids: Sequence[str], share: float, seed: int) -> set[str]:
+    """A random share of the images, at least one; the seed and the set of images determine it."""
+    images = sorted(set(image_ids))
+    if len(images) < 2:
+        raise DataError("A validation part needs at least two training images.")
+    count = min(max(1, round(share * len(images))), len(images) - 1)
+    chosen = np.random.default_rng(seed).choice(len(images), count, replace=False)
+    return {images[number] for number in chosen}
+
+
+def rebuild_vqacp(folder: Path, test_ids: Collection[int]) -> tuple[Annotated, Annotated]:
+    """Train and test of VQA-CP v2: all of VQA v2's train and val, split by the ids of the test questions."""
+    train, val = read_vqav2(folder)
+    vqav2 = Annotated(train.questions + val.questions, train.annotations + val.annotations)
+    unknown = set(test_ids) - {question.question_id for question in vqav2.questions}
+    if unknown:
+        raise DataError(
+            f"{len(unknown):,} of {len(test_ids):,} test question ids are not in VQA v2's train and val, "
+            f"the smallest is {min(unknown)}."
+        )
+    inside = [question.question_id in test_ids for question in vqav2.questions]
+    train = vqav2.choose([i for i, chosen in enumerate(inside) if not chosen])
+    test = vqav2.choose([i for i, chosen in enumerate(inside) if chosen])
+    if not train.questions or not test.questions:
+        raise DataError("The test question ids leave one side of the split empty.")
+    return train, test
+
+
+def read_minival_images(path: Path) -> set[str]:
+    """The images of minival.
+
+    `path` is LXMERT's `minival.json` (all its images), or a list of image ids in the row order of
+    `val2014_obj36.tsv`, such as the `image_ids.json` of a feature store (the first 5000).
+    """
+    entries = read_json(path)
+    if isinstance(entries, list) and entries:
+        if all(isinstance(entry, str) for entry in entries):
+            return set(entries[:MINIVAL_IMAGES])
+        if all(isinstance(entry, dict) and isinstance(entry.get("img_id"), str) for entry in entries):
+            return {entry["img_id"] for entry in entries}
+    raise DataError(f"{path} is neither a list of image ids nor LXMERT's minival.json.")
+
+
+def read_test_ids(path: Path) -> set[int]:
+    """Question ids from a text file, one a line, or from a JSON list of ids or of records that have them."""
+    text = read_text(path)
+    if text.lstrip().startswith(("[", "{")):
+        return read_question_ids(path)
+    ids = set()
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            if not line.strip().isascii() or not line.strip().isdigit():
+                raise DataError(f"{path}, line {number}: {line.strip()[:40]!r} is not a question id.")
+            ids.add(int(line))
+    return ids
+
+
+def lxmert_fault(record: Any, vocabulary: Collection[str] | None) -> str | None:
+    """What is wrong with one of LXMERT's records, naming the field; without `vocabulary` it has no label."""
+    fields = ("question_id", "img_id", "sent")
+    if fault := lacking(record, fields if vocabulary is None else (*fields, "label")):
+        return fault
+    for field in ("img_id", "sent", "question_type", "answer_type"):
+        if not isinstance(record.get(field, ""), str):
+            return f"{field} is not a string"
+    label = record.get("label", {})
+    if not isinstance(label, dict):
+        return "label is not an object of answer: score"
+    for answer, score in label.items():
+        if type(score) not in (int, float) or not 0 <= score <= 1:
+            return f"label gives {answer!r} the score {score!r}, which is not between 0 and 1"
+        if vocabulary is not None and answer not in vocabulary:
+            return f"label holds {answer!r}, which is not in the answer list"
+    return None
+
+
+# ----------------------------------------------------------------------------------------------- writing
+
+
+def write_prepared(folder: Path, prepared: Prepared, others: Mapping[str, Any] | None = None) -> None:
+    """Write `<split>.json`, `annotations/<split>.json`, `answers.json` and `others`, all of them or none."""
+    files = {f"{name}.json": json_list(records) for name, records in prepared.splits.items()}
+    for name, answered in prepared.annotations.items():
+        rows = (annotation_json(annotation) for annotation in answered)
+        files[f"annotations/{name}.json"] = json_list(rows, '{"annotations": [', "]}")
+    files["answers.json"] = json_list(prepared.answers)
+    files |= {name: [json.dumps(document, indent=1), "\n"] for name, document in (others or {}).items()}
+    write_together(folder, files)
+
+
+# ----------------------------------------------------------------------------------------------- details
+
+
+def _prepare(parts: Mapping[str, Annotated], answers: list[str]) -> Prepared:
+    vocabulary = set(answers)
+    splits = {
+        name: [_record(*pair, vocabulary) for pair in zip(*part, strict=True)] for name, part in parts.items()
+    }
+    return Prepared(splits, {name: part.annotations for name, part in parts.items()}, answers)
+
+
+def _record(question: Question, annotation: Annotation, vocabulary: Collection[str]) -> dict[str, Any]:
+    return {
+        **_unlabelled(question),
+        "label": soft_target(annotation.answers, vocabulary),
+        "answer_type": annotation.answer_type,
+        "question_type": annotation.question_type,
+    }
+
+
+def _unlabelled(question: Question) -> dict[str, Any]:
+    return {"question_id": question.question_id, "img_id": question.image_id, "sent": question.text}
+
+
+def _vocabulary(parts: Sequence[Annotated], occurrences: int) -> list[str]:
+    pairs = ((a.question_id, a.right) for part in parts for a in part.annotations)
+    answers = build_vocabulary(pairs, occurrences)
+    if not answers:
+        raise DataError(
+            f"No answer is right for {occurrences} questions or more; choose fewer --occurrences."
+        )
+    return answers

@@ -1,0 +1,183 @@
+"""LXMERT's feature files: a line an image, ten columns between tabs, arrays in base64.
+
+They come as `<image set>_obj36.tsv`, or packed in a .zip of that name, which is read without unpacking it.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+import pybase64
+
+from vqadata.feature_writer import StoreError
+
+COLUMNS = (
+    "img_id",
+    "img_h",
+    "img_w",
+    "objects_id",
+    "objects_conf",
+    "attrs_id",
+    "attrs_conf",
+    "num_boxes",
+    "boxes",
+    "features",
+)
+READ_BYTES = 4 << 20
+LONGEST_LINE = 64 << 20  # 150 times the usual one: memory stays bounded in a file without line ends
+MOST = 100_000  # boxes of an image, and pixels of its width or height
+
+
+class RowFault(StoreError):
+    """What is wrong with one row of a source, without its place."""
+
+
+class ImageRow(NamedTuple):
+    """One image with n regions, as a source has it."""
+
+    image_id: str
+    width: int  # pixels
+    height: int
+    features: np.ndarray  # (n, D) float32
+    boxes: np.ndarray  # (n, 4) float32: x1, y1, x2, y2 in pixels
+    detections: dict[str, np.ndarray]  # (n,) each, see feature_writer.DETECTIONS; may be empty
+
+
+class Item(NamedTuple):
+    """One row of a source, not looked into yet."""
+
+    content: bytes
+    place: str  # for messages: file and line
+    position: Sequence[int]  # where the source goes on after it
+
+
+class TsvSource:
+    """An .tsv file, or the one .tsv inside a .zip. Positions are (bytes read, lines read)."""
+
+    unit = "B"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.name
+        with ExitStack() as stack:
+            self.size = self._open(stack)[1]
+        if not self.size:
+            raise StoreError(f"{path} is empty: was its download or copy cut short?")
+
+    def items(self, position: Sequence[int] | None) -> Iterator[Item]:
+        """The rows from `position` on, or all. StoreError if the file cannot be read."""
+        offset, line = position or (0, 0)
+        with ExitStack() as stack:
+            file, _ = self._open(stack)
+            try:
+                file.seek(offset)
+                while content := file.readline(LONGEST_LINE):
+                    line += 1
+                    offset += len(content)
+                    rest = content
+                    while len(rest) == LONGEST_LINE and not rest.endswith(b"\n"):
+                        rest = file.readline(LONGEST_LINE)
+                        offset += len(rest)
+                    if content.strip():
+                        yield Item(content, f"{self.path}, line {line}", (offset, line))
+            except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+                raise StoreError(
+                    f"{self.path} is damaged after line {line} ({error}): fetch it again."
+                ) from None
+
+    def parse(self, item: Item, *, detections: bool = False) -> ImageRow:
+        """One line as arrays; RowFault says what is wrong with it."""
+        return parse_row(item.content, detections=detections)
+
+    def _open(self, stack: ExitStack) -> tuple[IO[bytes], int]:
+        """The text and how long it is."""
+        try:
+            if not zipfile.is_zipfile(self.path):
+                file = stack.enter_context(self.path.open("rb", buffering=READ_BYTES))
+                return file, self.path.stat().st_size
+            archive = stack.enter_context(zipfile.ZipFile(self.path))
+        except FileNotFoundError:
+            raise StoreError(f"{self.path} does not exist.") from None
+        except OSError as error:
+            raise StoreError(f"{self.path} cannot be read: {error.strerror}.") from None
+        members = [member for member in archive.infolist() if member.filename.endswith(".tsv")]
+        if len(members) != 1:
+            raise StoreError(f"{self.path} holds {len(members)} .tsv files; one is expected.")
+        member = stack.enter_context(archive.open(members[0]))
+        return stack.enter_context(io.BufferedReader(member, READ_BYTES)), members[0].file_size
+
+
+def parse_row(line: bytes, *, detections: bool = False) -> ImageRow:
+    """One line as arrays; RowFault says what is wrong with it. CRLF line ends are fine."""
+    fields = _fields(line)
+    try:
+        image_id = bytes(fields["img_id"]).decode("utf-8")
+    except UnicodeDecodeError:
+        raise RowFault("img_id is not UTF-8 text") from None
+    if not image_id.strip() or not image_id.isprintable():
+        raise RowFault("img_id is empty or has unprintable characters in it")
+    count = _integer(fields, "num_boxes")
+    boxes = _array(fields, "boxes", np.float32, count, 4)
+    features = _array(fields, "features", np.float32, count)
+    found = {}
+    if detections:
+        found = {
+            "object_ids": _array(fields, "objects_id", np.int64, count, 1)[:, 0],
+            "object_scores": _array(fields, "objects_conf", np.float32, count, 1)[:, 0],
+            "attribute_ids": _array(fields, "attrs_id", np.int64, count, 1)[:, 0],
+            "attribute_scores": _array(fields, "attrs_conf", np.float32, count, 1)[:, 0],
+        }
+    return ImageRow(image_id, _integer(fields, "img_w"), _integer(fields, "img_h"), features, boxes, found)
+
+
+def _fields(line: bytes) -> dict[str, memoryview]:
+    """The columns of a line, without copying them."""
+    view = (
+        memoryview(line)[: len(line.rstrip(b"\r\n"))] if line.endswith((b"\r", b"\n")) else memoryview(line)
+    )
+    ends, end = [], line.find(b"\t")
+    while end >= 0 and len(ends) < len(COLUMNS):
+        ends.append(end)
+        end = line.find(b"\t", end + 1)
+    if len(ends) != len(COLUMNS) - 1:
+        more = "more than " if len(ends) == len(COLUMNS) else ""
+        raise RowFault(
+            f"has {more}{len(ends) + (not more)} columns where {len(COLUMNS)} are expected"
+            + (
+                ""
+                if line.endswith(b"\n")
+                else "; the file ends inside it, so its download or copy was cut short"
+            )
+        )
+    starts = [0, *(end + 1 for end in ends)]
+    return {
+        name: view[start:end] for name, start, end in zip(COLUMNS, starts, [*ends, len(view)], strict=True)
+    }
+
+
+def _integer(fields: dict[str, memoryview], name: str) -> int:
+    text = bytes(fields[name][:20])
+    if not text.isdigit() or not 1 <= int(text) <= MOST:
+        raise RowFault(f"{name} is {text.decode(errors='replace')!r}, not a number from 1 to {MOST}")
+    return int(text)
+
+
+def _array(
+    fields: dict[str, memoryview], name: str, dtype: type[np.generic], count: int, width: int | None = None
+) -> np.ndarray:
+    """A base64 column as an array (count, width); width is found by dividing if it is not given."""
+    try:
+        data = pybase64.b64decode_as_bytearray(fields[name], validate=True)
+    except ValueError:
+        raise RowFault(f"{name} is not valid base64 (cut short, or damaged)") from None
+    row_bytes = np.dtype(dtype).itemsize * count * (width or 1)
+    if not data or (len(data) != row_bytes if width else len(data) % row_bytes):
+        raise RowFault(f"{name} has {len(data)} bytes, which does not fit num_boxes = {count}")
+    return np.frombuffer(data, dtype).reshape(count, -1)

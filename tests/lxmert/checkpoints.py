@@ -1,0 +1,67 @@
+"""Small checkpoints in every form, for the tests of this folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import LxmertConfig, LxmertForPreTraining, LxmertForQuestionAnswering
+
+SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "lxmert"
+ANSWERS = ["yes", "no", "2", "gray", "cat"]
+
+
+def small_config(**changes: Any) -> LxmertConfig:
+    sizes = {
+        "vocab_size": 40,
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "visual_feat_dim": 10,
+        "max_position_embeddings": 24,
+        "num_object_labels": 3,
+        "num_attr_labels": 3,
+        "num_qa_labels": len(ANSWERS),
+        "id2label": dict(enumerate(ANSWERS)),
+        "label2id": {answer: index for index, answer in enumerate(ANSWERS)},
+        "l_layers": 2,
+        "r_layers": 1,
+        "x_layers": 2,
+    }
+    return LxmertConfig(**sizes | changes)
+
+
+def original_tensors(rows: int = len(ANSWERS)) -> dict[str, Tensor]:
+    """What the original code would save: the published pre-training class under the prefix `bert.`."""
+    torch.manual_seed(0)
+    tensors = LxmertForPreTraining(small_config(num_qa_labels=rows)).state_dict()
+    return {name.replace("lxmert.", "bert.", 1): tensor.clone() for name, tensor in tensors.items()}
+
+
+def write_original(folder: Path, **options: Any) -> Path:
+    """Write m_LXRT.pth and all_ans.json; returns the path as users give it, without the ending."""
+    torch.save(original_tensors(), folder / "m_LXRT.pth", **options)
+    (folder / "all_ans.json").write_text(json.dumps([{"ans": a, "dsets": ["vqa"]} for a in ANSWERS]))
+    return folder / "m"
+
+
+def write_folder(
+    folder: Path, weights: str = "model.safetensors", **changes: Any
+) -> LxmertForQuestionAnswering:
+    torch.manual_seed(0)
+    model = LxmertForQuestionAnswering(small_config(**changes))
+    model.config.to_json_file(folder / "config.json")
+    if weights == "model.safetensors":
+        save_file(model.state_dict(), folder / weights)
+    else:
+        torch.save(model.state_dict(), folder / weights)
+    return model
+
+
+def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)

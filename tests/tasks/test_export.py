@@ -1,0 +1,176 @@
+"""What was fine-tuned can be taken elsewhere: to transformers, or as a folder that needs nothing else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ANSWERS
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, LxmertForQuestionAnswering
+from transformers import LxmertModel as PublishedModel
+
+from lxmert.tokens import encode, load_tokenizer
+from lxmert.units import GRANULARITIES
+from tasks import vqa
+from tasks.vqa_args import VqaArgs
+from tasks.vqa_checkpoint import load_best, read_best, weights_behind
+from tasks.vqa_export import LEAKAGE, SCENES, main
+from tasks.vqa_model import build
+
+RUN = "snap/vqa/run"
+
+
+@pytest.fixture
+def args(data: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VqaArgs:
+    """A short run from a pre-trained model that the test may move away."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(pretrained, "model")
+    return VqaArgs(
+        version="run",
+        dataset="vqav2",
+        data=str(data),
+        pretrained="model",
+        epochs=1,
+        lr=3e-3,
+        tqdm=False,
+        wandb="off",
+    )
+
+
+def run_logits(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    best = read_best(Path(RUN) / "BEST")
+    weights = weights_behind(best)
+    model, _, _ = build(best.spec, weights, best.answers)
+    load_best(best, model, weights)
+    return model.eval()(**inputs).outputs
+
+
+@pytest.mark.parametrize("from_scratch", [False, True])
+@pytest.mark.parametrize("strategy", ["standard", "Frozen"])
+def test_transformers_loads_a_plain_run_and_gives_the_same_logits(
+    args: VqaArgs, inputs: dict, strategy: str, from_scratch: bool
+) -> None:
+    vqa.main(replace(args, strategy=strategy, from_scratch=from_scratch))
+    assert main(["--run", RUN, "--to", "out"]) == 0
+    model, report = LxmertForQuestionAnswering.from_pretrained("out", output_loading_info=True)
+    assert not any(report.values())
+    logits = model.eval()(**inputs).question_answering_score
+    torch.testing.assert_close(logits, run_logits(inputs), rtol=1e-5, atol=1e-5)
+    assert [model.config.id2label[index] for index in range(len(ANSWERS))] == ANSWERS
+    assert model.config.label2id == {answer: index for index, answer in enumerate(ANSWERS)}
+
+
+def test_the_tokenizer_goes_along(args: VqaArgs) -> None:
+    vqa.main(replace(args, strategy="standard"))
+    main(["--run", RUN, "--to", "out"])
+    questions = ["Is it red?", "what is the blue", "unknown words"]
+    ids, lengths = encode(load_tokenizer("model"), questions)
+    for there in (AutoTokenizer.from_pretrained("out"), load_tokenizer("out")):
+        expected = [row[:length].tolist() for row, length in zip(ids, lengths, strict=True)]
+        assert there(questions)["input_ids"] == expected
+
+
+def test_an_exported_plain_run_is_a_pretrained_model_to_start_from(
+    args: VqaArgs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vqa.main(replace(args, strategy="standard"))
+    main(["--run", RUN, "--to", "out"])
+    vqa.main(replace(args, version="next", strategy="Frozen", pretrained="out"))
+    assert f"answer head: {len(ANSWERS)} answers loaded" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("strategy", "changes"),
+    [
+        *((strategy, {}) for strategy in GRANULARITIES),
+        ("SpotTune_Block", {"policy": "light"}),
+        ("SpotTune_Block", {"from_scratch": True, "llayers": 1, "policy_xlayers": 2}),
+    ],
+)
+def test_an_adaptive_run_becomes_a_folder_that_needs_nothing_else(
+    args: VqaArgs, strategy: str, changes: dict
+) -> None:
+    outcome = vqa.main(replace(args, strategy=strategy, **changes))
+    assert main(["--run", RUN, "--to", "out"]) == 0
+    before = json.loads(Path("out/model.json").read_text())
+    assert str(Path.cwd()) not in json.dumps(before)
+    shutil.rmtree("model")
+    shutil.rmtree(RUN)
+    Path("out").rename("elsewhere")
+    test = VqaArgs(version="v", dataset="auto", data=args.data, load="elsewhere", test="minival", wandb="off")
+    assert vqa.main(replace(test, tqdm=False))["accuracy"] == outcome["best"]["val_accuracy"]
+
+
+def test_the_frozen_side_is_the_pretrained_model_for_transformers_too(args: VqaArgs) -> None:
+    vqa.main(replace(args, strategy="SpotTune"))
+    main(["--run", RUN, "--to", "out"])
+    frozen = PublishedModel.from_pretrained("out/pretrained").state_dict()
+    before = load_file("model/model.safetensors")
+    layers = [name for name in frozen if name.startswith("encoder.") and "visn_fc" not in name]
+    assert layers and all(torch.equal(frozen[name], before[f"lxmert.{name}"]) for name in layers)
+
+
+def test_best_stays_small(args: VqaArgs) -> None:
+    """Tuned weights, head and policy, but nothing that the pre-trained file gives."""
+    vqa.main(replace(args, strategy="SpotTune_Block"))
+    best = Path(RUN) / "BEST"
+    assert {path.name for path in best.iterdir()} == {"model.safetensors", "model.json", "answers.json"}
+    tensors = load_file(best / "model.safetensors")
+    assert not [name for name in tensors if ".frozen." in name]
+    origin = json.loads((best / "model.json").read_text())["pretrained"]
+    assert origin["source"] == "model" and len(origin["sha256"]) == 64
+
+
+def test_the_model_card_says_what_it_is(args: VqaArgs) -> None:
+    outcome = vqa.main(replace(args, strategy="SpotTune_Block"))
+    main(["--run", RUN, "--to", "out"])
+    card = Path("out/README.md").read_text()
+    best = json.loads((Path(RUN) / "BEST/model.json").read_text())
+    commit = json.loads((Path(RUN) / "env.json").read_text())["commit"]
+    for text in (
+        "run: LXMERT",
+        "vqav2, trained on train,nominival, validated on minival, 4 answers",
+        "strategy: SpotTune_Block",
+        f"start: `model` (sha256 `{best['pretrained']['sha256']}`)",
+        f"commit `{commit or 'unknown'}`",
+        f"| validation accuracy | {outcome['best']['val_accuracy']:.2f} % |",
+        LEAKAGE,
+        "run/vqa_test.bash 0 run --load out",
+    ):
+        assert text in card, text
+    assert SCENES not in card
+
+
+def test_a_missing_or_different_pretrained_model_is_named(
+    args: VqaArgs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vqa.main(replace(args, strategy="SpotTune_Block"))
+    tensors = bytearray(Path("model/model.safetensors").read_bytes())
+    tensors[-1] ^= 1
+    Path("model/model.safetensors").write_bytes(bytes(tensors))
+    assert main(["--run", RUN, "--to", "out"]) == 2
+    error = capsys.readouterr().err
+    assert "was trained from model with the sha256" in error and error.count("\n") == 1
+    shutil.rmtree("model")
+    assert main(["--run", RUN, "--to", "out"]) == 2
+    error = capsys.readouterr().err
+    assert f"{RUN}/BEST needs the pre-trained model (sha256" in error and error.count("\n") == 1
+    assert not Path("out").exists()
+
+
+def test_mistakes_are_one_sentence_and_leave_nothing(
+    args: VqaArgs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--run", "nowhere", "--to", "out"]) == 2
+    assert "nowhere/BEST is not a BEST folder" in capsys.readouterr().err
+    Path("out").mkdir()
+    Path("out/mine").write_text("")
+    vqa.main(replace(args, strategy="standard"))
+    assert main(["--run", RUN, "--to", "out"]) == 2
+    assert "out exists already" in capsys.readouterr().err
+    assert Path("out/mine").exists()

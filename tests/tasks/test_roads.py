@@ -1,0 +1,251 @@
+"""Every road in, up to the model that trains: what is loaded, what is said, and that it computes the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import BertConfig, BertModel, LxmertConfig, LxmertForPreTraining, LxmertForQuestionAnswering
+from transformers import LxmertModel as PublishedModel
+
+from lxmert.files import CheckpointError
+from tasks.vqa_args import VqaArgs
+from tasks.vqa_model import ModelError, ModelSpec, build, load_weights
+
+SRC = Path(__file__).parents[2] / "src"
+SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "lxmert"
+ANSWERS = ["yes", "no", "2", "gray", "cat"]
+FEATURES = 10
+
+
+def config(**changes: Any) -> LxmertConfig:
+    """Two heads of the size that files of the original code are taken to have, 64."""
+    sizes = {"vocab_size": 40, "hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 48}
+    layers = {"l_layers": 2, "r_layers": 1, "x_layers": 2}
+    labels = {"id2label": dict(enumerate(ANSWERS)), "label2id": {a: i for i, a in enumerate(ANSWERS)}}
+    more = {"visual_feat_dim": FEATURES, "max_position_embeddings": 24, "num_qa_labels": len(ANSWERS)}
+    return LxmertConfig(**sizes | layers | labels | more | changes, initializer_range=0.1)
+
+
+def publish(rows: int = len(ANSWERS), **changes: Any) -> LxmertForPreTraining:
+    torch.manual_seed(0)
+    model = LxmertForPreTraining(config(num_qa_labels=rows, **changes))
+    with torch.no_grad():
+        for parameter in model.parameters():  # biases and layer norms too
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def write_original(model: LxmertForPreTraining, folder: Path, wrapped: str = "") -> str:
+    names = {name: name.replace("lxmert.", "bert.", 1) for name in model.state_dict()}
+    tensors = {f"{wrapped}{names[name]}": tensor.clone() for name, tensor in model.state_dict().items()}
+    torch.save(tensors, folder / "model_LXRT.pth")
+    (folder / "all_ans.json").write_text(json.dumps([{"ans": answer, "dsets": []} for answer in ANSWERS]))
+    return str(folder / "model")
+
+
+def hub_folder(model: LxmertForPreTraining, folder: Path) -> dict[str, str]:
+    model.save_pretrained(folder)
+    return {"pretrained": str(folder)}
+
+
+def hub_answering_folder(model: LxmertForPreTraining, folder: Path) -> dict[str, str]:
+    answering = LxmertForQuestionAnswering(model.config)
+    answering.lxmert, answering.answer_head = model.lxmert, model.answer_head
+    answering.save_pretrained(folder)
+    return {"pretrained": str(folder)}
+
+
+def hub_bin(model: LxmertForPreTraining, folder: Path) -> dict[str, str]:
+    model.config.save_pretrained(folder)
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    return {"pretrained": str(folder)}
+
+
+ROADS: dict[str, Callable[[LxmertForPreTraining, Path], dict[str, str]]] = {
+    "loadLXMERTQA": lambda model, folder: {"load_lxmert_qa": write_original(model, folder)},
+    "of several GPUs": lambda model, folder: {"load_lxmert_qa": write_original(model, folder, "module.")},
+    "pre-training class": hub_folder,
+    "answering class": hub_answering_folder,
+    "hub .bin": hub_bin,
+}
+HEADLESS: dict[str, Callable[[LxmertForPreTraining, Path], dict[str, str]]] = {
+    "loadLXMERT": lambda model, folder: {"load_lxmert": write_original(model, folder)},
+    "base class": lambda model, folder: hub_folder(model.lxmert, folder),
+}
+
+
+def spec_for(road: dict[str, Any], strategy: str = "standard", **more: Any) -> ModelSpec:
+    return ModelSpec.of(VqaArgs(strategy=strategy, **road, **more))
+
+
+def make_batch() -> dict[str, Tensor]:
+    """Five questions of 3 to 7 word pieces and 2 to 6 regions."""
+    generator = torch.Generator().manual_seed(1)
+    words, regions = torch.tensor([7, 3, 5, 4, 6]), torch.tensor([6, 2, 5, 6, 3])
+    return {
+        "input_ids": torch.randint(1, 40, (5, 7), generator=generator),
+        "attention_mask": torch.arange(7) < words[:, None],
+        "visual_feats": torch.randn(5, 6, FEATURES, generator=generator),
+        "visual_pos": torch.rand(5, 6, 4, generator=generator),
+        "visual_attention_mask": torch.arange(6) < regions[:, None],
+    }
+
+
+@pytest.mark.parametrize("road", ROADS)
+def test_outputs_and_gradients_equal_the_published_model_on_every_road(tmp_path: Path, road: str) -> None:
+    published = publish()
+    spec = spec_for(ROADS[road](published, tmp_path))
+    model = build(spec, load_weights(spec), ANSWERS)[0].model.eval()
+    theirs = LxmertForQuestionAnswering(published.config).eval()
+    theirs.lxmert, theirs.answer_head = published.lxmert.eval(), published.answer_head.eval()
+    direction = torch.randn(5, len(ANSWERS), generator=torch.Generator().manual_seed(2))
+
+    logits, expected = model(**make_batch()), theirs(**make_batch()).question_answering_score
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+    (logits * direction).mean().backward()
+    (expected * direction).mean().backward()
+    ours = dict(model.named_parameters())
+    assert ours.keys() == dict(theirs.named_parameters()).keys()
+    for name, parameter in theirs.named_parameters():
+        gradient = ours[name].grad
+        if parameter.grad is None:  # the last cross layer's vision half reaches no answer
+            assert gradient is None, name
+        else:
+            torch.testing.assert_close(
+                gradient, parameter.grad, rtol=1e-5, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+            )
+    assert sum(parameter.grad is not None for parameter in ours.values()) > 100
+
+
+@pytest.mark.parametrize("road", [*ROADS, *HEADLESS])
+def test_frozen_copies_are_pretrained_on_every_road(tmp_path: Path, road: str) -> None:
+    published = publish()
+    spec = spec_for((ROADS | HEADLESS)[road](published, tmp_path), "SpotTune_Block")
+    model, _, report = build(spec, load_weights(spec), ANSWERS)
+    state, expected = model.model.lxmert.state_dict(), published.lxmert.state_dict()
+    for copy in (".frozen.", ".tuned."):
+        names = [name for name in state if copy in name]
+        assert names and all(torch.equal(state[name], expected[name.replace(copy, ".")]) for name in names)
+    frozen, tuned = (state[f"encoder.layer.0.{copy}.output.dense.weight"] for copy in ("frozen", "tuned"))
+    assert frozen.data_ptr() != tuned.data_ptr()
+    assert report[0].startswith(f"loaded {len(expected)} tensors of the encoder")
+    head = "answer head: 5 answers loaded" if road in ROADS else "answer head: initialised"
+    assert report[-1].startswith(head)
+
+
+@pytest.mark.parametrize("road", [*ROADS, *HEADLESS])
+@pytest.mark.parametrize(("flag", "there"), [("llayers", 2), ("rlayers", 1), ("xlayers", 2)])
+def test_sizes_come_from_the_checkpoint_and_a_conflict_names_both(
+    tmp_path: Path, road: str, flag: str, there: int
+) -> None:
+    written = (ROADS | HEADLESS)[road](publish(), tmp_path)
+    config = load_weights(spec_for(written, **{flag: there})).config
+    assert (config.l_layers, config.r_layers, config.x_layers) == (2, 1, 2)
+    with pytest.raises(ModelError, match=f"--{flag} 3 contradicts the pre-trained model, which has {there}"):
+        load_weights(spec_for(written, **{flag: 3}))
+
+
+def test_region_features_of_another_size_are_one_sentence(tmp_path: Path) -> None:
+    written = hub_folder(publish(), tmp_path)
+    assert load_weights(spec_for(written), FEATURES).config.visual_feat_dim == FEATURES
+    with pytest.raises(ModelError, match=r"features of size 10, and those of the data have 2048"):
+        load_weights(spec_for(written), 2048)
+    scratch = spec_for(written, from_scratch=True)
+    weights = load_weights(scratch, 2048)
+    report = build(scratch, weights, ANSWERS)[2]
+    assert weights.config.visual_feat_dim == 2048
+    assert report == [f"initialised everything: random weights with the sizes of {tmp_path}"]
+
+
+@pytest.mark.parametrize("strategy", ["standard", "SpotTune_Block"])
+def test_bert_gives_the_language_side_and_the_data_the_size_of_features(
+    tmp_path: Path, strategy: str
+) -> None:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 40, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48}
+    bert = BertModel(BertConfig(**sizes, num_hidden_layers=3, max_position_embeddings=24))
+    bert.save_pretrained(tmp_path)
+    spec = spec_for({"pretrained": str(tmp_path)}, strategy, llayers=2, rlayers=1, xlayers=1)
+    model, _, report = build(spec, load_weights(spec, FEATURES), ANSWERS)
+    state = model.model.lxmert.state_dict()
+    for copy in ("frozen", "tuned") if strategy == "SpotTune_Block" else ("",):
+        name = ".".join(filter(None, ("encoder.layer.1", copy, "output.dense.weight")))
+        assert torch.equal(state[name], bert.state_dict()["encoder.layer.1.output.dense.weight"])
+    assert [line.split()[0] for line in report] == ["loaded", "dropped", "dropped", "initialised", "answer"]
+    assert "region embedding, vision layers, cross layers, pooler" in report[3]
+    assert model.eval()(**make_batch()).outputs.shape == (5, len(ANSWERS))
+    with pytest.raises(CheckpointError, match=r"--llayers 4 contradicts the BERT of .*, which has 3 layers"):
+        load_weights(spec_for({"pretrained": str(tmp_path)}, llayers=4))
+
+
+@pytest.mark.parametrize("road", ["loadLXMERTQA", "pre-training class"])
+def test_lxmerts_lists_give_3124_answers_and_each_its_own_row(tmp_path: Path, road: str) -> None:
+    if not SHARED.is_dir():
+        pytest.skip("LXMERT's answer lists are not beside the checkout")
+    published = publish(9500, id2label={0: "LABEL_0", 1: "LABEL_1"}, label2id={})
+    spec = spec_for(ROADS[road](published, tmp_path))
+    (tmp_path / "all_ans.json").write_text((SHARED / "all_ans.json").read_text())
+    answers = json.loads((SHARED / "trainval_label2ans.json").read_text())
+    model, _, report = build(spec, load_weights(spec), answers)
+    assert report[-1] == (
+        "answer head: 3124 answers loaded, 5 not: '', 'visilab', '5 star', '1 4', '1 world'"
+    )
+    assert f"assumed to be those of {tmp_path / 'all_ans.json'}" in report[-2]
+
+    rows = [entry["ans"] for entry in json.loads((SHARED / "all_ans.json").read_text())]
+    old, new = published.answer_head.logit_fc[3], model.model.answer_head.logit_fc[3]
+    known = [answer for answer in answers if answer in rows]
+    assert len(known) > 3000
+    there, here = [rows.index(answer) for answer in known], [answers.index(answer) for answer in known]
+    assert torch.equal(new.weight[here], old.weight[there]) and torch.equal(new.bias[here], old.bias[there])
+    for answer in ("", "visilab", "5 star", "1 4", "1 world"):
+        index = answers.index(answer)
+        assert not new.weight[index].any() and not new.bias[index]
+
+
+# Runs by itself, so that nothing else counts: the process's peak, less what the imports took.
+MEASURE = """
+import sys
+import torch
+from pathlib import Path
+from tasks.vqa_args import VqaArgs
+from tasks.vqa_model import ModelSpec, build, load_weights
+torch.set_num_threads(1)
+def peak():
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
+before = peak()
+spec = ModelSpec.of(VqaArgs(strategy="SpotTune_Block", pretrained=sys.argv[1]))
+model, _, _ = build(spec, load_weights(spec), ["answer"] * 3129)
+size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+print(size, peak() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="peak memory is read as on Linux")
+def test_building_from_a_base_size_file_never_holds_a_third_copy(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        names = PublishedModel(LxmertConfig()).state_dict()
+    save_file({f"lxmert.{n}": torch.zeros(t.shape) for n, t in names.items()}, tmp_path / "model.safetensors")
+    LxmertConfig().save_pretrained(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(SRC), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    size, peak = map(int, done.stdout.split())
+    assert size > 1.5e9  # base size indeed
+    assert 0.9 * size < peak < 1.3 * size

@@ -1,0 +1,131 @@
+"""Batches of a data set, compared with what a per-example reading of its records gives."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from vqadata.dataset import DataError, VqaDataset, keep_images, read_answers, read_split
+from vqadata.features import FeatureStores, write_store
+
+ANSWERS = ["yes", "no", "2", "red"]
+SIZE = 3
+
+
+def record(number: int, image: str, label: dict[str, float], **other: Any) -> dict[str, Any]:
+    return {
+        "question_id": number,
+        "img_id": image,
+        "sent": "?",
+        "label": label,
+        "question_type": "what",
+    } | other
+
+
+RECORDS = [
+    record(10, "b", {"yes": 1.0, "no": 0.3}),
+    record(11, "a", {}, question_type="is"),
+    record(12, "c", {"red": 0.9, "crimson": 0.6}),
+    record(13, "a", {"crimson": 1.0}),
+    record(14, "b", {"2": 0.3, "yes": 0.3, "red": 0.3}, question_type="how many"),
+]
+LENGTHS = np.array([4, 2, 6, 3, 5])
+REGIONS = {"a": 2, "b": 4, "c": 1}
+
+
+@pytest.fixture
+def images() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    return {
+        name: (rng.normal(size=(n, SIZE)).astype(np.float32), rng.random((n, 4)).astype(np.float32))
+        for name, n in REGIONS.items()
+    }
+
+
+@pytest.fixture
+def dataset(tmp_path: Path, images: dict[str, tuple[np.ndarray, np.ndarray]]) -> VqaDataset:
+    write_store(
+        tmp_path / "all", list(images), images.values(), regions=5, feature_size=SIZE, dtype="float32"
+    )
+    token_ids = np.arange(1, 31).reshape(5, 6) * (np.arange(6) < LENGTHS[:, None])
+    return VqaDataset(RECORDS, token_ids, LENGTHS, FeatureStores(tmp_path), ANSWERS)
+
+
+@pytest.mark.parametrize("indices", [[0], [3, 1], [4, 2, 0, 1], [1, 1, 3]])
+def test_a_batch_equals_its_examples_one_by_one(
+    dataset: VqaDataset, images: dict[str, tuple[np.ndarray, np.ndarray]], indices: list[int]
+) -> None:
+    batch = dataset.__getitems__(indices)
+    tokens = max(LENGTHS[index] for index in indices)
+    regions = max(REGIONS[RECORDS[index]["img_id"]] for index in indices)
+    assert batch["input_ids"].shape == (len(indices), tokens)
+    assert batch["visual_feats"].shape == (len(indices), regions, SIZE)
+    for row, index in enumerate(indices):
+        example = RECORDS[index]
+        features, boxes = images[example["img_id"]]
+        n, length = len(features), LENGTHS[index]
+        ids = batch["input_ids"][row].tolist()
+        assert ids == [6 * index + place + 1 for place in range(length)] + [0] * (tokens - length)
+        assert batch["attention_mask"][row].tolist() == [place < length for place in range(tokens)]
+        assert torch.equal(batch["visual_feats"][row, :n], torch.from_numpy(features))
+        assert torch.equal(batch["visual_pos"][row, :n], torch.from_numpy(boxes))
+        assert not batch["visual_feats"][row, n:].any() and not batch["visual_pos"][row, n:].any()
+        assert batch["visual_attention_mask"][row].tolist() == [place < n for place in range(regions)]
+        target = [example["label"].get(answer, 0.0) for answer in ANSWERS]
+        torch.testing.assert_close(batch["target"][row], torch.tensor(target), rtol=0, atol=0)
+        assert batch["question_id"][row] == example["question_id"]
+        assert dataset.question_types[batch["question_type"][row]] == example["question_type"]
+
+
+def test_one_example_is_a_batch_of_one(dataset: VqaDataset) -> None:
+    for name, column in dataset[2].items():
+        assert torch.equal(column, dataset.__getitems__([2])[name]), name
+
+
+def test_images_without_features_are_counted_and_named(dataset: VqaDataset) -> None:
+    records = [record(1, f"image {number}", {}) for number in (5, 6, 5, 7, 8)] + RECORDS[:1]
+    tokens = np.ones((6, 4), np.int64)
+    with pytest.raises(
+        DataError, match="4 images have questions but no features, the first: image 5, image 6, im"
+    ):
+        VqaDataset(records, tokens, np.full(6, 4), dataset.stores, ANSWERS)
+
+
+def test_splits_are_read_in_order_and_joined(tmp_path: Path) -> None:
+    (tmp_path / "one.json").write_text(json.dumps(RECORDS[:2]))
+    (tmp_path / "two.json").write_text(json.dumps(RECORDS[2:]))
+    assert read_split(tmp_path, "two,one") == RECORDS[2:] + RECORDS[:2]
+
+
+def test_the_first_images_are_kept_with_all_their_questions() -> None:
+    assert [kept["question_id"] for kept in keep_images(RECORDS, 2)] == [10, 11, 13, 14]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[]", "is not a list of examples"),
+        ('[{"question_id": 1}]', "record 0: lacks img_id, sent"),
+        ('[{"question_id": "1", "img_id": "a", "sent": "?"}]', "record 0: question_id is not an integer"),
+        ('[{"question_id": 1, "img_id": 7, "sent": "?"}]', "record 0: img_id and sent must be strings"),
+        (
+            '[{"question_id": 1, "img_id": "a", "sent": "?", "label": ["yes"]}]',
+            "record 0: label is not an object",
+        ),
+    ],
+)
+def test_a_split_that_is_none_is_named_with_its_record(tmp_path: Path, content: str, words: str) -> None:
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(DataError, match=rf"x\.json.*{words}"):
+        read_split(tmp_path, "x")
+
+
+def test_answers_must_be_a_list_of_strings(tmp_path: Path) -> None:
+    (tmp_path / "answers.json").write_text('{"yes": 0}')
+    with pytest.raises(DataError, match="is not a list of answers"):
+        read_answers(tmp_path)

@@ -1,0 +1,266 @@
+import hashlib
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vqadata import scenes
+from vqadata.features import FeatureStores
+from vqadata.sample import SPLITS, disagree, ensure_scenes, write_scenes
+
+SMALL = {"train": 5, "nominival": 2, "minival": 4}
+# Of the questions and answers as published with the generator's version; a deliberate change raises that too.
+PINNED = {
+    "answers.json": "10ddaabf7dab4057f02d99a049579ab373d5fedc8f0efec6ade9e324cc0689b6",
+    "train.json": "cf90163b651834e7c437ff41df8a4d239e54695f8b1b7b85c3c784322f71d967",
+    "nominival.json": "9b3f8ef82c8951d5242ecca35d44b5ddb62a7c771d993d656fe9c63a95290143",
+    "minival.json": "4be560aa085183fb7bd0d4a35addf4aca936fde44a953286553f0538754f53d1",
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The whole data set, written once."""
+    root = tmp_path_factory.mktemp("data") / "scenes"
+    assert ensure_scenes(root)
+    return root
+
+
+def load(root: Path, split: str) -> list[dict]:
+    return json.loads((root / f"{split}.json").read_text(encoding="utf-8"))
+
+
+def random_things(number: int) -> tuple[scenes.Thing, ...]:
+    return scenes.draw_scene(np.random.default_rng([3, number])).things
+
+
+# An independent reader of the questions: it knows the grammar, not how the questions are made.
+SINGULAR = {plural: shape for shape, plural in scenes.PLURALS.items()}
+
+
+def named(phrase: str, things: tuple[scenes.Thing, ...]) -> list[scenes.Thing]:
+    """All things that fit 'red objects', 'squares', 'star', 'blue object' or 'a red circle'."""
+    words = [SINGULAR.get(word, word) for word in phrase.split()]
+    colors = [word for word in words if word in scenes.COLORS]
+    shapes = [word for word in words if word in scenes.SHAPES]
+    assert colors or shapes
+    return [t for t in things if (not colors or t.color in colors) and (not shapes or t.shape in shapes)]
+
+
+def the(phrase: str, things: tuple[scenes.Thing, ...]) -> scenes.Thing:
+    (only,) = named(phrase, things)
+    return only
+
+
+def yes(statement: bool) -> str:
+    return "yes" if statement else "no"
+
+
+READERS = [
+    (r"what color is the (\w+)\?|what is the color of the (\w+)\?", lambda t, a: the(a, t).color),
+    (r"what shape is the (.+)\?|what is the shape of the (.+)\?", lambda t, a: the(a, t).shape),
+    (r"is there an? (.+)\?|does the image contain an? (.+)\?", lambda t, a: yes(bool(named(a, t)))),
+    (r"how many (.+) are there\?|what number of (.+) can be seen\?", lambda t, a: str(len(named(a, t)))),
+    (
+        r"are there more (.+) than (.+)\?|do (.+) outnumber (.+)\?",
+        lambda t, a, b: yes(len(named(a, t)) > len(named(b, t))),
+    ),
+    (
+        r"do the (.+) and the (.+) have the same color\?"
+        r"|is the color of the (.+) equal to that of the (.+)\?",
+        lambda t, a, b: yes(the(a, t).color == the(b, t).color),
+    ),
+    (
+        r"do the (.+) and the (.+) have the same shape\?"
+        r"|is the shape of the (.+) equal to that of the (.+)\?",
+        lambda t, a, b: yes(the(a, t).shape == the(b, t).shape),
+    ),
+]
+
+
+def read(text: str, things: tuple[scenes.Thing, ...]) -> str:
+    for pattern, answer in READERS:
+        if match := re.fullmatch(pattern, text):
+            return answer(things, *(group for group in match.groups() if group is not None))
+    raise AssertionError(f"no reading of {text!r}")
+
+
+@pytest.mark.parametrize("wording", [0, 1])
+def test_every_question_has_one_reading_and_its_answer(wording: int) -> None:
+    rng = np.random.default_rng(4)
+    families = Counter()
+    for number in range(150):
+        things = random_things(number)
+        for text, answer, family in scenes.ask(things, 10, wording, rng):
+            assert read(text, things) == answer, (text, things)
+            families[family] += 1
+    assert families.keys() == scenes.WORDINGS.keys()
+
+
+def test_a_comparison_never_names_the_asked_attribute_of_both() -> None:
+    for number in range(100):
+        for offers in scenes.offered(random_things(number), "same").values():
+            for slots in offers:
+                words = scenes.COLORS if slots["attribute"] == "color" else scenes.SHAPES
+                told = [bool(set(slots[name].split()) & set(words)) for name in ("a", "b")]
+                assert not all(told), slots
+
+
+def test_the_vocabulary_is_exactly_what_questions_are_made_of() -> None:
+    rng = np.random.default_rng(5)
+    seen = set()
+    for number in range(400):
+        for wording in (0, 1):
+            for question in scenes.ask(random_things(number), 10, wording, rng):
+                seen |= set(re.findall(r"\w+|[^\w\s]", question.text))
+    assert sorted(seen) == scenes.vocabulary()
+
+
+def test_a_scene_is_decided_by_its_generator_alone() -> None:
+    np.random.seed(0)  # noqa: NPY002  the global generator must not matter
+    first = scenes.draw_scene(np.random.default_rng(6), 0.5)
+    second = scenes.draw_scene(np.random.default_rng(6), 0.5)
+    other = scenes.draw_scene(np.random.default_rng(7), 0.5)
+    assert first.things == second.things
+    assert np.array_equal(first.image, second.image)
+    assert np.array_equal(first.features, second.features)
+    assert first.things != other.things
+
+
+def test_the_middle_of_an_object_has_its_colour() -> None:
+    for number in range(40):
+        scene = scenes.draw_scene(np.random.default_rng([8, number]))
+        for thing in scene.things:
+            x, y = round(thing.x), round(thing.y)
+            middle = scene.image[y - 2 : y + 3, x - 2 : x + 3].mean((0, 1))
+            assert np.abs(middle - thing.rgb).max() < 12, thing
+
+
+def test_style_darkens_the_background_and_adds_noise() -> None:
+    def corners(style: float) -> tuple[float, float]:
+        """Mean and spread of the 3 x 3 pixels in the corners, which no object reaches often."""
+        drawn = [scenes.draw_scene(np.random.default_rng([9, n]), style).image for n in range(40)]
+        patches = np.stack([image[:3, :3].astype(float) for image in drawn])
+        return float(np.median(patches)), float(np.median(patches.std((1, 2))))
+
+    clean, styled = corners(0.0), corners(1.0)
+    assert clean[0] > 225 and styled[0] < 100
+    assert styled[1] > 1.5 * clean[1]
+
+
+def test_the_data_set_is_the_published_one(root: Path) -> None:
+    hashes = {name: hashlib.sha256((root / name).read_bytes()).hexdigest() for name in PINNED}
+    assert hashes == PINNED
+    assert json.loads((root / "manifest.json").read_text())["sha256"].items() >= hashes.items()
+
+
+def test_the_same_seed_writes_the_same_files_and_another_seed_others(tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        write_scenes(tmp_path / name, seed=seed, splits=SMALL)
+    files = {str(file.relative_to(tmp_path / "a")) for file in (tmp_path / "a").rglob("*") if file.is_file()}
+    assert files >= {f"{name}.json" for name in (*SMALL, "answers", "manifest", "features/scenes/manifest")}
+    assert sum(name.endswith(".png") for name in files) == sum(SMALL.values())
+    for name in files:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+    assert (tmp_path / "a/train.json").read_bytes() != (tmp_path / "c/train.json").read_bytes()
+
+
+def test_a_finished_folder_is_kept_and_any_other_is_written_again(tmp_path: Path) -> None:
+    assert ensure_scenes(tmp_path, seed=1, splits=SMALL)
+    (tmp_path / "train.json").write_text("touched")
+    assert not ensure_scenes(tmp_path, seed=1, splits=SMALL)
+    assert (tmp_path / "train.json").read_text() == "touched"
+    (tmp_path / "manifest.json").unlink()
+    assert ensure_scenes(tmp_path, seed=1, splits=SMALL)
+    assert len(load(tmp_path, "train")) == 8 * SMALL["train"]
+    assert ensure_scenes(tmp_path, seed=2, splits=SMALL)
+
+
+def test_the_splits_have_their_sizes_and_share_no_image(root: Path) -> None:
+    images = {split: {record["img_id"] for record in load(root, split)} for split in SPLITS}
+    assert {split: len(ids) for split, ids in images.items()} == SPLITS
+    assert len(set.union(*images.values())) == sum(SPLITS.values())
+    records = [record for split in SPLITS for record in load(root, split)]
+    assert len({record["question_id"] for record in records}) == len(records) == 4800
+
+
+def test_records_carry_one_known_answer_and_its_type(root: Path) -> None:
+    answers = json.loads((root / "answers.json").read_text())
+    assert len(answers) == len(set(answers)) == 21
+    types = {"yes/no": {"yes", "no"}, "number": set("012345")}
+    types["other"] = set(answers) - types["yes/no"] - types["number"]
+    for split in SPLITS:
+        for record in load(root, split):
+            ((answer, score),) = record["label"].items()
+            assert score == 1.0
+            assert answer in types[record["answer_type"]]
+            assert record["question_type"] in scenes.WORDINGS
+
+
+def test_answers_are_roughly_balanced_within_a_family(root: Path) -> None:
+    counts = {family: Counter() for family in scenes.WORDINGS}
+    for split in SPLITS:
+        for record in load(root, split):
+            counts[record["question_type"]].update(record["label"])
+    most = {
+        family: max(answers.values()) / answers.total() * len(answers) for family, answers in counts.items()
+    }
+    for family in ("is there", "are there more", "same"):
+        assert most[family] < 1.15, counts[family]  # 1 is balance
+    for family in ("what color", "what shape"):
+        assert most[family] < 1.4, counts[family]
+    assert most["how many"] < 2, counts["how many"]  # a scene has few groups of four or five
+
+
+def test_a_share_of_the_answers_disagrees_with_the_scene(root: Path) -> None:
+    things = [
+        scenes.draw_scene(np.random.default_rng([9595, scenes.FINE_TUNING, number]), 0.33).things
+        for number in range(sum(SPLITS.values()))
+    ]
+    for split in SPLITS:
+        records = load(root, split)
+        right = [
+            read(record["sent"], things[int(record["img_id"].removeprefix("scene_"))]) in record["label"]
+            for record in records
+        ]
+        # 15% get another question's answer, which by chance is the same in about four cases of ten.
+        assert 0.06 < 1 - np.mean(right) < 0.12
+
+
+def test_disagreement_stays_within_the_family() -> None:
+    question = scenes.Question
+    asked = [[question("a", "yes", "same"), question("b", "red", "what color")]] * 40
+    asked += [[question("c", "no", "same"), question("d", "blue", "what color")]] * 40
+    rng = np.random.default_rng(0)
+    assert disagree(asked, 0.0, rng) == asked
+    answers = Counter((q.family, q.answer) for questions in disagree(asked, 1.0, rng) for q in questions)
+    assert set(answers) == {("same", "yes"), ("same", "no"), ("what color", "red"), ("what color", "blue")}
+    assert min(answers.values()) > 20
+
+
+def test_the_store_holds_the_regions_of_every_image(root: Path) -> None:
+    store = FeatureStores(root / "features")
+    image_ids = [record["img_id"] for split in SPLITS for record in load(root, split)[::8]]
+    regions = store.read(store.locate(image_ids))
+    assert regions.features.shape == (600, 7, 108) and regions.boxes.shape == (600, 7, 4)
+    assert regions.boxes.min() >= 0 and regions.boxes.max() <= 1
+    boxes = regions.boxes[regions.mask]
+    assert (boxes[:, :2] < boxes[:, 2:]).all()
+    assert regions.features.min() >= -1 and regions.features.max() <= 1
+    assert set(regions.mask.sum(1)) == {3, 4, 5, 6, 7}
+
+
+def test_a_stored_feature_is_the_picture_in_its_box(root: Path) -> None:
+    """Mean colours agree, whatever the pillow version does at the rim."""
+    store = FeatureStores(root / "features")
+    for number in (0, 299, 599):
+        regions = store.read(store.locate([f"scene_{number:06d}"]))
+        image = np.asarray(Image.open(root / "images" / f"scene_{number:06d}.png"), float)
+        for feature, box in zip(regions.features[0], regions.boxes[0] * 112, strict=True):
+            x1, y1, x2, y2 = box.round().astype(int)
+            mean = (feature.reshape(6, 6, 3).mean((0, 1)) + 1) * 127.5
+            assert np.abs(mean - image[y1:y2, x1:x2].mean((0, 1))).max() < 6
