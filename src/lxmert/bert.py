@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 from transformers import LxmertConfig
 
-from lxmert.files import CheckpointError
+from lxmert.files import CheckpointError, rename
 from lxmert.modeling import LAYER_NORM_EPS
 
 # Parts of LxmertModel that a BERT does not give. Its pooler reads its last layer's [CLS], not LXMERT's.
@@ -87,9 +87,7 @@ def sort_bert(tensors: Mapping[str, Tensor], language_layers: int) -> tuple[dict
     kept: dict[str, Tensor] = {}
     dropped = dict.fromkeys(DROPPED, 0)
     deeper = 0
-    for name, tensor in tensors.items():
-        name = name.removeprefix("bert.")
-        name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+    for name, tensor in rename(tensors, _todays_name).items():
         part = next((part for part in DROPPED if name.startswith(part)), None)
         layer = LAYER.match(name)
         if part is not None:
@@ -102,3 +100,8 @@ def sort_bert(tensors: Mapping[str, Tensor], language_layers: int) -> tuple[dict
     if deeper:
         lines.append(f"dropped BERT's layers from number {language_layers + 1} on ({deeper} tensors)")
     return kept, lines
+
+
+def _todays_name(name: str) -> str:
+    name = name.removeprefix("bert.")
+    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")

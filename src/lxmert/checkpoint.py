@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import LxmertConfig
 
 from lxmert.bert import NOT_IN_BERT, bert_config, sort_bert
-from lxmert.files import CheckpointError, local_folder, read_json, read_tensors, sha256_of
+from lxmert.files import CheckpointError, local_folder, read_json, read_tensors, rename, sha256_of
 from lxmert.modeling import AnswerHead, LxmertModel
 
 DROPPED = {
@@ -147,11 +147,11 @@ def sort_tensors(
         elif name.startswith("answer_head."):
             head[name.removeprefix("answer_head.")] = tensor
         else:
-            encoder[name.removeprefix(prefix)] = tensor
+            encoder[name] = tensor
     if not any(name.startswith(f"{prefix}encoder.") for name in tensors):
         raise CheckpointError(f"{file} holds no LXMERT: no name in it begins with {prefix}encoder.")
     lines = [f"dropped {part}* ({n} tensors): {DROPPED[part]}" for part, n in dropped.items() if n]
-    return encoder, head or None, lines
+    return rename(encoder, lambda name: name.removeprefix(prefix)), head or None, lines
 
 
 def finish(weights: Pretrained, file: Path, folder: Path) -> Pretrained:

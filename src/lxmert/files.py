@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,18 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise CheckpointError(f"{file} is no dictionary of tensors by name; save a state_dict.")
     return {name: _own(tensors.pop(name)) for name in list(tensors)}
+
+
+def rename(tensors: Mapping[str, Tensor], new_name: Callable[[str], str]) -> dict[str, Tensor]:
+    """The tensors under other names.
+
+    One whose new name is taken is marked, so that the comparison with the model will name it.
+    """
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        new = new_name(name)
+        renamed[f"{name} (once more)" if new in renamed else new] = tensor
+    return renamed
 
 
 def read_json(file: Path) -> Any:

@@ -18,7 +18,7 @@ from lxmert.checkpoint import (
     listed_answers,
     sort_tensors,
 )
-from lxmert.files import CheckpointError, read_tensors
+from lxmert.files import CheckpointError, read_tensors, rename
 
 SUFFIX = "_LXRT.pth"
 PREFIX = "bert."
@@ -34,7 +34,7 @@ def load_original(path: str | Path, with_head: bool, *, heads: int | None = None
     given. Raises CheckpointError.
     """
     file = _find(path)
-    tensors = {name.removeprefix("module."): tensor for name, tensor in read_tensors(file).items()}
+    tensors = rename(read_tensors(file), lambda name: name.removeprefix("module."))
     encoder, head, report = sort_tensors(tensors, PREFIX, file)
     if not with_head and head is not None:
         report.append(f"dropped answer_head.* ({len(head)} tensors): not asked for")

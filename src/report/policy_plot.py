@@ -13,60 +13,49 @@ A gate table is a mapping of arrays over the G gates, in model order: `stream` (
 from __future__ import annotations
 
 import argparse
-import re
 import sys
-import textwrap
 import zipfile
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
-from matplotlib.collections import PatchCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
 
-GateTable = Mapping[str, np.ndarray]
+from report.panels import (
+    CHARACTER,
+    DEAD_STYLE,
+    DPI,
+    FONT,
+    KEY,
+    ROW,
+    TITLE,
+    VALUE_WIDTH,
+    WIDTH,
+    GateTable,
+    add_axes,
+    add_colour_bar,
+    column_widths,
+    draw_cells,
+    label_components,
+    new_figure,
+    order_note,
+    pack_rows,
+    panels_of,
+    place_panels,
+    separate,
+    unique,
+)
 
-# Lengths are in inches: fixed places make all pictures alike, and are drawn faster than an automatic layout.
-WIDTH, DPI = 8.0, 150
-TITLE, KEY, HEADER, GAP, RIGHT, ROW = 0.52, 0.35, 0.42, 0.5, 0.15, 0.21
-FONT, CHARACTER = 7, 0.054  # points; the average width of a character of that size
-VALUE_WIDTH = 0.27  # a column as wide as this has room for its number
 MOST_TYPES, MOST_NUMBERS = 12, 150  # more rows or numbers would hide what matters
-
 SHARE_LABEL = "share of examples that ran the tuned copy"
 STREAM_COLOURS = ("#56b4e9", "#e69f00", "#009e73", "#cc79a7")  # Okabe & Ito: safe for colour-blind readers
-DEAD_STYLE = {"facecolor": "0.88", "edgecolor": "0.6", "hatch": "//////", "linewidth": 0}
-DEAD_LABEL = "dead gate: cannot influence the answer"
 
 
 class UsageError(ValueError):
     """Gate usage that is missing, unreadable or inconsistent; the message says what and what to do."""
-
-
-class Component(NamedTuple):
-    """A component's label taken apart: "cross head 3" is group "cross", name "head", number "3"."""
-
-    label: str
-    group: str  # the stream that the label begins with, or ""
-    name: str
-    number: str  # or ""
-
-
-class Panel(NamedTuple):
-    """The gates of one stream, as layers (rows) times components (columns)."""
-
-    stream: str
-    layers: list[int]
-    components: list[Component]
-    gate: np.ndarray  # (layers, components) index of the gate, -1 where a layer lacks the component
 
 
 def draw_policy(usage: GateTable, share: np.ndarray, title: str, path: Path) -> None:
@@ -121,14 +110,14 @@ def question_type_figure(
 def _bars(usage: GateTable, share: np.ndarray, title: str) -> Figure:
     """Draw a bar a layer, grouped by stream, and the mean as a dashed line."""
     live = np.asarray(usage["live"], dtype=bool)
-    streams = _unique(usage["stream"])
+    streams = unique(usage["stream"])
     stream = np.array([streams.index(name) for name in usage["stream"]])
     order = np.argsort(stream, kind="stable")
     position = np.empty(len(share))
     position[order] = np.arange(len(share)) + stream[order]  # one bar's width between streams
     top, height = TITLE + 0.05 + KEY * (not live.all()), 2.5
-    figure = _new_figure(top + height + 0.5, title, not live.all())
-    axes = _add_axes(figure, 0.55, top, WIDTH - 1.2, height)
+    figure = new_figure(top + height + 0.5, title, not live.all())
+    axes = add_axes(figure, 0.55, top, WIDTH - 1.2, height)
     for s, name in enumerate(streams):
         mine = np.flatnonzero(stream == s)
         for gate, bar in zip(mine, axes.bar(position[mine], share[mine], 0.82), strict=True):
@@ -154,101 +143,58 @@ def _bars(usage: GateTable, share: np.ndarray, title: str) -> Figure:
 
 def _heat_map(usage: GateTable, share: np.ndarray, title: str) -> Figure:
     """Draw a panel a stream: layers down, components across."""
-    panels, live = _panels(usage), np.asarray(usage["live"], dtype=bool)
+    panels, live = panels_of(usage), np.asarray(usage["live"], dtype=bool)
     left, columns = 0.45, [len(panel.components) for panel in panels]
-    widths = _column_widths(columns, left)
+    widths = column_widths(columns, left)
     words = [[w for c in panel.components if not c.number for w in c.name.split()] for panel in panels]
     rotated = [
         max(map(len, w), default=0) * CHARACTER > width for w, width in zip(words, widths, strict=True)
     ]
     footer = 0.7 if any(rotated) else 0.42
     heights = [len(panel.layers) * ROW for panel in panels]
-    figure, all_axes = _place(columns, heights, footer, left, title, not live.all())
+    figure, all_axes = place_panels(columns, heights, footer, left, title, not live.all())
     colours = ScalarMappable(Normalize(0, 1), colormaps["RdBu_r"])
     for i, (panel, axes) in enumerate(zip(panels, all_axes, strict=True)):
         values = np.where(panel.gate < 0, np.nan, share[panel.gate])
         dead = (panel.gate >= 0) & ~live[panel.gate]
-        _draw_cells(axes, values, dead, colours, "{:.2f}" if widths[i] > VALUE_WIDTH else "")
-        _separate(axes, [component.group or component.name for component in panel.components])
-        _label_components(axes, panel, rotated[i])
+        draw_cells(axes, values, dead, colours, "{:.2f}" if widths[i] > VALUE_WIDTH else "")
+        separate(axes, [component.group or component.name for component in panel.components])
+        label_components(axes, panel, rotated[i])
         axes.set_yticks(np.arange(len(panel.layers)) + 0.5, [str(layer) for layer in panel.layers])
         axes.set_ylabel("layer", size=FONT, labelpad=2)
-    bar = _add_colour_bar(figure, colours, SHARE_LABEL)
+    bar = add_colour_bar(figure, colours, SHARE_LABEL)
     bar.set_xticks(np.linspace(0, 1, 5), ["0 frozen", "0.25", "0.5", "0.75", "1 tuned"])
     return figure
 
 
 def _departures(usage: GateTable, names: Sequence[str], departure: np.ndarray, title: str) -> Figure:
     """Draw a panel a stream: question types (K) down, gates across, layer after layer."""
-    panels, live = _panels(usage), np.asarray(usage["live"], dtype=bool)
+    panels, live = panels_of(usage), np.asarray(usage["live"], dtype=bool)
     left = max(len(name) for name in names) * CHARACTER + 0.15
     gates = [panel.gate[panel.gate >= 0] for panel in panels]
     columns = [len(gate) for gate in gates]
-    widths, row_starts = _column_widths(columns, left), [row[0] for row in _rows(columns)]
-    notes = [_order_note(p, n * width) for p, n, width in zip(panels, columns, widths, strict=True)]
+    widths, row_starts = column_widths(columns, left), [row[0] for row in pack_rows(columns)]
+    notes = [order_note(p, n * width) for p, n, width in zip(panels, columns, widths, strict=True)]
     footer = 0.35 + 0.12 * max(len(note) for note in notes)
-    figure, all_axes = _place(columns, [len(names) * ROW] * len(panels), footer, left, title, not live.all())
+    figure, all_axes = place_panels(
+        columns, [len(names) * ROW] * len(panels), footer, left, title, not live.all()
+    )
     limit = max(0.1, np.ceil(np.abs(departure[:, live]).max() * 10) / 10)
     colours = ScalarMappable(Normalize(-limit, limit), colormaps["PuOr_r"])
     for i, (panel, gate, axes) in enumerate(zip(panels, gates, all_axes, strict=True)):
         dead = np.broadcast_to(~live[gate], (len(names), len(gate)))
         has_room = widths[i] > VALUE_WIDTH and departure.size <= MOST_NUMBERS
-        _draw_cells(axes, departure[:, gate], dead, colours, "{:+.2f}" if has_room else "")
+        draw_cells(axes, departure[:, gate], dead, colours, "{:+.2f}" if has_room else "")
         layers = np.asarray(usage["layer"])[gate]
-        _separate(axes, layers)
+        separate(axes, layers)
         middles = [np.flatnonzero(layers == layer).mean() + 0.5 for layer in panel.layers]
         axes.set_xticks(middles, [str(layer) for layer in panel.layers])
         axes.set_xlabel("\n".join(["layer", *notes[i]]), size=FONT, labelpad=2)
         axes.set_yticks(np.arange(len(names)) + 0.5, names if i in row_starts else [""] * len(names))
         axes.set_title(panel.stream, size=FONT + 2, pad=5)
-    bar = _add_colour_bar(figure, colours, "share tuned minus that of all examples")
+    bar = add_colour_bar(figure, colours, "share tuned minus that of all examples")
     bar.set_xticks([-limit, 0, limit], [f"-{limit:.1f}", "0", f"+{limit:.1f}"])
     return figure
-
-
-# ---- from labels to rows and columns ----
-
-
-def _panels(usage: GateTable) -> list[Panel]:
-    """Return the table's streams in order, each with its gates in a grid."""
-    stream, layer, component = (np.asarray(usage[key]) for key in ("stream", "layer", "component"))
-    streams, panels = _unique(stream), []
-    for name in streams:
-        mine = np.flatnonzero(stream == name)
-        layers = sorted(_unique(layer[mine]))
-        components = _components(_unique(component[mine]), streams)
-        labels = [part.label for part in components]
-        gate = np.full((len(layers), len(components)), -1)
-        for g in mine:
-            gate[layers.index(layer[g]), labels.index(component[g])] = g
-        panels.append(Panel(name, layers, components, gate))
-    return panels
-
-
-def _components(labels: Sequence[str], streams: Sequence[str]) -> list[Component]:
-    """Take labels apart and bring each group's together, keeping the order otherwise."""
-    parts = []
-    for label in labels:
-        group, _, rest = label.partition(" ")
-        group, rest = (group, rest) if group in streams and rest else ("", label)
-        numbered = re.fullmatch(r"(.+) (\d+)", rest)
-        parts.append(Component(label, group, *(numbered.groups() if numbered else (rest, ""))))
-    groups, kinds = [part.group for part in parts], [(part.group, part.name) for part in parts]
-    return sorted(parts, key=lambda part: (groups.index(part.group), kinds.index((part.group, part.name))))
-
-
-def _order_note(panel: Panel, width: float) -> list[str]:
-    """Say in lines of `width` inches how the gates of a layer are ordered; nothing if there is only one."""
-    if len(panel.components) == 1:
-        return []
-    counts = Counter((f"{part.group} {part.name}".strip(), bool(part.number)) for part in panel.components)
-    words = [f"{name}s ({count})" if numbered else name for (name, numbered), count in counts.items()]
-    return textwrap.wrap("in each: " + ", ".join(words), max(20, int(width / CHARACTER)))
-
-
-def _unique(values: Iterable[Any]) -> list[Any]:
-    """Return the distinct values in the order of their first appearance."""
-    return list(dict.fromkeys(value.item() if isinstance(value, np.generic) else value for value in values))
 
 
 def _check(usage: GateTable, shares: np.ndarray) -> None:
@@ -268,126 +214,6 @@ def _mean_text(usage: GateTable, share: np.ndarray) -> str:
     dead = f" ({np.sum(~live)} dead)" if not live.all() else ""
     mean = f"{share[live].mean():.2f}" if live.any() else "undefined"
     return f"mean share tuned {mean} over {live.sum()} live gates{dead}"
-
-
-# ---- drawing ----
-
-
-def _rows(columns: Sequence[int]) -> list[list[int]]:
-    """Pack panels into rows no wider than the widest panel, or than 30 columns."""
-    rows: list[list[int]] = [[]]
-    for panel, count in enumerate(columns):
-        if rows[-1] and sum(columns[other] for other in rows[-1]) + count > max(30, *columns):
-            rows.append([])
-        rows[-1].append(panel)
-    return rows
-
-
-def _column_widths(columns: Sequence[int], left: float) -> list[float]:
-    """Return the width of a column of each panel: a row of panels fills the figure's width."""
-    widths = []
-    for row in _rows(columns):
-        room = WIDTH - left - RIGHT - GAP * (len(row) - 1)
-        widths += [room / sum(columns[panel] for panel in row)] * len(row)
-    return widths
-
-
-def _place(
-    columns: Sequence[int], heights: Sequence[float], footer: float, left: float, title: str, has_dead: bool
-) -> tuple[Figure, list[Axes]]:
-    """Make a figure with axes for every panel, packed into rows."""
-    rows, widths = _rows(columns), _column_widths(columns, left)
-    row_heights = [HEADER + max(heights[panel] for panel in row) + footer for row in rows]
-    figure = _new_figure(TITLE + KEY + sum(row_heights), title, has_dead)
-    axes, top = [], TITLE + KEY
-    for row, row_height in zip(rows, row_heights, strict=True):
-        x = left
-        for panel in row:
-            width = widths[panel] * columns[panel]
-            axes.append(_add_axes(figure, x, top + HEADER, width, heights[panel]))
-            x += width + GAP
-        top += row_height
-    return figure, axes
-
-
-def _new_figure(height: float, title: str, has_dead: bool) -> Figure:
-    """Make a figure with a headline, the title's second line below it, and the key to dead gates."""
-    figure = Figure(figsize=(WIDTH, height), dpi=DPI)
-    FigureCanvasAgg(figure)
-    headline, _, detail = title.partition("\n")
-    figure.text(0.012, 1 - 0.09 / height, headline, size=FONT + 3, weight="bold", va="top")
-    figure.text(0.012, 1 - 0.30 / height, detail, size=FONT + 1, color="0.25", va="top")
-    if has_dead:
-        place = {"loc": "upper left", "bbox_to_anchor": (0.012, 1 - 0.55 / height), "borderaxespad": 0}
-        dead = Patch(label=DEAD_LABEL, **DEAD_STYLE)
-        figure.legend(handles=[dead], fontsize=FONT, frameon=False, borderpad=0, **place)
-    return figure
-
-
-def _add_axes(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
-    """Add axes whose upper left corner is that far from the figure's (inches)."""
-    total = figure.get_figheight()
-    return figure.add_axes((left / WIDTH, 1 - (top + height) / total, width / WIDTH, height / total))
-
-
-def _add_colour_bar(figure: Figure, colours: ScalarMappable, label: str) -> Axes:
-    """Add a colour bar at the right below the title, its label to the left of it."""
-    axes = _add_axes(figure, WIDTH - 2.3, TITLE + 0.03, 2.0, 0.12)
-    figure.colorbar(colours, cax=axes, orientation="horizontal")
-    axes.tick_params(labelsize=FONT, length=2, pad=2)
-    axes.text(-0.04, 0.5, label, size=FONT, ha="right", va="center", transform=axes.transAxes)
-    return axes
-
-
-def _draw_cells(
-    axes: Axes, values: np.ndarray, dead: np.ndarray, colours: ScalarMappable, number_format: str
-) -> None:
-    """Colour a grid of values (R, C), first row on top; hatch dead cells, leave missing ones (NaN) white."""
-    shown = np.ma.masked_where(dead | np.isnan(values), values)
-    axes.pcolormesh(shown, cmap=colours.cmap, norm=colours.norm)
-    axes.invert_yaxis()
-    if dead.any():
-        cells = [Rectangle((column, row), 1, 1) for row, column in np.argwhere(dead)]
-        axes.add_collection(PatchCollection(cells, label=DEAD_LABEL, **DEAD_STYLE))
-    for row, column in np.argwhere(~np.ma.getmaskarray(shown)) if number_format else ():
-        value = shown[row, column]
-        tint = "white" if abs(colours.norm(value) - 0.5) > 0.33 else "black"
-        style = {"size": FONT - 1, "color": tint, "ha": "center", "va": "center"}
-        axes.text(column + 0.5, row + 0.52, number_format.format(value), **style)
-    axes.tick_params(length=0, pad=2, labelsize=FONT)
-    axes.spines[:].set_visible(False)
-
-
-def _separate(axes: Axes, kinds: Sequence[Any]) -> None:
-    """Draw a white line wherever the columns' kind changes."""
-    for column in range(1, len(kinds)):
-        if kinds[column] != kinds[column - 1]:
-            axes.axvline(column, color="white", linewidth=2.2)
-
-
-def _label_components(axes: Axes, panel: Panel, rotate: bool) -> None:
-    """Write a column's number or name below it, a series' name below its numbers, and groups above."""
-    parts = panel.components
-    names = [
-        part.number or textwrap.fill(part.name, 10 if rotate else 1, break_long_words=False) for part in parts
-    ]
-    ticks = axes.set_xticks(np.arange(len(parts)) + 0.5, names)
-    for part, tick in zip(parts, ticks, strict=True):
-        tick.label1.set(size=FONT - bool(part.number), rotation=90 if rotate and not part.number else 0)
-    style = {
-        "xycoords": axes.get_xaxis_transform(),
-        "textcoords": "offset points",
-        "ha": "center",
-        "size": FONT,
-    }
-    for group, name in _unique((part.group, part.name) for part in parts if part.number):
-        mine = [i for i, part in enumerate(parts) if part.number and (part.group, part.name) == (group, name)]
-        axes.annotate(f"{name}s", (np.mean(mine) + 0.5, 0), (0, -12), va="top", **style)
-    groups = _unique(part.group for part in parts if part.group)
-    for group in groups:
-        mine = [i for i, part in enumerate(parts) if part.group == group]
-        axes.annotate(group, (np.mean(mine) + 0.5, 1), (0, 3), va="bottom", **style)
-    axes.set_title(panel.stream, size=FONT + 2, pad=14 if groups else 5)
 
 
 def _save(figure: Figure, path: Path) -> None:

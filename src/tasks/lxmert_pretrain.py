@@ -50,9 +50,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--scenes", type=int, default=4000, help="scenes to learn from")
     parser.add_argument("--questions", type=int, default=10, help="questions a scene")
-    parser.add_argument("--epochs", type=int, default=8, help="passes over all questions")
+    parser.add_argument("--epochs", type=int, default=12, help="passes over all questions")
     parser.add_argument("--batch-size", type=int, default=128, help="questions a step")
-    parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate of AdamW")
+    parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate of AdamW")
     parser.add_argument("--seed", type=int, default=0, help="decides scenes, weights, order and dropout")
     parser.add_argument(
         "--output",

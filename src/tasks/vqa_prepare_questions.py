@@ -144,14 +144,8 @@ def prepare_questions(args: argparse.Namespace) -> int:
     elif args.source:
         require_vqav2(args.source)
         minival = read_minival_images(_minival_file(args, folder))
-        answers = _vocabulary(args)
-        prepared = prepare_vqav2(
-            *read_vqav2(args.source),
-            read_vqav2_test(args.source),
-            minival,
-            answers=answers,
-            occurrences=args.occurrences,
-        )
+        parts = *read_vqav2(args.source), read_vqav2_test(args.source)
+        prepared = prepare_vqav2(*parts, minival, answers=_vocabulary(args), occurrences=args.occurrences)
     else:
         raise DataError("name the folder of the published files with --from, or LXMERT's with --lxmert.")
     write_prepared(folder, prepared)

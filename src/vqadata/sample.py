@@ -1,7 +1,7 @@
-"""The embedded data set: 600 scenes the repository draws itself, in the layout of every other data set.
+"""The embedded data set: 700 scenes the repository draws itself, in the layout of every other data set.
 
     <root>/
-      train.json nominival.json   240 + 60 scenes x 8 questions, to fine-tune on
+      train.json nominival.json   320 + 80 scenes x 8 questions, to fine-tune on
       minival.json                300 other scenes x 8 questions, to validate on
       answers.json                the answers in label order
       features/scenes/            one feature store for all scenes
@@ -31,9 +31,9 @@ from vqadata import scenes
 from vqadata.features import write_store
 from vqadata.scenes import Question
 
-GENERATOR = 1  # to be raised with every change of what is written, so that old folders are written again
+GENERATOR = 2  # to be raised with every change of what is written, so that old folders are written again
 SEED = 9595
-SPLITS = {"train": 240, "nominival": 60, "minival": 300}  # scenes
+SPLITS = {"train": 320, "nominival": 80, "minival": 300}  # scenes
 QUESTIONS_PER_SCENE = 8
 STYLE = 0.33
 WORDING = 1  # pre-training asks in wording 0

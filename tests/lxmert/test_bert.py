@@ -129,6 +129,10 @@ def test_the_language_side_computes_what_bert_computes(tmp_path: Path) -> None:
         (lambda t: t.pop("bert.encoder.layer.1.output.dense.bias"), r"missing encoder\.layer\.1\.output"),
         (lambda t: t.update({"classifier.weight": torch.ones(1)}), r"unexpected classifier\.weight"),
         (
+            lambda t: t.update({"bert.embeddings.LayerNorm.gamma": torch.ones(32)}),
+            r"missing none; unexpected bert\.embeddings\.LayerNorm\.\w+ \(once more\)",
+        ),
+        (
             lambda t: t.update({"bert.encoder.layer.0.output.dense.bias": torch.ones(7)}),
             r"layer\.0\.output\.dense\.bias is \(7,\) there and \(32,\) in the model",
         ),

@@ -104,6 +104,10 @@ def test_the_tokenizer_is_the_folder_s_own_or_else_bert_s(tmp_path: Path) -> Non
             lambda t: t.update({"lxmert.extra": t.pop("lxmert.pooler.dense.bias")}),
             r"missing pooler\.dense\.bias; unexpected extra",
         ),
+        (
+            lambda t: t.update({"pooler.dense.bias": torch.ones(32)}),
+            r"none; unexpected (lxmert\.)?pooler\.dense",
+        ),
         (lambda t: t.update({"stray.weight": torch.ones(1)}), r"missing none; unexpected stray\.weight"),
         (
             lambda t: t.update({"lxmert.pooler.dense.bias": torch.ones(7)}),

@@ -87,6 +87,10 @@ def test_an_unwanted_head_is_dropped_and_needs_no_list(tmp_path: Path) -> None:
             lambda t: t.update({"bert.extra": t.pop("bert.pooler.dense.bias")}),
             r"missing pooler\.dense\.bias; unexpected extra",
         ),
+        (
+            lambda t: t.update({"module.bert.pooler.dense.bias": torch.ones(32)}),
+            r"missing none; unexpected module\.bert\.pooler\.dense\.bias",
+        ),
         (lambda t: t.update({"optimizer.step": torch.ones(1)}), r"missing none; unexpected optimizer\.step"),
         (
             lambda t: t.update({"bert.encoder.r_layers.0.output.dense.bias": torch.ones(7)}),

@@ -16,14 +16,8 @@ from matplotlib.colors import to_hex, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from report.policy_plot import (
-    DEAD_LABEL,
-    UsageError,
-    draw_policy,
-    main,
-    policy_figure,
-    question_type_figure,
-)
+from report.panels import DEAD_LABEL
+from report.policy_plot import UsageError, draw_policy, main, policy_figure, question_type_figure
 
 SCRIPT = Path(__file__).parents[2] / "src" / "report" / "policy_plot.py"
 SMALL, BASE = (3, 2, 2, 4), (9, 5, 5, 12)  # language, vision, cross layers; heads
@@ -258,7 +252,8 @@ def test_the_script_draws_the_last_epoch_without_pyplot(tmp_path: Path) -> None:
         "except SystemExit as end: assert not end.code\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
-    environment = {key: value for key, value in os.environ.items() if key not in ("DISPLAY", "PYTHONPATH")}
+    environment = {key: value for key, value in os.environ.items() if key != "DISPLAY"}
+    environment["PYTHONPATH"] = str(SCRIPT.parents[1])
     environment["MPLBACKEND"] = "tkagg"  # must not matter: nothing may ask for a display
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True

@@ -64,10 +64,13 @@ def test_about_the_share_of_a_type_with_many_answers_is_for_testing(share: float
 
 
 def test_training_leaves_test_its_share_however_much_it_lacks() -> None:
-    """Every group shares words with its neighbours only, so that training asks for a group at every turn."""
+    """Any two groups share a word of their own, so that training asks for another group at every turn."""
     rows = [
-        {"sent": " ".join(f"word{n % 60 + step}" for step in range(4)), "label": {f"answer {n % 60}": 1.0}}
-        for n in range(600)
+        {
+            "sent": " ".join(f"pair{min(one, two)}x{max(one, two)}" for two in range(20) if two != one),
+            "label": {f"answer{one}": 1.0},
+        }
+        for one in range(20)
     ]
     assert np.mean(changing_priors(rows, test_share=0.7)) == pytest.approx(0.7, abs=0.05)
 
