@@ -71,6 +71,25 @@ def write_pretrained(folder: Path) -> Path:
     return folder
 
 
+def annotate(records: list[dict]) -> dict:
+    """Ten human answers a question in the official format; three of them say something else."""
+    annotations = []
+    for record in records:
+        (answer,) = record["label"]
+        said = [answer] * 7 + ["a thing"] * 3
+        annotations.append(
+            {
+                "question_id": record["question_id"],
+                "image_id": 1,
+                "question_type": record["question_type"],
+                "answer_type": record["answer_type"],
+                "multiple_choice_answer": answer,
+                "answers": [{"answer": a, "answer_id": i + 1} for i, a in enumerate(said)],
+            }
+        )
+    return {"annotations": annotations}
+
+
 def write_dataset(folder: Path) -> Path:
     """Splits train (20 images), nominival (5) and minival (15), four questions an image.
 
@@ -98,6 +117,9 @@ def write_dataset(folder: Path) -> Path:
                     }
                 )
         (folder / f"{split}.json").write_text(json.dumps(records))
+        if split == "minival":
+            (folder / "annotations").mkdir()
+            (folder / "annotations" / "minival.json").write_text(json.dumps(annotate(records)))
     (folder / "answers.json").write_text(json.dumps(ANSWERS))
     rows = ((features, rng.random((len(features), 4)).astype(np.float32)) for features in images.values())
     write_store(

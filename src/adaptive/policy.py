@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -30,16 +32,19 @@ class GateHead(nn.Module):
     """Policy logits from a feature vector: Linear, GELU, LayerNorm, Linear.
 
     `spread` is the standard deviation of the last layer's weights. It sets how much the first gates differ
-    between inputs: with 0 every gate would start as a fair coin.
+    between inputs and from each other: with 0 every gate would start as the same coin. `share` is how likely
+    that coin says tuned, above 0 and below 1.
     """
 
-    def __init__(self, size: int, gates: int, spread: float = 0.1) -> None:
+    def __init__(self, size: int, gates: int, spread: float = 0.1, share: float = 0.5) -> None:
         super().__init__()
         self.gates = gates
         self.hidden = nn.Sequential(nn.Linear(size, 2 * size), nn.GELU(), nn.LayerNorm(2 * size))
         self.logits = nn.Linear(2 * size, 2 * gates)
         nn.init.normal_(self.logits.weight, 0.0, spread)
-        nn.init.zeros_(self.logits.bias)
+        odds = torch.zeros(gates, 2)
+        odds[:, TUNED] = math.log(share / (1 - share))
+        self.logits.bias.data = odds.flatten()
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, size) -> logits (B, G, 2)."""

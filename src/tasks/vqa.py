@@ -41,6 +41,7 @@ from tasks.vqa_data import BANNER, complete, load_answers, load_split, prepare_d
 from tasks.vqa_machine import loader_over, make_accelerator, progress_bar, stop_agreed
 from tasks.vqa_model import ModelError, ModelSpec, build, count_parameters, load_weights, score, vqa_loss
 from tasks.vqa_progress import Progress
+from tasks.vqa_scores import load_key, official
 from training.checkpoint import Interrupted, StopSignal, save_state, stop_on_signal, whole_folder
 from training.loader import EpochSampler
 from training.optim import (
@@ -52,8 +53,9 @@ from training.optim import (
 )
 from training.run_folder import RunFolderError, describe_environment, open_run_folder, write_json
 from training.tracker import Tracker
-from vqadata.dataset import DataError, VqaDataset
+from vqadata.dataset import VqaDataset
 from vqadata.features import StoreError
+from vqadata.files import DataError
 
 INPUTS = ("input_ids", "attention_mask", "visual_feats", "visual_pos", "visual_attention_mask")
 USER_ERRORS = (DataError, StoreError, CheckpointError, BestError, ModelError, RunFolderError)
@@ -117,6 +119,7 @@ def train(args: VqaArgs, accelerator: Accelerator, start: Best | None, stop: Sto
     train_set = load_split(args, args.train, tokenizer, answers)
     valid_set = load_split(args, args.valid, tokenizer, answers)
     lengths = train_set.token_lengths if args.group_by_length else None
+    key = load_key(args, args.valid)
     order = EpochSampler(len(train_set), args.seed, args.batch_size, lengths)
     train_loader = loader_over(train_set, args, args.batch_size, order)
     valid_loader = loader_over(valid_set, args, EVALUATION_BATCH * args.batch_size)
@@ -170,7 +173,8 @@ def train(args: VqaArgs, accelerator: Accelerator, start: Best | None, stop: Sto
         while progress.epoch < args.epochs:
             train_epoch(run)
             evaluation = evaluate(run.args, accelerator, model, valid_loader, valid_set, stop)
-            metrics = finish_epoch(run, evaluation, labels["live"])
+            graded = official(key, evaluation.question_ids, evaluation.chosen, answers) if key else None
+            metrics = finish_epoch(run, evaluation, graded, labels["live"])
             if main_process:
                 if progress.best is metrics:
                     plain = accelerator.unwrap_model(model)
@@ -205,7 +209,7 @@ def train_epoch(run: Run) -> None:
         clock = time.perf_counter()
         for batch in loader:
             adaptive.train_policy = progress.updates % args.policy_every == 0
-            adaptive.temperature = temperature_at(progress.updates / run.total_updates, args)
+            adaptive.temperature = args.temperature_at(progress.updates / run.total_updates)
             with accelerator.accumulate(run.model):
                 logits, gates = run.model(**{name: batch[name] for name in INPUTS})
                 loss = vqa_loss(logits, batch["target"])
@@ -266,7 +270,9 @@ def evaluate(
     return Evaluation(ids, chosen, 100 * float(scores.astype(np.float64).mean()), usage)
 
 
-def finish_epoch(run: Run, evaluation: Evaluation, live: np.ndarray) -> dict[str, float]:
+def finish_epoch(
+    run: Run, evaluation: Evaluation, graded: dict[str, Any] | None, live: np.ndarray
+) -> dict[str, Any]:
     """Enter the epoch into the history, the log and the curves; returns its metrics."""
     progress, tracker = run.progress, run.tracker
     seconds_before = sum(metrics["seconds"] for metrics in progress.history)
@@ -282,6 +288,8 @@ def finish_epoch(run: Run, evaluation: Evaluation, live: np.ndarray) -> dict[str
         "seconds": seconds,
         "examples_per_second": len(run.train_loader.dataset) / seconds,
     }
+    if graded:
+        metrics["val_official"] = graded
     if len(live):
         share = evaluation.usage.share().cpu()[torch.from_numpy(live)]
         metrics["share_tuned"] = share.mean().item()
@@ -290,12 +298,6 @@ def finish_epoch(run: Run, evaluation: Evaluation, live: np.ndarray) -> dict[str
     tracker.say(report.epoch_line(metrics, run.args.epochs))
     tracker.record(metrics, progress.updates)
     return metrics
-
-
-def temperature_at(share_done: float, args: VqaArgs) -> float:
-    """The Gumbel-softmax temperature: constant, or falling (rising) geometrically to `--temperature_end`."""
-    end = args.temperature if args.temperature_end is None else args.temperature_end
-    return args.temperature * (end / args.temperature) ** share_done
 
 
 def test(args: VqaArgs, accelerator: Accelerator, best: Best, stop: StopSignal) -> dict[str, Any]:
@@ -310,9 +312,14 @@ def test(args: VqaArgs, accelerator: Accelerator, best: Best, stop: StopSignal) 
     file = args.folder / "predictions" / f"{args.test}.json"
     if accelerator.is_main_process:
         report.save_predictions(file, evaluation.question_ids, evaluation.chosen, best.answers)
-        print(f"{args.test}: {len(dataset):,} questions, accuracy {evaluation.accuracy!r} %")
+        print(f"{args.test}: {len(dataset):,} questions, soft-target accuracy {evaluation.accuracy!r} %")
         print(f"predictions: {file}")
-    return {"split": args.test, "accuracy": evaluation.accuracy}
+    outcome: dict[str, Any] = {"split": args.test, "accuracy": evaluation.accuracy}
+    if key := load_key(args, args.test):
+        outcome["official"] = official(key, evaluation.question_ids, evaluation.chosen, best.answers)
+        if accelerator.is_main_process:
+            print(report.official_table(outcome["official"]))
+    return outcome
 
 
 def cli(argv: Sequence[str] | None = None) -> int:

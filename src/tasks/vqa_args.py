@@ -106,6 +106,7 @@ class VqaArgs:
     policy_llayers: int = flag(1, "Language layers of the policy network, the pre-trained model's first.")
     policy_xlayers: int = flag(1, "Cross-modality layers of the policy network.")
     policy_rlayers: int = flag(1, "Vision layers of the policy network.")
+    policy_start: float = flag(0.3, "Share tuned from which the policy starts.")
     temperature: float = flag(5.0, "Temperature of the Gumbel-softmax in training.", old="policy_temperature")
     temperature_end: float | None = flag(
         None, "Temperature at the last step, reached geometrically. Default: it stays."
@@ -138,6 +139,11 @@ class VqaArgs:
     def folder(self) -> Path:
         """The run folder."""
         return Path(self.output or f"snap/vqa/{self.version}")
+
+    def temperature_at(self, share_done: float) -> float:
+        """The temperature after a share of all steps, on its geometric way to temperature_end."""
+        end = self.temperature if self.temperature_end is None else self.temperature_end
+        return self.temperature * (end / self.temperature) ** share_done
 
 
 # Fields that do not influence a run's numbers: a run may be resumed with others.
@@ -221,6 +227,8 @@ def validate(args: VqaArgs) -> None:
             raise ValueError(f"--{field} must be greater than 0, not {value}")
     if not 0 <= args.warmup <= 1:
         raise ValueError(f"--warmup is a share of all steps, between 0 and 1, not {args.warmup}")
+    if not 0 < args.policy_start < 1:
+        raise ValueError(f"--policy_start is a share above 0 and below 1, not {args.policy_start}")
     if args.dropout is not None and not 0 <= args.dropout < 1:
         raise ValueError(f"--dropout must be at least 0 and below 1, not {args.dropout}")
     roads = [f for f in ("pretrained", "load_lxmert", "load_lxmert_qa", "from_scratch") if getattr(args, f)]

@@ -9,8 +9,9 @@ from typing import Any
 from lxmert.tokens import encode
 from tasks.vqa_args import VqaArgs, resolve
 from tasks.vqa_checkpoint import Best, read_best
-from vqadata.dataset import DataError, VqaDataset, keep_images, read_answers, read_split, split_names
+from vqadata.dataset import VqaDataset, keep_images, read_split, split_names
 from vqadata.features import FeatureStores
+from vqadata.files import DataError, read_answer_list
 from vqadata.sample import ensure_scenes
 
 DEFAULT_STRATEGY = "SpotTune"
@@ -86,7 +87,7 @@ def required_files(args: VqaArgs) -> list[Path]:
 
 def load_answers(args: VqaArgs) -> list[str]:
     """The answers in label order."""
-    return read_answers(data_folder(args))
+    return read_answer_list(data_folder(args) / "answers.json")
 
 
 def load_split(args: VqaArgs, splits: str, tokenizer: Any, answers: list[str]) -> VqaDataset:

@@ -10,9 +10,10 @@ from tqdm import tqdm
 
 from tasks.vqa_args import RECIPES
 from tasks.vqa_data import FEATURES
-from vqadata.dataset import DataError, read_answers, read_split, split_names
+from vqadata.dataset import read_split, split_names
 from vqadata.feature_writer import JOURNAL, MANIFEST, StoreError, check_sizes, intact_rows, store_checksum
 from vqadata.features import FeatureStore
+from vqadata.files import DataError, read_answer_list
 
 # Splits that no training needs, for predictions and for the final figure.
 EXTRA_SPLITS = {"vqav2": ("test",), "vqacpv2": ("cp_test",)}
@@ -82,7 +83,7 @@ def _answers(folder: Path, dataset: str) -> Finding:
     if not path.exists():
         return Finding("missing", str(path), QUESTION_SOURCES[dataset])
     try:
-        return Finding("ok", f"{path}: {len(read_answers(folder)):,} answers")
+        return Finding("ok", f"{path}: {len(read_answer_list(path)):,} answers")
     except DataError as error:
         return Finding("damaged", str(error), QUESTION_SOURCES[dataset])
 

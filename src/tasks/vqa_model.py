@@ -47,6 +47,7 @@ class ModelSpec:
     policy_llayers: int
     policy_xlayers: int
     policy_rlayers: int
+    policy_start: float
     temperature: float
 
     @classmethod
@@ -75,7 +76,9 @@ class LxmertPolicy(nn.Module):
     without dropout: exploration is the gate noise's job.
     """
 
-    def __init__(self, lxmert: LxmertModel, layers: tuple[int, int, int], gates: int) -> None:
+    def __init__(
+        self, lxmert: LxmertModel, layers: tuple[int, int, int], gates: int, share: float = 0.5
+    ) -> None:
         super().__init__()
         config = copy.deepcopy(lxmert.config)
         config.l_layers, config.r_layers, config.x_layers = layers
@@ -83,7 +86,7 @@ class LxmertPolicy(nn.Module):
         self.lxmert = LxmertModel(config)
         weights = lxmert.state_dict()
         self.lxmert.load_state_dict({name: weights[name] for name in self.lxmert.state_dict()})
-        self.head = GateHead(config.hidden_size, gates)
+        self.head = GateHead(config.hidden_size, gates, share=share)
 
     def forward(self, **inputs: Tensor) -> Tensor:
         """The inputs of `VqaModel` -> logits (B, G, 2)."""
@@ -96,11 +99,11 @@ class LightPolicy(nn.Module):
     It reads them without gradients and without dropout, and owns nothing but the head.
     """
 
-    def __init__(self, lxmert: LxmertModel, gates: int) -> None:
+    def __init__(self, lxmert: LxmertModel, gates: int, share: float = 0.5) -> None:
         super().__init__()
         # In a tuple, so that the model's embeddings do not become parameters of the policy too.
         self._embeddings = (lxmert.embeddings, lxmert.encoder.visn_fc)
-        self.head = GateHead(2 * lxmert.config.hidden_size, gates)
+        self.head = GateHead(2 * lxmert.config.hidden_size, gates, share=share)
 
     def forward(
         self,
@@ -218,12 +221,13 @@ def _lxmert_policy(spec: ModelSpec, lxmert: LxmertModel, gates: int) -> LxmertPo
             raise ModelError(
                 f"--{name} {wanted}: the policy starts from the model's first layers, and it has {there}"
             )
-    return LxmertPolicy(lxmert, (spec.policy_llayers, spec.policy_rlayers, spec.policy_xlayers), gates)
+    layers = spec.policy_llayers, spec.policy_rlayers, spec.policy_xlayers
+    return LxmertPolicy(lxmert, layers, gates, spec.policy_start)
 
 
 POLICY_NETWORKS: dict[str, Callable[[ModelSpec, LxmertModel, int], nn.Module]] = {
     "lxmert": _lxmert_policy,
-    "light": lambda spec, lxmert, gates: LightPolicy(lxmert, gates),
+    "light": lambda spec, lxmert, gates: LightPolicy(lxmert, gates, spec.policy_start),
 }
 
 

@@ -66,9 +66,10 @@ def brief(means: Mapping[str, float], gated: bool, bar: tqdm, batch_size: int) -
 def epoch_line(metrics: Mapping[str, float], epochs: int) -> str:
     """One epoch in one line."""
     share = f"  tuned {metrics['share_tuned']:.2f}" if "share_tuned" in metrics else ""
+    graded = f"  official {metrics['val_official']['overall']:.2f}" if "val_official" in metrics else ""
     return (
         f"epoch {metrics['epoch']:>2}/{epochs}  loss {metrics['train_loss']:.3f}  "
-        f"train {metrics['train_accuracy']:.2f}  val {metrics['val_accuracy']:.2f}  "
+        f"train {metrics['train_accuracy']:.2f}  val {metrics['val_accuracy']:.2f}{graded}  "
         f"gap {metrics['gap']:+.2f}{share}  {metrics['examples_per_second']:.0f} examples/s"
     )
 
@@ -109,6 +110,7 @@ def result(
         "epochs": args.epochs,
         **{name: last[name] for name in ("train_accuracy", "val_accuracy", "gap")},
         "best": {"epoch": best["epoch"], "val_accuracy": best["val_accuracy"]},
+        "val_official": last.get("val_official"),
         "share_tuned": last.get("share_tuned"),
         "gate_variation": last.get("gate_variation"),
         "parameters": parameters,
@@ -122,9 +124,10 @@ def closing(args: VqaArgs, outcome: Mapping[str, Any]) -> str:
     """The table at the end of a run: figures, and where everything is."""
     best = outcome["best"]
     rows = [
-        ("train accuracy (running, last epoch)", f"{outcome['train_accuracy']:.2f} %"),
-        ("validation accuracy (last epoch)", f"{outcome['val_accuracy']:.2f} %"),
+        ("train accuracy (soft target, running, last epoch)", f"{outcome['train_accuracy']:.2f} %"),
+        ("validation accuracy (soft target, last epoch)", f"{outcome['val_accuracy']:.2f} %"),
         ("gap", f"{outcome['gap']:+.2f} points"),
+        *official_rows(outcome["val_official"]),
         (f"best validation accuracy (epoch {best['epoch']})", f"{best['val_accuracy']:.2f} %"),
     ]
     if outcome["share_tuned"] is not None:
@@ -141,6 +144,23 @@ def closing(args: VqaArgs, outcome: Mapping[str, Any]) -> str:
     rule = "-" * max(map(len, body))
     evaluate = f"bash run/vqa_test.bash 0 {args.version} --test {args.valid} --load {args.folder / 'BEST'}"
     return "\n".join([rule, *body, rule, f"evaluate again:  {evaluate}"])
+
+
+def official_rows(graded: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """The official VQA accuracy, overall and by answer type, if the human answers are at hand."""
+    if not graded:
+        return []
+    parts = [("official VQA accuracy", graded["overall"]), *graded["by_answer_type"].items()]
+    bound = ("best possible with these answers", graded["vocabulary_bound"])
+    return [(name, f"{percent:.2f} %") for name, percent in (*parts, bound)]
+
+
+def official_table(graded: Mapping[str, Any]) -> str:
+    """The same with question types, a line each."""
+    rows = official_rows(graded)
+    rows += [(f"  {name}", f"{percent:.2f} %") for name, percent in graded["by_question_type"].items()]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
 def save_predictions(

@@ -6,7 +6,6 @@ A batch is assembled at once (`__getitems__`) from columns and memory-mapped arr
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vqadata.features import FeatureStores
+from vqadata.files import DataError, read_json
 
 FIELDS = ("question_id", "img_id", "sent")
-
-
-class DataError(ValueError):
-    """Data that is missing or cannot be used; the message names file and record and says what to do."""
 
 
 def split_names(splits: str) -> list[str]:
@@ -33,14 +29,6 @@ def split_names(splits: str) -> list[str]:
 def read_split(folder: Path, splits: str) -> list[dict[str, Any]]:
     """The records of one or more comma-separated splits, in file order, checked field by field."""
     return [record for name in split_names(splits) for record in _read_records(folder / f"{name}.json")]
-
-
-def read_answers(folder: Path) -> list[str]:
-    """The answers of a data set in label order."""
-    answers = _read_json(folder / "answers.json")
-    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
-        raise DataError(f"{folder / 'answers.json'} is not a list of answers.")
-    return answers
 
 
 def keep_images(records: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
@@ -141,7 +129,7 @@ def _pack_labels(
 
 
 def _read_records(path: Path) -> list[dict[str, Any]]:
-    records = _read_json(path)
+    records = read_json(path)
     if not isinstance(records, list) or not records:
         raise DataError(f"{path} is not a list of examples.")
     for index, record in enumerate(records):
@@ -165,18 +153,3 @@ def _fault(record: Any) -> str | None:
     if not isinstance(label, dict) or not all(isinstance(score, int | float) for score in label.values()):
         return "label is not an object of answer: score"
     return None
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing; see data/README.md for where it comes from.") from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path} is not UTF-8 text.") from None
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path} is not valid JSON (line {error.lineno}: {error.msg}); was a download or copy cut short?"
-        ) from None

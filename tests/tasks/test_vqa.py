@@ -133,6 +133,25 @@ def test_predictions_answer_every_question_in_the_challenge_format(args: VqaArgs
     assert all(isinstance(p["answer"], str) for p in predictions)
 
 
+def test_the_official_score_is_that_of_the_scoring_command(args: VqaArgs) -> None:
+    outcome = vqa.main(replace(args, epochs=2, strategy="standard"))
+    tested = vqa.main(replace(args, load="snap/vqa/run/BEST", test="minival", strategy=None))
+    annotations = Path(args.data) / "vqav2" / "annotations" / "minival.json"
+    predictions = "snap/vqa/run/predictions/minival.json"
+    command = [
+        str(SRC / "vqadata" / "scoring.py"),
+        "--predictions",
+        predictions,
+        "--annotations",
+        annotations,
+    ]
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=True)
+    assert f"{tested['official']['overall']:.2f}" in done.stdout
+    assert set(outcome["val_official"]["by_question_type"]) == {"colour", "yes or no"}
+    # With seven of ten humans saying the right answer, the official score is that of the label.
+    assert tested["official"]["overall"] == pytest.approx(tested["accuracy"])
+
+
 def test_the_policy_is_part_of_best(args: VqaArgs) -> None:
     vqa.main(replace(args, epochs=1))
     tensors = load_file("snap/vqa/run/BEST/model.safetensors")

@@ -10,8 +10,9 @@ import pytest
 from question_files import cp_test_ids, write_vqacp, write_vqav2
 
 from tasks import vqa_prepare
-from vqadata.dataset import read_answers, read_split
+from vqadata.dataset import read_split
 from vqadata.features import write_store
+from vqadata.files import read_answer_list
 from vqadata.own import features_folder
 
 MINIVAL = ["COCO_val2014_000000000501", "COCO_val2014_000000000504"]
@@ -40,7 +41,7 @@ def test_vqa_v2(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = prepare_vqav2(root)
     counts = {split: len(read_split(folder, split)) for split in ("train", "nominival", "minival", "test")}
     assert counts == {"train": 24, "nominival": 20, "minival": 4, "test": 1}
-    assert set(read_answers(folder)) == {"2", "cat", "dog", "no", "red", "yes"}
+    assert set(read_answer_list(folder / "answers.json")) == {"2", "cat", "dog", "no", "red", "yes"}
     printed = capsys.readouterr().out
     rows = {line.split()[0]: line.split() for line in printed.splitlines()[2:]}
     assert rows["minival"][1:4] == ["4", "2", "100.0%"]
@@ -74,7 +75,7 @@ def test_lxmerts_files_keep_their_label_order(root: Path, capsys: pytest.Capture
     capsys.readouterr()
     assert prepare(root, "questions", "--lxmert", lxmert) == 0
     assert "no human answers" in capsys.readouterr().out
-    assert read_answers(folder) == answers
+    assert read_answer_list(folder / "answers.json") == answers
     assert read_split(folder, "train") == read_split(lxmert, "train")
     assert not (folder / "annotations").exists()
     assert prepare(root, "questions", "--lxmert", lxmert, "--from", root / "downloads") == 0
@@ -87,7 +88,7 @@ def test_a_vocabulary_that_is_given_keeps_its_order(root: Path) -> None:
     answers.write_text('["zebra", "cat", "never asked"]')
     flags = ("--from", root / "downloads", "--minival-images", root / "minival.json", "--answers", answers)
     assert prepare(root, "questions", *flags) == 0
-    assert read_answers(root / "data" / "vqav2") == ["zebra", "cat", "never asked"]
+    assert read_answer_list(root / "data" / "vqav2" / "answers.json") == ["zebra", "cat", "never asked"]
 
 
 @pytest.mark.parametrize("rebuilt", [False, True])
@@ -114,7 +115,7 @@ def test_changing_priors_of_a_data_set(root: Path, capsys: pytest.CaptureFixture
     assert sorted(record["question_id"] for record in ours) == sorted(
         record["question_id"] for record in read_split(source, "train,nominival,minival")
     )
-    assert read_answers(folder) == read_answers(source)
+    assert read_answer_list(folder / "answers.json") == read_answer_list(source / "answers.json")
     assert (folder / "annotations" / "cp_test.json").exists()
     assert features_folder(folder).resolve() == source / "features"
     assert prepare(root, "changing-priors", "--from", source, "--name", "vqav2") == 2

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from vqadata.dataset import DataError, VqaDataset, keep_images, read_answers, read_split
+from vqadata.dataset import VqaDataset, keep_images, read_split
 from vqadata.features import FeatureStores, write_store
+from vqadata.files import DataError, read_answer_list
 
 ANSWERS = ["yes", "no", "2", "red"]
 SIZE = 3
@@ -128,4 +129,4 @@ def test_a_split_that_is_none_is_named_with_its_record(tmp_path: Path, content: 
 def test_answers_must_be_a_list_of_strings(tmp_path: Path) -> None:
     (tmp_path / "answers.json").write_text('{"yes": 0}')
     with pytest.raises(DataError, match="is not a list of answers"):
-        read_answers(tmp_path)
+        read_answer_list(tmp_path / "answers.json")

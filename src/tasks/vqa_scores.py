@@ -1,0 +1,42 @@
+"""The official VQA accuracy of an evaluation, where the human answers are at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tasks.vqa_args import VqaArgs
+from tasks.vqa_data import data_folder
+from vqadata.dataset import split_names
+from vqadata.scoring import Annotations, load_annotations, official_scores, oracle_scores, restrict
+
+
+def load_key(args: VqaArgs, splits: str) -> Annotations | None:
+    """The human answers of comma-separated splits, or None if those of any are not there.
+
+    They lie in annotations/<split>.json below the data set, where `vqa_prepare` puts them.
+    """
+    files = [data_folder(args) / "annotations" / f"{name}.json" for name in split_names(splits)]
+    if not all(file.exists() for file in files):
+        return None
+    return {question: key for file in files for question, key in load_annotations(file).items()}
+
+
+def official(
+    annotations: Annotations, question_ids: np.ndarray, chosen: np.ndarray, answers: Sequence[str]
+) -> dict[str, Any]:
+    """Official accuracy in per cent: overall, by answer type, by question type, and the vocabulary's bound.
+
+    question_ids, chosen (N,): what was asked and the number of the answer given.
+    """
+    ids = question_ids.tolist()
+    asked = restrict(annotations, ids)
+    scores = official_scores(asked, dict(zip(ids, (answers[number] for number in chosen), strict=True)))
+    return {
+        "overall": scores.overall,
+        "by_answer_type": {name: part.percent for name, part in scores.by_answer_type.items()},
+        "by_question_type": {name: part.percent for name, part in scores.by_question_type.items()},
+        "vocabulary_bound": oracle_scores(asked, answers).overall,
+    }
