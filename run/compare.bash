@@ -9,7 +9,7 @@
 #
 # Flags after -- are handed to the trainer; `bash run/compare.bash --help` explains the others. One run a CPU core
 # is started at a time: on a GPU, --jobs 1 is the safe choice.
-# The 15 runs of the default take about ten minutes on two CPU cores. The result is a folder
+# The 15 runs of the default take ten to fifteen minutes on two CPU cores. The result is a folder
 # snap/vqa/<prefix>-<strategy>-<seed>/ each, and the table. After Ctrl-C the same command goes on where it stopped.
 
 set -euo pipefail

@@ -24,6 +24,9 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+if __name__ == "__main__":  # as a script it is not in a package: make it one
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 from report.panels import (
     CHARACTER,
     DEAD_STYLE,

@@ -23,6 +23,9 @@ from typing import Any
 
 from torch import Tensor
 
+if __name__ == "__main__":  # as a script it is not in a package: make it one
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 from lxmert.export import write_encoder, write_question_answering
 from lxmert.files import CheckpointError, sha256_of
 from lxmert.units import GRANULARITIES
