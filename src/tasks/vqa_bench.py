@@ -35,15 +35,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import LxmertConfig, LxmertForQuestionAnswering
+from transformers import LxmertConfig
 
 from adaptive.adapt import Adaptive
-from lxmert.checkpoint import Pretrained
-from lxmert.modeling import Attention
 from report.bench_table import bench_markdown
 from report.results_table import replace_block
 from tasks.vqa_args import POLICIES, VqaArgs
-from tasks.vqa_model import ModelSpec, VqaModel, build, vqa_loss
+from tasks.vqa_bench_sides import ANSWERS, Side, attention_step_by_step, build_side, sides
+from tasks.vqa_model import vqa_loss
 from training.optim import JointOptimizer, make_optimizer
 
 Batch = tuple[dict[str, Tensor], Tensor]  # inputs of the model, target
@@ -54,50 +53,7 @@ LENGTHS = {
     13: 2010, 14: 1032, 15: 565, 16: 300, 17: 160, 18: 80, 19: 53, 20: 106,
 }  # fmt: skip
 PADDED = 20
-ANSWERS = 3129
 REGIONS = 36
-
-
-class Side(NamedTuple):
-    """One row of the table."""
-
-    name: str
-    strategy: str  # or "huggingface"
-    precision: str
-    dense: bool = False
-    policy: str = "lxmert"
-    share: float = 0.5
-    policy_every: int = 1
-    against: tuple[str, ...] = ()  # the rows that its ratios refer to
-
-
-def sides(default_policy: str) -> list[Side]:
-    """All rows, references first."""
-    other = next(policy for policy in POLICIES if policy != default_policy)
-    hugging_face, dense, dense_block = "Hugging Face standard", "dense SpotTune", "dense SpotTune_Block"
-    rows = [
-        Side(hugging_face, "huggingface", "fp32"),
-        Side(dense, "SpotTune", "fp32", dense=True),
-        Side(dense_block, "SpotTune_Block", "fp32", dense=True),
-    ]
-    for precision in ("fp32", "bf16"):
-        standard = f"standard, {precision}"
-        rows.append(Side(standard, "standard", precision, against=(hugging_face,)))
-        rows.append(Side(f"Frozen, {precision}", "Frozen", precision, against=(hugging_face,)))
-        for strategy in ("SpotTune", "SpotTune_Res", "SpotTune_Block"):
-            for policy in (default_policy, other):
-                name = f"{strategy}, {policy} policy, {precision}"
-                against = (dense if strategy == "SpotTune" else dense_block, standard)
-                rows.append(Side(name, strategy, precision, policy=policy, against=against))
-        name = f"SpotTune_Block, light policy every 4th step, {precision}"
-        rows.append(
-            Side(name, "SpotTune_Block", precision, policy="light", policy_every=4, against=(standard,))
-        )
-    for share in (0.25, 0.75):
-        name = f"SpotTune_Block, {default_policy} policy, fp32, {share:.0%} tuned"
-        block = Side(name, "SpotTune_Block", "fp32", policy=default_policy, against=(dense_block,))
-        rows.append(block._replace(share=share))
-    return rows
 
 
 class Turn(NamedTuple):
@@ -173,63 +129,6 @@ def measure(side: Side, config: LxmertConfig, batches: list[Batch], seed: int, d
         train = time_training(side, model, batches, device)
         evaluation = time_evaluation(side, model, batches, device)
     return Turn(train, evaluation, peak())
-
-
-def build_side(side: Side, config: LxmertConfig) -> nn.Module:
-    """A model with random weights: speed does not depend on them."""
-    if side.strategy == "huggingface":
-        return HuggingFace(config)
-    spec = ModelSpec.of(
-        VqaArgs(
-            strategy=side.strategy,
-            from_scratch=True,
-            policy=side.policy,
-            policy_llayers=min(2, config.l_layers),
-        )
-    )
-    weights = Pretrained(config, {}, None, None, "", "random weights", "", [])
-    model = build(spec, weights, [""] * ANSWERS)[0]
-    if model.policy is not None:
-        model.policy = FixedShare(model.policy, side.share)
-        model.slots.dense = side.dense
-    if side.dense:
-        model.model.__class__ = WholeModel
-    return model
-
-
-class HuggingFace(nn.Module):
-    """transformers' model behind our signature."""
-
-    policy = None
-
-    def __init__(self, config: LxmertConfig) -> None:
-        super().__init__()
-        self.model = LxmertForQuestionAnswering(config)
-
-    def forward(self, **inputs: Tensor) -> tuple[Tensor, None]:
-        inputs = {name: t.float() if name.endswith("mask") else t for name, t in inputs.items()}
-        return self.model(**inputs).question_answering_score, None
-
-
-class WholeModel(VqaModel):
-    """Computes the vision half of the last layer too."""
-
-    def forward(self, **inputs: Tensor) -> Tensor:
-        return self.answer_head(self.lxmert(**inputs).pooled)
-
-
-class FixedShare(nn.Module):
-    """Runs a policy and lets it learn, but sees to it that a given share of random gates is tuned."""
-
-    def __init__(self, policy: nn.Module, share: float) -> None:
-        super().__init__()
-        self.policy = policy
-        self.share = share
-
-    def forward(self, **inputs: Tensor) -> Tensor:
-        logits = self.policy(**inputs)
-        tuned = torch.rand(logits.shape[:2], device=logits.device) < self.share
-        return logits + 1000.0 * torch.stack([~tuned, tuned], -1)
 
 
 def time_training(side: Side, model: nn.Module, batches: list[Batch], device: torch.device) -> float:
@@ -314,25 +213,6 @@ def trim(batch: Batch) -> Batch:
 
 def arithmetic(side: Side, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=side.precision == "bf16")
-
-
-@contextmanager
-def attention_step_by_step(active: bool) -> Iterator[None]:
-    """Attention as the earlier implementation computed it, with all intermediate results."""
-    fused = Attention.combine
-
-    def combine(self: Attention, projected: Any, dropped: Any, *args: Tensor) -> Tensor:
-        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in projected)
-        scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
-        scores = scores + (~args[-1])[:, None, None, :] * -10000.0
-        return (self.dropout(scores.softmax(-1)) @ value).transpose(1, 2).flatten(2)
-
-    if active:
-        Attention.combine = combine
-    try:
-        yield
-    finally:
-        Attention.combine = fused
 
 
 @contextmanager

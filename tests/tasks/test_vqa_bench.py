@@ -9,7 +9,8 @@ from conftest import random_inputs, small_config
 from transformers import LxmertForQuestionAnswering
 
 from tasks import vqa_bench
-from tasks.vqa_bench import Side, attention_step_by_step, build_side, parse_args, trim
+from tasks.vqa_bench import parse_args, trim
+from tasks.vqa_bench_sides import ANSWERS, Side, attention_step_by_step, build_side
 
 SIZES = [
     *("--hidden", "32", "--heads", "2", "--features", "16", "--layers", "1/1/1"),
@@ -30,7 +31,7 @@ def test_a_small_benchmark_measures_every_row_and_writes_its_json(tmp_path: Path
 def test_the_baselines_compute_the_same_logits_as_ours() -> None:
     """Otherwise a ratio of speeds would mean nothing."""
     config = small_config()
-    config.num_qa_labels = vqa_bench.ANSWERS
+    config.num_qa_labels = ANSWERS
     inputs = random_inputs(4)
     torch.manual_seed(0)
     dense = build_side(Side("", "SpotTune", "fp32", dense=True), config).eval()
