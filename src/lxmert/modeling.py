@@ -22,7 +22,7 @@ LAYER_NORM_EPS = 1e-12
 class LxmertOutput(NamedTuple):
     """What the two streams end with."""
 
-    language: Tensor  # (B, T, H)
+    language: Tensor  # (B, T, H); (B, 1, H), [CLS], if only the pooled output was asked for
     vision: Tensor | None  # (B, R, H); None if only the pooled output was asked for
     pooled: Tensor  # (B, H), from [CLS]
 
@@ -158,8 +158,10 @@ class SelfAttentionLayer(nn.Module):
         self.self = Attention(config)
         self.output = AddAndNorm(config, config.hidden_size)
 
-    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        return self.output(self.self(hidden, hidden, mask), hidden)
+    def forward(self, hidden: Tensor, mask: Tensor, first_only: bool = False) -> Tensor:
+        """(B, S, H), (B, S) -> (B, S, H), or only its first position, (B, 1, H)."""
+        wanted = hidden[:, :1].contiguous() if first_only else hidden
+        return self.output(self.self(wanted, hidden, mask), wanted)
 
 
 class CrossAttentionLayer(nn.Module):
@@ -209,13 +211,13 @@ class CrossLayer(nn.Module):
         language_mask: Tensor,
         vision: Tensor,
         vision_mask: Tensor,
-        language_only: bool,
+        cls_only: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """(B, T, H), (B, T), (B, R, H), (B, R) -> the same two streams, or the language stream and None."""
+        """(B, T, H), (B, T), (B, R, H), (B, R) -> the same two streams, or [CLS] (B, 1, H) and None."""
         attended = self.visual_attention(language, vision, vision_mask)
-        attended = self.lang_self_att(attended, language_mask)
+        attended = self.lang_self_att(attended, language_mask, cls_only)
         language_out = self.lang_output(self.lang_inter(attended), attended)
-        if language_only:
+        if cls_only:
             return language_out, None
         attended = self.visual_attention(vision, language, language_mask)
         attended = self.visn_self_att(attended, vision_mask)
@@ -247,9 +249,9 @@ class Encoder(nn.Module):
             vision = self._run(layer, vision, vision_mask)
         last = len(self.x_layers) - 1
         for index, layer in enumerate(self.x_layers):
-            # Nothing that reaches [CLS] comes after the last layer's vision half.
-            unused = pooled_only and index == last
-            language, vision = self._run(layer, language, language_mask, vision, vision_mask, unused)
+            # In the last layer [CLS] looks at the other words once more, and nothing looks at anything else.
+            cls_only = pooled_only and index == last
+            language, vision = self._run(layer, language, language_mask, vision, vision_mask, cls_only)
         return language, vision
 
     def _run(self, layer: nn.Module, *args: Any) -> Any:
@@ -296,8 +298,8 @@ class LxmertModel(nn.Module):
         """Run the model.
 
         input_ids (B, T), attention_mask (B, T), visual_feats (B, R, D), visual_pos (B, R, 4) in [0, 1],
-        visual_attention_mask (B, R). With `pooled_only` the vision half of the last cross layer, which the
-        pooled output does not depend on, is not computed.
+        visual_attention_mask (B, R). With `pooled_only` the last cross layer computes only what the pooled
+        output depends on: not its vision half, and of its language half's end only [CLS].
         """
         language, vision = self.encoder(
             self.embeddings(input_ids),

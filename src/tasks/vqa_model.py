@@ -69,11 +69,23 @@ class VqaModel(nn.Module):
         return self.answer_head(self.lxmert(**inputs, pooled_only=True).pooled)
 
 
+class Borrowed(nn.Module):
+    """The embeddings of another module, as they are now: without gradients, dropout or ownership of them."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self._module = (module,)  # in a tuple, so that its parameters do not become this one's
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self._module[0].embed(*inputs)
+
+
 class LxmertPolicy(nn.Module):
     """A small LXMERT that reads the same input as the model and decides over its G gates.
 
     It has the given numbers of language, vision and cross layers and starts from the first ones of `lxmert`,
-    without dropout: exploration is the gate noise's job.
+    without dropout: exploration is the gate noise's job. Its layers stand on the model's own embeddings.
     """
 
     def __init__(
@@ -83,9 +95,15 @@ class LxmertPolicy(nn.Module):
         config = copy.deepcopy(lxmert.config)
         config.l_layers, config.r_layers, config.x_layers = layers
         config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
-        self.lxmert = LxmertModel(config)
+        with torch.device("meta"):
+            self.lxmert = LxmertModel(config)
+        self.lxmert.embeddings = Borrowed(lxmert.embeddings)
+        self.lxmert.encoder.visn_fc = Borrowed(lxmert.encoder.visn_fc)
         weights = lxmert.state_dict()
-        self.lxmert.load_state_dict({name: weights[name] for name in self.lxmert.state_dict()})
+        own = {name: weights[name].clone() for name in self.lxmert.state_dict()}
+        self.lxmert.load_state_dict(own, assign=True)
+        for name in unused_modules(config):
+            self.lxmert.get_submodule(name).requires_grad_(False)
         self.head = GateHead(config.hidden_size, gates, share=share)
 
     def forward(self, **inputs: Tensor) -> Tensor:
@@ -94,15 +112,15 @@ class LxmertPolicy(nn.Module):
 
 
 class LightPolicy(nn.Module):
-    """Decides from the model's own embeddings: the mean word and the mean region, through a small head.
+    """Decides from the model's own embeddings of the mean word and of the mean region, through a small head.
 
     It reads them without gradients and without dropout, and owns nothing but the head.
     """
 
     def __init__(self, lxmert: LxmertModel, gates: int, share: float = 0.5) -> None:
         super().__init__()
-        # In a tuple, so that the model's embeddings do not become parameters of the policy too.
-        self._embeddings = (lxmert.embeddings, lxmert.encoder.visn_fc)
+        self.words = Borrowed(lxmert.embeddings)
+        self.regions = Borrowed(lxmert.encoder.visn_fc)
         self.head = GateHead(2 * lxmert.config.hidden_size, gates, share=share)
 
     def forward(
@@ -114,11 +132,10 @@ class LightPolicy(nn.Module):
         visual_attention_mask: Tensor,
     ) -> Tensor:
         """The inputs of `VqaModel` -> logits (B, G, 2)."""
-        words, regions = self._embeddings
-        with torch.no_grad():
-            question = _masked_mean(words.embed(input_ids), attention_mask)
-            image = _masked_mean(regions.embed(visual_feats, visual_pos), visual_attention_mask)
-        return self.head(torch.cat([question, image], dim=-1))
+        question = _masked_mean(self.words(input_ids), attention_mask)
+        # The mean before the projection and not after it: one region to project instead of all.
+        features, boxes = (_masked_mean(part, visual_attention_mask) for part in (visual_feats, visual_pos))
+        return self.head(torch.cat([question, self.regions(features, boxes)], dim=-1))
 
 
 def _masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:

@@ -20,6 +20,8 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "rms": torch.optim.RMSprop,
     "sgd": torch.optim.SGD,
 }
+# These update all parameters in one pass over memory instead of one pass an operation.
+FUSED = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD)
 
 
 class JointOptimizer(torch.optim.Optimizer):
@@ -63,7 +65,8 @@ def make_optimizer(name: str, module: nn.Module, lr: float, weight_decay: float)
         {"params": [p for p in trainable if p.dim() > 1], "weight_decay": weight_decay},
         {"params": [p for p in trainable if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    return OPTIMIZERS[name](groups, lr=lr)
+    kind = OPTIMIZERS[name]
+    return kind(groups, lr=lr, **({"fused": True} if kind in FUSED else {}))
 
 
 def warm_up_then_decay(steps: int, warmup: float) -> Callable[[int], float]:
