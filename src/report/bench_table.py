@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 HEADER = ("", "train examples/s", "eval examples/s", "peak GB", "against", "train", "eval", "memory")
+FIGURES = {"train": 1, "evaluation": 1, "peak": 2}  # in the report, with their digits in the table
 
 
 def bench_markdown(report: Mapping[str, Any]) -> str:
-    """The table, and below it what it was measured with."""
+    """The table, and below it what it was measured with.
+
+    A row of the report holds a list for each figure, one value a turn. A ratio is taken turn by turn, so that
+    what slowed the machine down for a while slowed down both of its sides.
+    """
     rows = {row["name"]: row for row in report["rows"]}
     lines = [_line(HEADER), _line(["---"] + ["---:"] * 3 + ["---"] + ["---:"] * 3)]
     for row in rows.values():
-        figures = [row["name"], _figure(row["train"]), _figure(row["evaluation"]), f"{row['peak'][1]:.2f}"]
+        figures = [row["name"], *(_spread(row[figure], digits) for figure, digits in FIGURES.items())]
         references = [rows[name] for name in row["against"] if name in rows]
         for reference in references or [None]:
             ratios = _ratios(row, reference) if reference else [""] * 4
@@ -29,14 +35,17 @@ def bench_markdown(report: Mapping[str, Any]) -> str:
 
 
 def _ratios(row: Mapping[str, Any], reference: Mapping[str, Any]) -> list[str]:
-    ratios = [row[figure][1] / reference[figure][1] for figure in ("train", "evaluation", "peak")]
-    return [reference["name"], *(f"{ratio:.2f}x" for ratio in ratios)]
+    pairs = [zip(row[figure], reference[figure], strict=True) for figure in FIGURES]
+    return [
+        reference["name"],
+        *(_spread([ours / theirs for ours, theirs in turns], 2, "x") for turns in pairs),
+    ]
 
 
-def _figure(spread: Sequence[float]) -> str:
-    """Minimum, median and maximum as "median (minimum to maximum)"."""
-    low, middle, high = (f"{value:.1f}" for value in spread)
-    return middle if low == high else f"{middle} ({low} to {high})"
+def _spread(values: Sequence[float], digits: int, unit: str = "") -> str:
+    """The values of all turns as "median (minimum to maximum)"."""
+    low, middle, high = (f"{f(values):.{digits}f}" for f in (min, statistics.median, max))
+    return f"{middle}{unit}" if low == high else f"{middle}{unit} ({low} to {high})"
 
 
 def _line(cells: Sequence[str]) -> str:

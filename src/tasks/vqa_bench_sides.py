@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -64,14 +66,10 @@ def build_side(side: Side, config: LxmertConfig) -> nn.Module:
     """A model with random weights: speed does not depend on them."""
     if side.strategy == "huggingface":
         return HuggingFace(config)
-    spec = ModelSpec.of(
-        VqaArgs(
-            strategy=side.strategy,
-            from_scratch=True,
-            policy=side.policy,
-            policy_llayers=min(2, config.l_layers),
-        )
-    )
+    args = VqaArgs(strategy=side.strategy, from_scratch=True, policy=side.policy)
+    if side.dense:
+        args = dataclasses.replace(args, policy_llayers=min(2, config.l_layers))
+    spec = ModelSpec.of(args)
     weights = Pretrained(config, {}, None, None, "", "random weights", "", [])
     model = build(spec, weights, [""] * ANSWERS)[0]
     if model.policy is not None:
@@ -79,6 +77,9 @@ def build_side(side: Side, config: LxmertConfig) -> nn.Module:
         model.slots.dense = side.dense
     if side.dense:
         model.model.__class__ = WholeModel
+        encoder, policy = model.model.lxmert.encoder, model.policy.policy.lxmert
+        policy.embeddings = copy.deepcopy(model.model.lxmert.embeddings)
+        policy.encoder.visn_fc = copy.deepcopy(encoder.visn_fc)
     return model
 
 
