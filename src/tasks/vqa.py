@@ -104,6 +104,7 @@ def main(args: VqaArgs) -> dict[str, Any]:
 def train(args: VqaArgs, accelerator: Accelerator, start: Best | None, stop: StopSignal) -> dict[str, Any]:
     """Set up, run the epochs, leave a run folder."""
     # 1. The run folder; it refuses to mix two runs.
+    spec = ModelSpec.of(args)  # first: it refuses what cannot be built, before anything is written
     main_process = accelerator.is_main_process
     if main_process:
         open_run_folder(args.folder, vars(args), free=FREE_FIELDS)
@@ -112,7 +113,6 @@ def train(args: VqaArgs, accelerator: Accelerator, start: Best | None, stop: Sto
     set_seed(args.seed)
 
     # 2. Pre-trained weights and data.
-    spec = ModelSpec.of(args)
     weights = load_weights(spec)
     answers = load_answers(args)
     tokenizer = load_tokenizer(weights.tokenizer)

@@ -49,6 +49,14 @@ class ModelSpec:
     policy_rlayers: int
     policy_start: float
     temperature: float
+    frozen_dtype: str = "fp32"  # BEST folders older than this field do not have it
+
+    def __post_init__(self) -> None:
+        if self.frozen_dtype != "fp32" and self.strategy not in GRANULARITIES:
+            raise ModelError(
+                f"--frozen-dtype {self.frozen_dtype} is for the frozen copies of {', '.join(GRANULARITIES)}; "
+                f"--strategy {self.strategy} makes no copies, leave it out"
+            )
 
     @classmethod
     def of(cls, args: VqaArgs) -> ModelSpec:
@@ -179,7 +187,8 @@ def build(
     if spec.strategy in GRANULARITIES:
         units = list_units(weights.config, spec.strategy)
         policy = POLICY_NETWORKS[spec.policy](spec, model.lxmert, sum(unit.width for unit in units))
-        slots = adapt(model.lxmert, [(unit.modules, unit.width) for unit in units])
+        frozen_dtype = torch.bfloat16 if spec.frozen_dtype == "bf16" else None
+        slots = adapt(model.lxmert, [(unit.modules, unit.width) for unit in units], frozen_dtype)
         return Adaptive(model, policy, slots, spec.temperature), units, report
     if spec.strategy == "Frozen":
         for layers in (
