@@ -31,7 +31,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from adaptive.usage import Usage, variation
-from lxmert.checkpoint import CheckpointError
+from lxmert.checkpoint import CheckpointError, fit_features, load_weights, weights_behind
 from lxmert.tokens import load_tokenizer
 from lxmert.units import gate_labels
 from tasks import vqa_report as report
@@ -39,7 +39,7 @@ from tasks.vqa_args import FREE_FIELDS, VqaArgs, parse_args
 from tasks.vqa_checkpoint import Best, BestError, load_best, save_best
 from tasks.vqa_data import BANNER, complete, load_answers, load_split, prepare_data, required_files
 from tasks.vqa_machine import loader_over, make_accelerator, progress_bar, stop_agreed
-from tasks.vqa_model import ModelError, ModelSpec, build, count_parameters, load_weights, score, vqa_loss
+from tasks.vqa_model import ModelError, ModelSpec, build, count_parameters, score, vqa_loss
 from tasks.vqa_progress import Progress
 from tasks.vqa_scores import load_key, official
 from training.checkpoint import Interrupted, StopSignal, save_state, stop_on_signal, whole_folder
@@ -118,6 +118,7 @@ def train(args: VqaArgs, accelerator: Accelerator, start: Best | None, stop: Sto
     tokenizer = load_tokenizer(weights.tokenizer)
     train_set = load_split(args, args.train, tokenizer, answers)
     valid_set = load_split(args, args.valid, tokenizer, answers)
+    fit_features(weights, train_set.stores.feature_size)
     lengths = train_set.token_lengths if args.group_by_length else None
     key = load_key(args, args.valid)
     order = EpochSampler(len(train_set), args.seed, args.batch_size, lengths)
@@ -302,8 +303,9 @@ def finish_epoch(
 
 def test(args: VqaArgs, accelerator: Accelerator, best: Best, stop: StopSignal) -> dict[str, Any]:
     """Evaluate a BEST folder on a split and write its predictions."""
-    weights = load_weights(best.spec)
+    weights = weights_behind(best, best.spec)
     dataset = load_split(args, args.test, load_tokenizer(weights.tokenizer), best.answers)
+    fit_features(weights, dataset.stores.feature_size)
     model, _, _ = build(best.spec, weights, best.answers)
     load_best(best, model, weights)
     loader = loader_over(dataset, args, EVALUATION_BATCH * args.batch_size)

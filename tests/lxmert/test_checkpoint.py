@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from transformers import LxmertForPreTraining, LxmertForQuestionAnswering
 from transformers import LxmertModel as PublishedModel
 
-from lxmert.checkpoint import BERT_TOKENIZER, answer_rows, fill, load_pretrained
 from lxmert.files import CheckpointError
+from lxmert.hub import load_pretrained
 from lxmert.modeling import AnswerHead, LxmertModel
+from lxmert.weights import BERT_TOKENIZER, answer_rows, fill
 
 
 @pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])

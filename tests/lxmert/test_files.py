@@ -14,8 +14,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 
 import lxmert.files
-from lxmert.checkpoint import load_pretrained
 from lxmert.files import CheckpointError, local_folder, read_tensors
+from lxmert.hub import load_pretrained
 from lxmert.original import load_original
 
 

@@ -14,12 +14,13 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, LxmertForQuestionAnswering
 from transformers import LxmertModel as PublishedModel
 
+from lxmert.checkpoint import main, weights_behind
+from lxmert.export import LEAKAGE, SCENES
 from lxmert.tokens import encode, load_tokenizer
 from lxmert.units import GRANULARITIES
 from tasks import vqa
 from tasks.vqa_args import VqaArgs
-from tasks.vqa_checkpoint import load_best, read_best, weights_behind
-from tasks.vqa_export import LEAKAGE, SCENES, main
+from tasks.vqa_checkpoint import load_best, read_best
 from tasks.vqa_model import build
 
 RUN = "snap/vqa/run"
@@ -44,7 +45,7 @@ def args(data: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 def run_logits(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     best = read_best(Path(RUN) / "BEST")
-    weights = weights_behind(best)
+    weights = weights_behind(best, best.spec)
     model, _, _ = build(best.spec, weights, best.answers)
     load_best(best, model, weights)
     return model.eval()(**inputs).outputs
@@ -56,7 +57,7 @@ def test_transformers_loads_a_plain_run_and_gives_the_same_logits(
     args: VqaArgs, inputs: dict, strategy: str, from_scratch: bool
 ) -> None:
     vqa.main(replace(args, strategy=strategy, from_scratch=from_scratch))
-    assert main(["--run", RUN, "--to", "out"]) == 0
+    assert main(["export", "--run", RUN, "--to", "out"]) == 0
     model, report = LxmertForQuestionAnswering.from_pretrained("out", output_loading_info=True)
     assert not any(report.values())
     logits = model.eval()(**inputs).question_answering_score
@@ -67,7 +68,7 @@ def test_transformers_loads_a_plain_run_and_gives_the_same_logits(
 
 def test_the_tokenizer_goes_along(args: VqaArgs) -> None:
     vqa.main(replace(args, strategy="standard"))
-    main(["--run", RUN, "--to", "out"])
+    main(["export", "--run", RUN, "--to", "out"])
     questions = ["Is it red?", "what is the blue", "unknown words"]
     ids, lengths = encode(load_tokenizer("model"), questions)
     for there in (AutoTokenizer.from_pretrained("out"), load_tokenizer("out")):
@@ -79,7 +80,7 @@ def test_an_exported_plain_run_is_a_pretrained_model_to_start_from(
     args: VqaArgs, capsys: pytest.CaptureFixture[str]
 ) -> None:
     vqa.main(replace(args, strategy="standard"))
-    main(["--run", RUN, "--to", "out"])
+    main(["export", "--run", RUN, "--to", "out"])
     vqa.main(replace(args, version="next", strategy="Frozen", pretrained="out"))
     assert f"answer head: {len(ANSWERS)} answers loaded" in capsys.readouterr().out
 
@@ -96,7 +97,7 @@ def test_an_adaptive_run_becomes_a_folder_that_needs_nothing_else(
     args: VqaArgs, strategy: str, changes: dict
 ) -> None:
     outcome = vqa.main(replace(args, strategy=strategy, **changes))
-    assert main(["--run", RUN, "--to", "out"]) == 0
+    assert main(["export", "--run", RUN, "--to", "out"]) == 0
     before = json.loads(Path("out/model.json").read_text())
     assert str(Path.cwd()) not in json.dumps(before)
     shutil.rmtree("model")
@@ -108,7 +109,7 @@ def test_an_adaptive_run_becomes_a_folder_that_needs_nothing_else(
 
 def test_the_frozen_side_is_the_pretrained_model_for_transformers_too(args: VqaArgs) -> None:
     vqa.main(replace(args, strategy="SpotTune"))
-    main(["--run", RUN, "--to", "out"])
+    main(["export", "--run", RUN, "--to", "out"])
     frozen = PublishedModel.from_pretrained("out/pretrained").state_dict()
     before = load_file("model/model.safetensors")
     layers = [name for name in frozen if name.startswith("encoder.") and "visn_fc" not in name]
@@ -128,7 +129,7 @@ def test_best_stays_small(args: VqaArgs) -> None:
 
 def test_the_model_card_says_what_it_is(args: VqaArgs) -> None:
     outcome = vqa.main(replace(args, strategy="SpotTune_Block"))
-    main(["--run", RUN, "--to", "out"])
+    main(["export", "--run", RUN, "--to", "out"])
     card = Path("out/README.md").read_text()
     best = json.loads((Path(RUN) / "BEST/model.json").read_text())
     commit = json.loads((Path(RUN) / "env.json").read_text())["commit"]
@@ -153,11 +154,11 @@ def test_a_missing_or_different_pretrained_model_is_named(
     tensors = bytearray(Path("model/model.safetensors").read_bytes())
     tensors[-1] ^= 1
     Path("model/model.safetensors").write_bytes(bytes(tensors))
-    assert main(["--run", RUN, "--to", "out"]) == 2
+    assert main(["export", "--run", RUN, "--to", "out"]) == 2
     error = capsys.readouterr().err
     assert "was trained from model with the sha256" in error and error.count("\n") == 1
     shutil.rmtree("model")
-    assert main(["--run", RUN, "--to", "out"]) == 2
+    assert main(["export", "--run", RUN, "--to", "out"]) == 2
     error = capsys.readouterr().err
     assert f"{RUN}/BEST needs the pre-trained model (sha256" in error and error.count("\n") == 1
     assert not Path("out").exists()
@@ -166,11 +167,11 @@ def test_a_missing_or_different_pretrained_model_is_named(
 def test_mistakes_are_one_sentence_and_leave_nothing(
     args: VqaArgs, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--run", "nowhere", "--to", "out"]) == 2
+    assert main(["export", "--run", "nowhere", "--to", "out"]) == 2
     assert "nowhere/BEST is not a BEST folder" in capsys.readouterr().err
     Path("out").mkdir()
     Path("out/mine").write_text("")
     vqa.main(replace(args, strategy="standard"))
-    assert main(["--run", RUN, "--to", "out"]) == 2
+    assert main(["export", "--run", RUN, "--to", "out"]) == 2
     assert "out exists already" in capsys.readouterr().err
     assert Path("out/mine").exists()
