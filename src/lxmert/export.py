@@ -105,8 +105,8 @@ def model_card(run: Path, best: Best, to: Path) -> str:
     commit = environment.get("commit") or "unknown"
     changed = " with uncommitted changes" if environment.get("dirty") else ""
     spec, metrics = best.spec, best.metrics
-    sizes = " with the sizes of" if spec["from_scratch"] else ""
-    start = f"{'random weights' if sizes else ''}{sizes} `{best.pretrained_source}`".strip()
+    start = "random weights with the sizes of " if spec["from_scratch"] else ""
+    start += f"`{best.pretrained_source}`"
     scores = [
         ("epoch", f"{metrics['epoch']:.0f}"),
         ("training accuracy (running)", f"{metrics['train_accuracy']:.2f} %"),
@@ -118,6 +118,7 @@ def model_card(run: Path, best: Best, to: Path) -> str:
     adaptive = spec["strategy"] in GRANULARITIES
     if adaptive:
         scores.append(("share tuned (validation)", f"{metrics['share_tuned']:.3f}"))
+    held = ", frozen copies in bf16" if spec.get("frozen_dtype") == "bf16" else ""
     arguments = _read(run / "args.json")
     splits = f", trained on {arguments['train']}, validated on {arguments['valid']}" if arguments else ""
     use = USE_ADAPTIVE if adaptive else USE_PLAIN
@@ -126,7 +127,7 @@ def model_card(run: Path, best: Best, to: Path) -> str:
             f"# {run.resolve().name}: LXMERT fine-tuned for visual question answering",
             "",
             f"- data: {best.dataset}{splits}, {len(best.answers):,} answers",
-            f"- strategy: {spec['strategy']}",
+            f"- strategy: {spec['strategy']}{held}",
             f"- start: {start} (sha256 `{best.pretrained_sha256}`)",
             f"- code: commit `{commit}`{changed}",
             "",

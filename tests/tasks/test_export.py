@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ANSWERS
-from safetensors.torch import load_file
-from transformers import AutoTokenizer, LxmertForQuestionAnswering
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, BertConfig, BertModel, LxmertForQuestionAnswering
 from transformers import LxmertModel as PublishedModel
 
 from lxmert.checkpoint import main, weights_behind
@@ -24,6 +26,7 @@ from tasks.vqa_checkpoint import load_best, read_best
 from tasks.vqa_model import build
 
 RUN = "snap/vqa/run"
+SCRIPT = Path(__file__).parents[2] / "src" / "lxmert" / "checkpoint.py"
 
 
 @pytest.fixture
@@ -105,6 +108,68 @@ def test_an_adaptive_run_becomes_a_folder_that_needs_nothing_else(
     Path("out").rename("elsewhere")
     test = VqaArgs(version="v", dataset="auto", data=args.data, load="elsewhere", test="minival", wandb="off")
     assert vqa.main(replace(test, tqdm=False))["accuracy"] == outcome["best"]["val_accuracy"]
+
+
+def write_bert(folder: Path, words: int) -> None:
+    """A BERT of three layers, with the tokenizer of the small pre-trained model."""
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24, "num_hidden_layers": 3}
+    config = BertConfig(vocab_size=words, max_position_embeddings=24, initializer_range=0.2, **sizes)
+    BertModel(config).save_pretrained(folder)
+    for name in ("vocab.txt", "tokenizer_config.json"):
+        shutil.copyfile(f"model/{name}", folder / name)
+
+
+@pytest.mark.parametrize("strategy", ["standard", "Frozen", "SpotTune_Block"])
+def test_a_run_from_a_bert_keeps_what_was_random_in_it(
+    args: VqaArgs, strategy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Region features are as wide as the data's, and vision and cross layers stay those of training."""
+    write_bert(Path("bert"), len(Path("model/vocab.txt").read_text().split()))
+    layers = {"llayers": 2, "rlayers": 1, "xlayers": 1}
+    outcome = vqa.main(replace(args, strategy=strategy, pretrained="bert", **layers))
+    assert "initialised" in capsys.readouterr().out
+    test = VqaArgs(version="v", data=args.data, load=f"{RUN}/BEST", test="minival", wandb="off", tqdm=False)
+    torch.manual_seed(7)
+    assert vqa.main(test)["accuracy"] == outcome["best"]["val_accuracy"]
+    assert main(["export", "--run", RUN, "--to", "out"]) == 0
+    shutil.rmtree("bert")
+    if strategy == "SpotTune_Block":
+        assert vqa.main(replace(test, load="out"))["accuracy"] == outcome["best"]["val_accuracy"]
+    else:
+        report = LxmertForQuestionAnswering.from_pretrained("out", output_loading_info=True)[1]
+        assert not any(report.values())
+
+
+def test_data_with_other_features_than_the_model_reads_are_one_sentence(
+    args: VqaArgs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--strategy=standard", f"--data={args.data}", "--wandb=off", "--no-tqdm", "--dataset=vqav2"]
+    config = json.loads(Path("model/config.json").read_text())
+    tensors = load_file("model/model.safetensors")
+    name = "lxmert.encoder.visn_fc.visn_fc.weight"
+    save_file({**tensors, name: torch.zeros(16, 5)}, "model/model.safetensors")
+    Path("model/config.json").write_text(json.dumps(config | {"visual_feat_dim": 5}))
+    assert vqa.cli([*flags, "--pretrained=model"]) == 2
+    error = capsys.readouterr().err
+    assert "reads region features of size 5, and those of the data have 12" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_the_command_of_the_readme_needs_no_path(args: VqaArgs, monkeypatch: pytest.MonkeyPatch) -> None:
+    vqa.main(replace(args, strategy="standard"))
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+
+    def run(*flags: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, str(SCRIPT), *flags], capture_output=True, text=True)
+
+    done = run("export", "--run", RUN, "--to", "out")
+    assert (done.returncode, done.stdout) == (0, "wrote out; see out/README.md\n"), done.stderr
+    assert {path.name for path in Path("out").iterdir()} >= {"config.json", "model.safetensors", "README.md"}
+    again = run("export", "--run", RUN, "--to", "out")
+    assert (again.returncode, again.stderr.count("\n")) == (2, 1) and "exists already" in again.stderr
+    assert run().returncode == 2
 
 
 def test_the_frozen_side_is_the_pretrained_model_for_transformers_too(args: VqaArgs) -> None:
