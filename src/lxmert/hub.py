@@ -53,6 +53,8 @@ def load_pretrained(
         if answers is None:
             answers, line = listed_answers(config.num_qa_labels, folder)
             report.append(line)
+        if answers is None:
+            head = None
     return finish(Pretrained(config, encoder, head, answers, "", str(source), "", report), file, folder)
 
 

@@ -185,7 +185,7 @@ def count_rows(head: Mapping[str, Tensor], file: Path) -> int:
 
 
 def listed_answers(rows: int, folder: Path) -> tuple[list[str] | None, str]:
-    """The published list with as many answers as the head has rows, and a line that says which it is.
+    """The published list with as many answers as the head has rows, or None; and a line for the report.
 
     It is looked for in `folder` and in data/lxmert. An entry is an answer or {"ans": answer, "dsets": [...]};
     its position is the label.
@@ -200,7 +200,10 @@ def listed_answers(rows: int, folder: Path) -> tuple[list[str] | None, str]:
                 raise CheckpointError(f"{file} is no list of answers.") from None
             if len(answers) == rows:
                 return answers, f"answers of its {rows} rows: assumed to be those of {file}, in this order"
-    return None, f"answers of its {rows} rows: unknown, it names none and there is no {LIST_FOLDER / name}"
+    return None, (
+        f"dropped answer_head.*: it does not say which answers its {rows} rows are; to use it, put {name} "
+        f"(LXMERT repository) into {LIST_FOLDER}"
+    )
 
 
 def count_layers(encoder: Iterable[str]) -> dict[str, int]:

@@ -103,8 +103,10 @@ def main(args: VqaArgs) -> dict[str, Any]:
 
 def train(args: VqaArgs, accelerator: Accelerator, start: Best | None, stop: StopSignal) -> dict[str, Any]:
     """Set up, run the epochs, leave a run folder."""
-    # 1. The run folder; it refuses to mix two runs.
-    spec = ModelSpec.of(args)  # first: it refuses what cannot be built, before anything is written
+    # 1. What to start from; then the run folder, which refuses to mix two runs. It is made last, so that a
+    #    mistake in the flags of the model leaves none behind.
+    spec = ModelSpec.of(args)
+    weights = load_weights(spec)
     main_process = accelerator.is_main_process
     if main_process:
         open_run_folder(args.folder, vars(args), free=FREE_FIELDS)
@@ -112,8 +114,7 @@ def train(args: VqaArgs, accelerator: Accelerator, start: Best | None, stop: Sto
     tracker = Tracker(args.folder, vars(args), wandb=args.wandb, speaks=main_process)
     set_seed(args.seed)
 
-    # 2. Pre-trained weights and data.
-    weights = load_weights(spec)
+    # 2. Data.
     answers = load_answers(args)
     tokenizer = load_tokenizer(weights.tokenizer)
     train_set = load_split(args, args.train, tokenizer, answers)

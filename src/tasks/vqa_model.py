@@ -217,8 +217,6 @@ def _fill_head(head: AnswerHead, weights: Pretrained, answers: Sequence[str]) ->
     """Fill the answer head as far as the checkpoint's answers go; say how far that was."""
     if weights.answer_head is None:
         return "answer head: initialised, as no pre-trained one is used"
-    if weights.answers is None:
-        return "answer head: initialised, because the answers of the pre-trained one are unknown"
     tensors, missing = answer_rows(weights.answer_head, weights.answers, answers, convert_answer)
     fill(head, tensors, f"the answer head of {weights.source}")
     weights.answer_head.clear()  # what was not moved would only take memory

@@ -81,6 +81,20 @@ def test_a_file_that_would_run_code_is_refused_and_does_not(tmp_path: Path, name
     assert trap.exists()
 
 
+@pytest.mark.parametrize("protocol", range(6))
+def test_a_bare_pickle_that_would_run_code_is_refused_without_a_warning(
+    tmp_path: Path, protocol: int, recwarn: pytest.WarningsRecorder
+) -> None:
+    trap = tmp_path / "trap"
+    content = pickle.dumps({"bert.x": TouchesAFile(trap)}, protocol)
+    (tmp_path / "m_LXRT.pth").write_bytes(content)
+    with pytest.raises(CheckpointError, match="refused"):
+        load_original(tmp_path / "m", with_head=False)
+    assert not trap.exists() and not recwarn.list
+    pickle.loads(content)
+    assert trap.exists()
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.1, 0.5, 0.9, 0.999])
 def test_a_cut_original_checkpoint_is_one_sentence(tmp_path: Path, share: float, zipped: bool) -> None:
