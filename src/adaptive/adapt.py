@@ -19,12 +19,16 @@ from adaptive.pair import GatedPair, Slots
 from adaptive.policy import choose_gates, sample_gates
 
 
-def adapt(model: nn.Module, units: Iterable[tuple[Sequence[str], int]]) -> Slots:
+def adapt(
+    model: nn.Module,
+    units: Iterable[tuple[Sequence[str], int]],
+    frozen_dtype: torch.dtype | None = None,
+) -> Slots:
     """Swap the submodules of each unit, (their names, width), for `GatedPair`s, in place.
 
     Gates are numbered in the order of the units; a unit takes as many as it is wide, and its submodules share
     them. So do all calls of a module that is called several times in one forward pass. AttributeError for an
-    unknown name.
+    unknown name. The frozen copies' matrices are held in `frozen_dtype` (None: as they are).
 
     A submodule must be a function of its arguments (no cache that it writes to) with the batch as the first
     dimension of every tensor that differs between examples; outputs may be tensors, None, or tuples of them.
@@ -35,7 +39,7 @@ def adapt(model: nn.Module, units: Iterable[tuple[Sequence[str], int]]) -> Slots
     for names, width in units:
         for name in names:
             parent, _, child = name.rpartition(".")
-            pair = GatedPair(model.get_submodule(name), slots, start, width)
+            pair = GatedPair(model.get_submodule(name), slots, start, width, frozen_dtype)
             setattr(model.get_submodule(parent), child, pair)
         start += width
     return slots

@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from adaptive.precision import hold, run_held
 from adaptive.routing import Plan, Rows, merge, per_slice, split, with_gate_gradient
 
 
@@ -58,13 +59,24 @@ class GatedPair(nn.Module):
 
     With width w, a gate decides over each of w equal slices of the output's last dimension. Tuple outputs are
     gated element by element; None stays None. The frozen copy is the module as it is now: without gradients
-    and always in evaluation mode, so that its dropout is off.
+    and always in evaluation mode, so that its dropout is off. Its matrices may be held in
+    another type, `frozen_dtype`; see `adaptive.precision`.
     """
 
-    def __init__(self, module: nn.Module, slots: Slots, start: int, width: int = 1) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        slots: Slots,
+        start: int,
+        width: int = 1,
+        frozen_dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         self.tuned = module
         self.frozen = copy.deepcopy(module).requires_grad_(False).eval()
+        self.frozen_dtype = frozen_dtype
+        if frozen_dtype is not None:
+            hold(self.frozen, frozen_dtype)
         self.slots = slots
         self.start = start
         self.width = width
@@ -82,7 +94,7 @@ class GatedPair(nn.Module):
             )
         gate = plan.gates[:, self.start : self.start + self.width]
         if self.slots.dense:
-            return mix(gate, self.tuned(*args, **kwargs), self.frozen(*args, **kwargs))
+            return mix(gate, self.tuned(*args, **kwargs), self._frozen(*args, **kwargs))
         share = plan.tuned_share(self.start, self.width)
         if share in (0.0, 1.0):
             return self._one_copy(gate, plan.needs_other, share == 1.0, args, kwargs)
@@ -90,11 +102,14 @@ class GatedPair(nn.Module):
             return self._by_rows(gate, plan.needs_other, plan.rows(self.start), args, kwargs)
         if isinstance(self.tuned, Sliced) and not kwargs:
             return self._by_slices(gate, plan.needs_other, args)
-        return mix(gate, self.tuned(*args, **kwargs), self.frozen(*args, **kwargs))
+        return mix(gate, self.tuned(*args, **kwargs), self._frozen(*args, **kwargs))
+
+    def _frozen(self, *args: Any, **kwargs: Any) -> Any:
+        return run_held(self.frozen, self.frozen_dtype, self.tuned, *args, **kwargs)
 
     def _one_copy(self, gate: Tensor, needs_other: bool, all_tuned: bool, args: Any, kwargs: Any) -> Any:
         """All examples chose the same copy."""
-        chosen, other = (self.tuned, self.frozen) if all_tuned else (self.frozen, self.tuned)
+        chosen, other = (self.tuned, self._frozen) if all_tuned else (self._frozen, self.tuned)
         output = chosen(*args, **kwargs)
         if not needs_other:
             return output
@@ -111,20 +126,21 @@ class GatedPair(nn.Module):
         named = {name: split(value, rows, batch) for name, value in kwargs.items()}
         sides = [([half[k] for half in halves], {n: half[k] for n, half in named.items()}) for k in (0, 1)]
         (frozen_args, frozen_kwargs), (tuned_args, tuned_kwargs) = sides
-        frozen = self.frozen(*frozen_args, **frozen_kwargs)
+        frozen = self._frozen(*frozen_args, **frozen_kwargs)
         tuned = self.tuned(*tuned_args, **tuned_kwargs)
         others = None
         if needs_other:
             with torch.no_grad():
                 others = (
                     self.tuned(*frozen_args, **frozen_kwargs),
-                    self.frozen(*tuned_args, **tuned_kwargs),
+                    self._frozen(*tuned_args, **tuned_kwargs),
                 )
         return merge(gate, rows, frozen, tuned, others)
 
     def _by_slices(self, gate: Tensor, needs_other: bool, args: Any) -> Any:
         """Both copies project, the chosen slices are combined once with and once without a graph."""
-        tuned, frozen = self.tuned.project(*args), self.frozen.project(*args)
+        tuned = self.tuned.project(*args)
+        frozen = run_held(self.frozen.project, self.frozen_dtype, self.tuned, *args)
         choice = gate.detach() > 0.5
         output = self.tuned.combine(_pick(choice, tuned, frozen), choice, *args)
         if not needs_other:

@@ -1,260 +1,155 @@
-"""Pre-trained weights, from wherever they come, under one set of names.
+"""Checkpoints: every road in, and the one way out.
 
-Two kinds are read: a Hugging Face folder or hub id with an LXMERT or a BERT (`load_pretrained`) and a `.pth`
-file of the original code (`lxmert.original`). All end as the names of `LxmertModel` and `AnswerHead`. Loading
-is strict: what a file may hold beside those names is written down in `DROPPED`, what a BERT lacks in
-`lxmert.bert.NOT_IN_BERT`; everything else is an error, and nothing in a file is ever executed.
+    python src/lxmert/checkpoint.py export --run snap/vqa/<version> --to DIR
+
+In: `load_weights` takes the road that an `Origin` names; nothing in a file is ever executed. Out: the best
+epoch of a run becomes one folder that needs nothing else, for `standard` and `Frozen` one that plain
+transformers loads (see `lxmert.export`).
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import argparse
+import dataclasses
+import shutil
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
+if __name__ == "__main__":  # as a script it is not in a package: make it one
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 from transformers import LxmertConfig
 
-from lxmert.bert import NOT_IN_BERT, bert_config, sort_bert
-from lxmert.files import CheckpointError, local_folder, read_json, read_tensors, rename, sha256_of
-from lxmert.modeling import AnswerHead, LxmertModel
-
-DROPPED = {
-    "cls.": "heads for masked words and for matching question and image",
-    "obj_predict_head.": "head for masked regions",
-}
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-SIDE_FILES = (
-    "config.json",
-    "vocab.txt",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-)
-BERT_TOKENIZER = "google-bert/bert-base-uncased"
-LIST_FOLDER = Path("data/lxmert")
-# Label orders that published checkpoints do not carry themselves, by the number of answers.
-PUBLISHED_LISTS = {9500: "all_ans.json", 3129: "trainval_label2ans.json"}
-# Kinds of layers in the names of tensors: language, vision and cross; and their counts in LxmertConfig.
-LAYER_KINDS = {"layer": "l_layers", "r_layers": "r_layers", "x_layers": "x_layers"}
-LAYER = re.compile(rf"encoder\.({'|'.join(LAYER_KINDS)})\.(\d+)\.")
-LAST_LINEAR = "logit_fc.3"  # of AnswerHead
+from lxmert.best import Best, BestError, read_best
+from lxmert.export import write_export
+from lxmert.files import CheckpointError
+from lxmert.hub import load_pretrained
+from lxmert.original import load_original
+from lxmert.weights import Origin, Pretrained
 
 
-class Pretrained(NamedTuple):
-    """Weights ready to `fill` models with."""
+def load_weights(origin: Origin) -> Pretrained:
+    """The pre-trained weights; from scratch only sizes and tokenizer, with all of LXMERT `initialised`.
 
-    config: LxmertConfig
-    encoder: dict[str, Tensor]  # names of LxmertModel, float32
-    answer_head: dict[str, Tensor] | None  # names of AnswerHead, float32
-    answers: list[str] | None  # what the rows of the answer head stand for, in order
-    tokenizer: str  # folder or hub id
-    source: str
-    sha256: str  # of the file with the weights
-    report: list[str]  # what was loaded, initialised and dropped, a line each
-    initialised: tuple[str, ...] = ()  # beginnings of LxmertModel's names that `encoder` may lack
-
-
-def load_pretrained(
-    source: str | Path, layers: tuple[int | None, int | None, int | None] = (None, None, None)
-) -> Pretrained:
-    """Read a folder with config.json and weights, or a hub id such as unc-nlp/lxmert-base-uncased.
-
-    Understands transformers' LxmertModel, LxmertForPreTraining and LxmertForQuestionAnswering; and of a BERT
-    (BertModel, BertForPreTraining, ...) the embeddings and the first layers, for which `layers` sets the
-    number of language, vision and cross layers (see `bert_config`). Raises CheckpointError if anything is
-    missing, damaged or not as config.json says.
+    Raises CheckpointError if they cannot be used, or if `origin` asks for other numbers of layers.
     """
-    folder = local_folder(source, SIDE_FILES, one_of=WEIGHT_FILES)
-    file = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
-    if file is None:
-        raise CheckpointError(f"{source} has no weights: it holds neither {' nor '.join(WEIGHT_FILES)}.")
-    entries = read_json(folder / "config.json")
-    if isinstance(entries, dict) and entries.get("model_type") == "bert":
-        config = bert_config(entries, layers, folder / "config.json")
-        encoder, report = sort_bert(read_tensors(file), config.l_layers)
-        bert = Pretrained(config, encoder, None, None, "", str(source), "", report, tuple(NOT_IN_BERT))
-        return finish(bert, file, folder)
-    config = _read_config(entries, folder / "config.json")
-    tensors = read_tensors(file)
-    prefix = "lxmert." if any(name.startswith("lxmert.") for name in tensors) else ""
-    encoder, head, report = sort_tensors(tensors, prefix, file)
-    answers = None
-    if head is not None:
-        config.num_qa_labels = count_rows(head, file)
-        answers = _config_answers(config, folder / "config.json")
-        if answers is None:
-            answers, line = listed_answers(config.num_qa_labels, folder)
-            report.append(line)
-    return finish(Pretrained(config, encoder, head, answers, "", str(source), "", report), file, folder)
+    if origin.load_lxmert_qa:
+        weights = load_original(origin.load_lxmert_qa, with_head=True)
+    elif origin.load_lxmert:
+        weights = load_original(origin.load_lxmert, with_head=False)
+    else:
+        weights = load_pretrained(origin.pretrained, (origin.llayers, origin.rlayers, origin.xlayers))
+    if origin.from_scratch:
+        report = [f"initialised everything: random weights with the sizes of {weights.source}"]
+        weights = weights._replace(
+            encoder={}, answer_head=None, answers=None, initialised=("",), report=report
+        )
+    _apply_sizes(weights.config, origin)
+    return weights
 
 
-def fill(module: nn.Module, tensors: dict[str, Tensor], what: str, may_lack: tuple[str, ...] = ()) -> None:
-    """Make `tensors` the parameters of `module`, every one and nothing else.
+def fit_features(weights: Pretrained, size: int) -> None:
+    """Make the size of a region's features, `size` in the data, that of the weights' configuration.
 
-    They are moved, not copied, so that a model is never there twice: `tensors` is empty afterwards, and
-    `module` may be on the meta device before. Parameters whose names begin as `may_lack` says stay as they
-    are if they are not among the tensors. `what` names the source in errors. Raises CheckpointError, before
-    anything is changed, on missing or unexpected names and on shapes that differ.
+    Only where what reads them is random; else CheckpointError unless the two agree.
     """
-    _check_match(module, tensors, what, may_lack)
-    module.load_state_dict(tensors, strict=False, assign=True)
-    tensors.clear()
+    config = weights.config
+    if size != config.visual_feat_dim and not "encoder.visn_fc.".startswith(weights.initialised):
+        raise CheckpointError(
+            f"{weights.source} reads region features of size {config.visual_feat_dim}, and those of the data "
+            f"have {size}; choose the features or the pre-trained model that go together"
+        )
+    config.visual_feat_dim = size
 
 
-def answer_rows(
-    head: Mapping[str, Tensor],
-    old_answers: Sequence[str],
-    new_answers: Sequence[str],
-    normalise: Callable[[str], str],
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Make an answer head for other answers: rows are moved by answer, never by index.
+def weights_behind(best: Best, origin: Origin) -> Pretrained:
+    """The pre-trained weights that a BEST folder was trained from; `origin` is what its `spec` says of them.
 
-    The last linear layer (rows x 2H) gets one row for each of `new_answers`: that of the same answer among
-    `old_answers`, else that of the answer with the same `normalise`d spelling, else zeros. Returns the
-    tensors and the answers that have zeros. The other tensors are handed on as they are.
+    BestError says which file is missing, or is another one than it was.
     """
-    weight, bias = head[f"{LAST_LINEAR}.weight"], head[f"{LAST_LINEAR}.bias"]
-    if len(old_answers) != len(weight):
-        raise CheckpointError(f"The answer head has {len(weight)} rows and {len(old_answers)} answers.")
-    row_of = {normalise(answer): row for row, answer in reversed(list(enumerate(old_answers)))}
-    row_of |= {answer: row for row, answer in enumerate(old_answers)}
-    rows = [row_of.get(answer, row_of.get(normalise(answer))) for answer in new_answers]
-    there = [index for index, row in enumerate(rows) if row is not None]
-    taken = [row for row in rows if row is not None]
-    new_weight, new_bias = weight.new_zeros(len(rows), weight.shape[1]), bias.new_zeros(len(rows))
-    new_weight[there], new_bias[there] = weight[taken], bias[taken]
-    unmatched = [answer for answer, row in zip(new_answers, rows, strict=True) if row is None]
-    return {**head, f"{LAST_LINEAR}.weight": new_weight, f"{LAST_LINEAR}.bias": new_bias}, unmatched
-
-
-def sort_tensors(
-    tensors: Mapping[str, Tensor], prefix: str, file: Path
-) -> tuple[dict[str, Tensor], dict[str, Tensor] | None, list[str]]:
-    """Encoder, answer head (None if there is none) and a line for each kind that is dropped.
-
-    What is neither is handed on with the encoder: the comparison with the model will name it.
-    """
-    head: dict[str, Tensor] = {}
-    encoder: dict[str, Tensor] = {}
-    dropped = dict.fromkeys(DROPPED, 0)
-    for name, tensor in tensors.items():
-        part = next((part for part in DROPPED if name.startswith(part)), None)
-        if part is not None:
-            dropped[part] += 1
-        elif name.startswith("answer_head."):
-            head[name.removeprefix("answer_head.")] = tensor
-        else:
-            encoder[name] = tensor
-    if not any(name.startswith(f"{prefix}encoder.") for name in tensors):
-        raise CheckpointError(f"{file} holds no LXMERT: no name in it begins with {prefix}encoder.")
-    lines = [f"dropped {part}* ({n} tensors): {DROPPED[part]}" for part, n in dropped.items() if n]
-    return rename(encoder, lambda name: name.removeprefix(prefix)), head or None, lines
-
-
-def finish(weights: Pretrained, file: Path, folder: Path) -> Pretrained:
-    """Check every name and shape against the models that will be filled, and complete the description."""
     try:
-        with torch.device("meta"):
-            model = LxmertModel(weights.config)
-            _check_match(model, weights.encoder, str(file), weights.initialised)
-            if weights.answer_head is not None:
-                head = AnswerHead(weights.config, count_rows(weights.answer_head, file))
-                _check_match(head, weights.answer_head, str(file))
-    except CheckpointError:
+        weights = load_weights(origin)
+    except CheckpointError as error:
+        raise BestError(
+            f"{best.folder} needs the pre-trained {best.pretrained_source} (sha256 "
+            f"{best.pretrained_sha256[:12]}...), from which it was trained: {error}"
+        ) from None
+    require_same_file(best, weights)
+    fit_features(weights, best.features)
+    return weights
+
+
+def require_same_file(best: Best, weights: Pretrained) -> None:
+    """BestError unless `weights` are those that `best` was trained from, by checksum."""
+    if weights.sha256 != best.pretrained_sha256:
+        raise BestError(
+            f"{best.folder} was trained from {best.pretrained_source} with the sha256 "
+            f"{best.pretrained_sha256[:12]}..., but {weights.source} has {weights.sha256[:12]}...; "
+            "its frozen parts would be wrong. Put the original file back."
+        )
+
+
+def export(run: Path, to: Path) -> None:
+    """Write the best epoch of a run folder to the new folder `to`, whole or not at all.
+
+    BestError or CheckpointError if the run, or the pre-trained file it started from, cannot be used.
+    """
+    if to.exists():
+        raise CheckpointError(f"{to} exists already; name a new folder, or delete it.")
+    best = read_best(run / "BEST")
+    try:
+        origin = Origin(**{field.name: best.spec[field.name] for field in dataclasses.fields(Origin)})
+    except KeyError as error:
+        raise BestError(f"{best.folder} is damaged: its model.json does not say {error}.") from None
+    weights = weights_behind(best, origin)
+    aside = to.with_name(f"{to.name}.new")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        write_export(run, best, weights, aside, to)
+    except BaseException:
+        shutil.rmtree(aside)
         raise
-    except ValueError as error:
-        raise CheckpointError(f"{file}: {error}.") from None
-    loaded = f"loaded {len(weights.encoder)} tensors of the encoder"
-    if weights.answer_head is not None:
-        loaded += f" and {len(weights.answer_head)} of the answer head"
-    lines = [f"{loaded} from {file}", *weights.report]
-    if weights.initialised:
-        lacking = len(model.state_dict()) - len(weights.encoder)
-        lines.append(f"initialised {lacking} tensors that a BERT lacks: {', '.join(NOT_IN_BERT.values())}")
-    has_tokenizer = any((folder / name).is_file() for name in ("vocab.txt", "tokenizer.json"))
-    return weights._replace(
-        tokenizer=str(folder) if has_tokenizer else BERT_TOKENIZER, sha256=sha256_of(file), report=lines
-    )
+    aside.rename(to)
 
 
-def _check_match(
-    module: nn.Module, tensors: Mapping[str, Tensor], what: str, may_lack: tuple[str, ...] = ()
-) -> None:
-    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    missing = [name for name in expected.keys() - tensors.keys() if not name.startswith(may_lack)]
-    unexpected = tensors.keys() - expected.keys()
-    if missing or unexpected:
-        raise CheckpointError(
-            f"{what} does not fit: missing {_shorten(missing)}; unexpected {_shorten(unexpected)}."
-        )
-    for name, tensor in tensors.items():
-        if tuple(tensor.shape) != expected[name]:
-            raise CheckpointError(
-                f"{what} does not fit: {name} is {tuple(tensor.shape)} there "
-                f"and {expected[name]} in the model."
-            )
-
-
-def _shorten(names: Iterable[str], most: int = 6) -> str:
-    ordered = sorted(names)
-    more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
-    return (", ".join(ordered[:most]) + more) or "none"
-
-
-def count_rows(head: Mapping[str, Tensor], file: Path) -> int:
-    """The number of answers of an answer head; `file` is for the error."""
-    if f"{LAST_LINEAR}.weight" not in head:
-        raise CheckpointError(f"{file} has an answer head without {LAST_LINEAR}.weight.")
-    return len(head[f"{LAST_LINEAR}.weight"])
-
-
-def _read_config(entries: Any, file: Path) -> LxmertConfig:
-    if not isinstance(entries, dict) or entries.get("model_type", "lxmert") != "lxmert":
-        raise CheckpointError(f"{file} describes neither an LXMERT nor a BERT.")
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Take a fine-tuned model elsewhere.", allow_abbrev=False)
+    commands = parser.add_subparsers(required=True, metavar="export")
+    what = "write the best epoch of a run as one folder that needs nothing else"
+    out = commands.add_parser("export", help=what, description=what, allow_abbrev=False)
+    out.add_argument("--run", type=Path, required=True, help="a run folder, snap/vqa/<version>")
+    out.add_argument("--to", type=Path, required=True, help="the folder to write; must not exist")
+    options = parser.parse_args(arguments)
     try:
-        return LxmertConfig.from_dict(entries)
-    except Exception as error:  # transformers checks types with exceptions of its own
-        raise CheckpointError(f"{file} is no LXMERT configuration ({str(error).splitlines()[-1]}).") from None
+        export(options.run, options.to)
+    except (BestError, CheckpointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename or options.to}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    print(f"wrote {options.to}; see {options.to / 'README.md'}")
+    return 0
 
 
-def _config_answers(config: LxmertConfig, file: Path) -> list[str] | None:
-    """The answers that config.json names; None if it has only transformers' LABEL_0, LABEL_1, ..."""
-    labels = config.id2label
-    if all(re.fullmatch(r"LABEL_\d+", str(label)) for label in labels.values()):
-        return None
-    if sorted(labels) != list(range(config.num_qa_labels)):
-        raise CheckpointError(
-            f"{file} names {len(labels)} answers and the answer head has {config.num_qa_labels} rows."
-        )
-    return [labels[index] for index in range(len(labels))]
+def _apply_sizes(config: LxmertConfig, origin: Origin) -> None:
+    """Layer counts come from the checkpoint; flags may set them only from scratch."""
+    for flag, field in (("llayers", "l_layers"), ("xlayers", "x_layers"), ("rlayers", "r_layers")):
+        wanted, there = getattr(origin, flag), getattr(config, field)
+        if wanted is None or wanted == there:
+            continue
+        if not origin.from_scratch:
+            raise CheckpointError(
+                f"--{flag} {wanted} contradicts the pre-trained model, which has {there}; leave it out"
+            )
+        if wanted < 1:
+            raise CheckpointError(f"--{flag} must be at least 1, not {wanted}")
+        setattr(config, field, wanted)
+    if origin.dropout is not None:
+        config.hidden_dropout_prob = config.attention_probs_dropout_prob = origin.dropout
 
 
-def listed_answers(rows: int, folder: Path) -> tuple[list[str] | None, str]:
-    """The published list with as many answers as the head has rows, and a line that says which it is.
-
-    It is looked for in `folder` and in data/lxmert. An entry is an answer or {"ans": answer, "dsets": [...]};
-    its position is the label.
-    """
-    name = PUBLISHED_LISTS.get(rows, "all_ans.json")
-    for file in (folder / name, LIST_FOLDER / name):
-        if file.is_file():
-            entries = read_json(file)
-            try:
-                answers = [entry["ans"] if isinstance(entry, dict) else str(entry) for entry in entries]
-            except (KeyError, TypeError):
-                raise CheckpointError(f"{file} is no list of answers.") from None
-            if len(answers) == rows:
-                return answers, f"answers of its {rows} rows: assumed to be those of {file}, in this order"
-    return None, f"answers of its {rows} rows: unknown, it names none and there is no {LIST_FOLDER / name}"
-
-
-def count_layers(encoder: Iterable[str]) -> dict[str, int]:
-    """l_layers, r_layers and x_layers of LxmertConfig, from the names of tensors."""
-    places = [match.groups() for match in map(LAYER.match, encoder) if match]
-    return {
-        entry: 1 + max((int(number) for k, number in places if k == kind), default=-1)
-        for kind, entry in LAYER_KINDS.items()
-    }
+if __name__ == "__main__":
+    sys.exit(main())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,14 +51,19 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     try:
         if file.suffix == ".safetensors":
             return _read_safetensors(file)
-        tensors = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # of pickles that it then refuses
+            warnings.simplefilter("ignore")
+            tensors = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "GLOBAL" in str(error):  # how torch names a function or class that it did not call
             raise CheckpointError(
                 f"{file} holds more than tensors and would run code when read; it was refused. "
                 "Use a file of weights only."
             ) from None
-        raise CheckpointError(f"{file} is damaged or no PyTorch checkpoint; get it again.") from None
+        raise CheckpointError(
+            f"{file} is damaged or no checkpoint of tensors only; it was refused, and nothing in it was run. "
+            "Get it again, from a source that you trust."
+        ) from None
     except (
         SafetensorError,
         RuntimeError,

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers import LxmertConfig
 
-from lxmert.checkpoint import (
+from lxmert.files import CheckpointError, read_tensors, rename
+from lxmert.weights import (
     LIST_FOLDER,
     Pretrained,
     count_layers,
@@ -18,7 +19,6 @@ from lxmert.checkpoint import (
     listed_answers,
     sort_tensors,
 )
-from lxmert.files import CheckpointError, read_tensors, rename
 
 SUFFIX = "_LXRT.pth"
 PREFIX = "bert."

@@ -31,7 +31,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from adaptive.usage import Usage, variation
-from lxmert.checkpoint import CheckpointError
+from lxmert.checkpoint import CheckpointError, fit_features, load_weights, weights_behind
 from lxmert.tokens import load_tokenizer
 from lxmert.units import gate_labels
 from tasks import vqa_report as report
@@ -39,7 +39,7 @@ from tasks.vqa_args import FREE_FIELDS, VqaArgs, parse_args
 from tasks.vqa_checkpoint import Best, BestError, load_best, save_best
 from tasks.vqa_data import BANNER, complete, load_answers, load_split, prepare_data, required_files
 from tasks.vqa_machine import loader_over, make_accelerator, progress_bar, stop_agreed
-from tasks.vqa_model import ModelError, ModelSpec, build, count_parameters, load_weights, score, vqa_loss
+from tasks.vqa_model import ModelError, ModelSpec, build, count_parameters, score, vqa_loss
 from tasks.vqa_progress import Progress
 from tasks.vqa_scores import load_key, official
 from training.checkpoint import Interrupted, StopSignal, save_state, stop_on_signal, whole_folder
@@ -103,7 +103,10 @@ def main(args: VqaArgs) -> dict[str, Any]:
 
 def train(args: VqaArgs, accelerator: Accelerator, start: Best | None, stop: StopSignal) -> dict[str, Any]:
     """Set up, run the epochs, leave a run folder."""
-    # 1. The run folder; it refuses to mix two runs.
+    # 1. What to start from; then the run folder, which refuses to mix two runs. It is made last, so that a
+    #    mistake in the flags of the model leaves none behind.
+    spec = ModelSpec.of(args)
+    weights = load_weights(spec)
     main_process = accelerator.is_main_process
     if main_process:
         open_run_folder(args.folder, vars(args), free=FREE_FIELDS)
@@ -111,13 +114,12 @@ def train(args: VqaArgs, accelerator: Accelerator, start: Best | None, stop: Sto
     tracker = Tracker(args.folder, vars(args), wandb=args.wandb, speaks=main_process)
     set_seed(args.seed)
 
-    # 2. Pre-trained weights and data.
-    spec = ModelSpec.of(args)
-    weights = load_weights(spec)
+    # 2. Data.
     answers = load_answers(args)
     tokenizer = load_tokenizer(weights.tokenizer)
     train_set = load_split(args, args.train, tokenizer, answers)
     valid_set = load_split(args, args.valid, tokenizer, answers)
+    fit_features(weights, train_set.stores.feature_size)
     lengths = train_set.token_lengths if args.group_by_length else None
     key = load_key(args, args.valid)
     order = EpochSampler(len(train_set), args.seed, args.batch_size, lengths)
@@ -302,8 +304,9 @@ def finish_epoch(
 
 def test(args: VqaArgs, accelerator: Accelerator, best: Best, stop: StopSignal) -> dict[str, Any]:
     """Evaluate a BEST folder on a split and write its predictions."""
-    weights = load_weights(best.spec)
+    weights = weights_behind(best, best.spec)
     dataset = load_split(args, args.test, load_tokenizer(weights.tokenizer), best.answers)
+    fit_features(weights, dataset.stores.feature_size)
     model, _, _ = build(best.spec, weights, best.answers)
     load_best(best, model, weights)
     loader = loader_over(dataset, args, EVALUATION_BATCH * args.batch_size)

@@ -21,6 +21,7 @@ from training.optim import OPTIMIZERS
 DATASETS = ("scenes", "vqav2", "vqacpv2")
 STRATEGIES = ("standard", "Frozen", *GRANULARITIES)
 POLICIES = ("lxmert", "light")
+FROZEN_DTYPES = ("fp32", "bf16")
 SCENES_MODEL = "snap/pretrained/lxmert-scenes"
 RELEASED_MODEL = "unc-nlp/lxmert-base-uncased"
 
@@ -79,6 +80,12 @@ class VqaArgs:
     llayers: int | None = flag(None, "Language layers. Default: as in the pre-trained model.")
     xlayers: int | None = flag(None, "Cross-modality layers. Default: as in the pre-trained model.")
     rlayers: int | None = flag(None, "Vision (relational) layers. Default: as in the pre-trained model.")
+    frozen_dtype: str = flag(
+        "fp32",
+        "Type in which adaptive strategies hold their frozen copies: bf16 halves their memory, and with "
+        "--precision bf16 changes no number.",
+        choices=FROZEN_DTYPES,
+    )
 
     batch_size: int | None = flag(None, "Examples a step and process.", old="batchSize", section="training")
     lr: float | None = flag(None, "Peak learning rate: linear warm-up, then linear decay to 0.")

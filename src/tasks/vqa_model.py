@@ -14,14 +14,12 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import LxmertConfig
 
 from adaptive.adapt import Adaptive, adapt
 from adaptive.policy import GateHead
-from lxmert.checkpoint import Pretrained, answer_rows, fill, load_pretrained
 from lxmert.modeling import AnswerHead, LxmertModel
-from lxmert.original import load_original
 from lxmert.units import GRANULARITIES, Unit, list_units, unused_modules
+from lxmert.weights import Origin, Pretrained, answer_rows, fill
 from tasks.vqa_args import VqaArgs
 from vqadata.answers import convert_answer
 
@@ -31,24 +29,24 @@ class ModelError(ValueError):
 
 
 @dataclass(frozen=True)
-class ModelSpec:
+class ModelSpec(Origin):
     """All that decides what is built; saved with every checkpoint, so that it can be built again."""
 
     strategy: str
-    pretrained: str | None
-    load_lxmert: str | None
-    load_lxmert_qa: str | None
-    from_scratch: bool
-    llayers: int | None
-    xlayers: int | None
-    rlayers: int | None
-    dropout: float | None
     policy: str
     policy_llayers: int
     policy_xlayers: int
     policy_rlayers: int
     policy_start: float
     temperature: float
+    frozen_dtype: str = "fp32"  # BEST folders older than this field do not have it
+
+    def __post_init__(self) -> None:
+        if self.frozen_dtype != "fp32" and self.strategy not in GRANULARITIES:
+            raise ModelError(
+                f"--frozen-dtype {self.frozen_dtype} is for the frozen copies of {', '.join(GRANULARITIES)}; "
+                f"--strategy {self.strategy} makes no copies, leave it out"
+            )
 
     @classmethod
     def of(cls, args: VqaArgs) -> ModelSpec:
@@ -157,23 +155,6 @@ def score(logits: Tensor, target: Tensor) -> Tensor:
     return target.gather(1, logits.argmax(1, keepdim=True)).squeeze(1)
 
 
-def load_weights(spec: ModelSpec, features: int | None = None) -> Pretrained:
-    """The pre-trained weights that the spec names; from scratch, only sizes and tokenizer are used.
-
-    features: the size of a region's features in the data, if it is known. ModelError if the weights were made
-    for another, or for other numbers of layers than the spec asks for.
-    """
-    if spec.load_lxmert_qa:
-        weights = load_original(spec.load_lxmert_qa, with_head=True)
-    elif spec.load_lxmert:
-        weights = load_original(spec.load_lxmert, with_head=False)
-    else:
-        weights = load_pretrained(spec.pretrained, (spec.llayers, spec.rlayers, spec.xlayers))
-    _apply_sizes(weights.config, spec)
-    _apply_features(weights, spec, features)
-    return weights
-
-
 def build(
     spec: ModelSpec, weights: Pretrained, answers: Sequence[str]
 ) -> tuple[Adaptive, list[Unit], list[str]]:
@@ -186,17 +167,18 @@ def build(
     with torch.device("meta" if all_replaced else "cpu"):
         lxmert = LxmertModel(weights.config)
     model = VqaModel(lxmert, AnswerHead(weights.config, len(answers)))
-    report = [f"initialised everything: random weights with the sizes of {weights.source}"]
+    report = list(weights.report)
     if not spec.from_scratch:
         fill(lxmert, weights.encoder, weights.source, weights.initialised)
-        report = [*weights.report, _fill_head(model.answer_head, weights, answers)]
+        report.append(_fill_head(model.answer_head, weights, answers))
     for name in unused_modules(weights.config):
         model.lxmert.get_submodule(name).requires_grad_(False)
 
     if spec.strategy in GRANULARITIES:
         units = list_units(weights.config, spec.strategy)
         policy = POLICY_NETWORKS[spec.policy](spec, model.lxmert, sum(unit.width for unit in units))
-        slots = adapt(model.lxmert, [(unit.modules, unit.width) for unit in units])
+        frozen_dtype = torch.bfloat16 if spec.frozen_dtype == "bf16" else None
+        slots = adapt(model.lxmert, [(unit.modules, unit.width) for unit in units], frozen_dtype)
         return Adaptive(model, policy, slots, spec.temperature), units, report
     if spec.strategy == "Frozen":
         for layers in (
@@ -248,42 +230,10 @@ POLICY_NETWORKS: dict[str, Callable[[ModelSpec, LxmertModel, int], nn.Module]] =
 }
 
 
-def _apply_sizes(config: LxmertConfig, spec: ModelSpec) -> None:
-    """Layer counts come from the checkpoint; flags may set them only from scratch."""
-    for flag, field in (("llayers", "l_layers"), ("xlayers", "x_layers"), ("rlayers", "r_layers")):
-        wanted, there = getattr(spec, flag), getattr(config, field)
-        if wanted is None or wanted == there:
-            continue
-        if not spec.from_scratch:
-            raise ModelError(
-                f"--{flag} {wanted} contradicts the pre-trained model, which has {there}; leave it out"
-            )
-        if wanted < 1:
-            raise ModelError(f"--{flag} must be at least 1, not {wanted}")
-        setattr(config, field, wanted)
-    if spec.dropout is not None:
-        config.hidden_dropout_prob = config.attention_probs_dropout_prob = spec.dropout
-
-
-def _apply_features(weights: Pretrained, spec: ModelSpec, features: int | None) -> None:
-    """The size of region features comes from the checkpoint too, unless what reads them is random."""
-    config = weights.config
-    if features is None or features == config.visual_feat_dim:
-        return
-    if not spec.from_scratch and "encoder.visn_fc." not in weights.initialised:
-        raise ModelError(
-            f"{weights.source} reads region features of size {config.visual_feat_dim}, and those of the data "
-            f"have {features}; choose the features or the pre-trained model that go together"
-        )
-    config.visual_feat_dim = features
-
-
 def _fill_head(head: AnswerHead, weights: Pretrained, answers: Sequence[str]) -> str:
     """Fill the answer head as far as the checkpoint's answers go; say how far that was."""
     if weights.answer_head is None:
         return "answer head: initialised, as no pre-trained one is used"
-    if weights.answers is None:
-        return "answer head: initialised, because the answers of the pre-trained one are unknown"
     tensors, missing = answer_rows(weights.answer_head, weights.answers, answers, convert_answer)
     fill(head, tensors, f"the answer head of {weights.source}")
     weights.answer_head.clear()  # what was not moved would only take memory

@@ -13,9 +13,10 @@ from torch import Tensor
 from transformers import BertConfig, BertForPreTraining
 
 from lxmert.bert import NOT_IN_BERT
-from lxmert.checkpoint import BERT_TOKENIZER, fill, load_pretrained
 from lxmert.files import CheckpointError
+from lxmert.hub import load_pretrained
 from lxmert.modeling import LxmertModel
+from lxmert.weights import BERT_TOKENIZER, fill
 
 LANGUAGE = ("embeddings.", "encoder.layer.")
 

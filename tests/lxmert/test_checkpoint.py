@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from transformers import LxmertForPreTraining, LxmertForQuestionAnswering
 from transformers import LxmertModel as PublishedModel
 
-from lxmert.checkpoint import BERT_TOKENIZER, answer_rows, fill, load_pretrained
 from lxmert.files import CheckpointError
+from lxmert.hub import load_pretrained
 from lxmert.modeling import AnswerHead, LxmertModel
+from lxmert.weights import BERT_TOKENIZER, answer_rows, fill
 
 
 @pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
@@ -65,8 +66,12 @@ def test_half_precision_becomes_float32(tmp_path: Path) -> None:
 def test_placeholder_labels_are_no_answers(tmp_path: Path) -> None:
     write_folder(tmp_path, id2label={i: f"LABEL_{i}" for i in range(5)}, label2id={})
     loaded = load_pretrained(tmp_path)
-    assert loaded.answers is None
-    assert loaded.report[-1].startswith("answers of its 5 rows: unknown, it names none and there is no ")
+    assert loaded.answers is None and loaded.answer_head is None
+    assert loaded.report[0].startswith(f"loaded {len(loaded.encoder)} tensors of the encoder from")
+    assert loaded.report[-1] == (
+        "dropped answer_head.*: it does not say which answers its 5 rows are; to use it, put all_ans.json "
+        "(LXMERT repository) into data/lxmert"
+    )
 
 
 @pytest.mark.parametrize(("rows", "name"), [(9500, "all_ans.json"), (3129, "trainval_label2ans.json")])

@@ -14,8 +14,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 
 import lxmert.files
-from lxmert.checkpoint import load_pretrained
 from lxmert.files import CheckpointError, local_folder, read_tensors
+from lxmert.hub import load_pretrained
 from lxmert.original import load_original
 
 
@@ -78,6 +78,20 @@ def test_a_file_that_would_run_code_is_refused_and_does_not(tmp_path: Path, name
     assert "\n" not in str(error.value)
     assert not trap.exists()
     torch.load(file, weights_only=False)  # the file is a trap indeed
+    assert trap.exists()
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_a_bare_pickle_that_would_run_code_is_refused_without_a_warning(
+    tmp_path: Path, protocol: int, recwarn: pytest.WarningsRecorder
+) -> None:
+    trap = tmp_path / "trap"
+    content = pickle.dumps({"bert.x": TouchesAFile(trap)}, protocol)
+    (tmp_path / "m_LXRT.pth").write_bytes(content)
+    with pytest.raises(CheckpointError, match="refused"):
+        load_original(tmp_path / "m", with_head=False)
+    assert not trap.exists() and not recwarn.list
+    pickle.loads(content)
     assert trap.exists()
 
 

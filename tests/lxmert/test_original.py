@@ -11,9 +11,9 @@ import torch
 from checkpoints import ANSWERS, SHARED, assert_same, original_tensors, small_config, write_original
 from transformers import LxmertModel as PublishedModel
 
-from lxmert.checkpoint import BERT_TOKENIZER, answer_rows
 from lxmert.files import CheckpointError, sha256_of
 from lxmert.original import load_original
+from lxmert.weights import BERT_TOKENIZER, answer_rows
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["new format", "format of 2019"])

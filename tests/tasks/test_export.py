@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ANSWERS
-from safetensors.torch import load_file
-from transformers import AutoTokenizer, LxmertForQuestionAnswering
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, BertConfig, BertModel, LxmertForQuestionAnswering
 from transformers import LxmertModel as PublishedModel
 
+from lxmert.checkpoint import main, weights_behind
+from lxmert.export import LEAKAGE, SCENES
 from lxmert.tokens import encode, load_tokenizer
 from lxmert.units import GRANULARITIES
 from tasks import vqa
 from tasks.vqa_args import VqaArgs
-from tasks.vqa_checkpoint import load_best, read_best, weights_behind
-from tasks.vqa_export import LEAKAGE, SCENES, main
+from tasks.vqa_checkpoint import load_best, read_best
 from tasks.vqa_model import build
 
 RUN = "snap/vqa/run"
+SCRIPT = Path(__file__).parents[2] / "src" / "lxmert" / "checkpoint.py"
 
 
 @pytest.fixture
@@ -44,7 +48,7 @@ def args(data: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 def run_logits(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     best = read_best(Path(RUN) / "BEST")
-    weights = weights_behind(best)
+    weights = weights_behind(best, best.spec)
     model, _, _ = build(best.spec, weights, best.answers)
     load_best(best, model, weights)
     return model.eval()(**inputs).outputs
@@ -56,7 +60,7 @@ def test_transformers_loads_a_plain_run_and_gives_the_same_logits(
     args: VqaArgs, inputs: dict, strategy: str, from_scratch: bool
 ) -> None:
     vqa.main(replace(args, strategy=strategy, from_scratch=from_scratch))
-    assert main(["--run", RUN, "--to", "out"]) == 0
+    assert main(["export", "--run", RUN, "--to", "out"]) == 0
     model, report = LxmertForQuestionAnswering.from_pretrained("out", output_loading_info=True)
     assert not any(report.values())
     logits = model.eval()(**inputs).question_answering_score
@@ -67,7 +71,7 @@ def test_transformers_loads_a_plain_run_and_gives_the_same_logits(
 
 def test_the_tokenizer_goes_along(args: VqaArgs) -> None:
     vqa.main(replace(args, strategy="standard"))
-    main(["--run", RUN, "--to", "out"])
+    main(["export", "--run", RUN, "--to", "out"])
     questions = ["Is it red?", "what is the blue", "unknown words"]
     ids, lengths = encode(load_tokenizer("model"), questions)
     for there in (AutoTokenizer.from_pretrained("out"), load_tokenizer("out")):
@@ -79,7 +83,7 @@ def test_an_exported_plain_run_is_a_pretrained_model_to_start_from(
     args: VqaArgs, capsys: pytest.CaptureFixture[str]
 ) -> None:
     vqa.main(replace(args, strategy="standard"))
-    main(["--run", RUN, "--to", "out"])
+    main(["export", "--run", RUN, "--to", "out"])
     vqa.main(replace(args, version="next", strategy="Frozen", pretrained="out"))
     assert f"answer head: {len(ANSWERS)} answers loaded" in capsys.readouterr().out
 
@@ -96,7 +100,7 @@ def test_an_adaptive_run_becomes_a_folder_that_needs_nothing_else(
     args: VqaArgs, strategy: str, changes: dict
 ) -> None:
     outcome = vqa.main(replace(args, strategy=strategy, **changes))
-    assert main(["--run", RUN, "--to", "out"]) == 0
+    assert main(["export", "--run", RUN, "--to", "out"]) == 0
     before = json.loads(Path("out/model.json").read_text())
     assert str(Path.cwd()) not in json.dumps(before)
     shutil.rmtree("model")
@@ -106,9 +110,71 @@ def test_an_adaptive_run_becomes_a_folder_that_needs_nothing_else(
     assert vqa.main(replace(test, tqdm=False))["accuracy"] == outcome["best"]["val_accuracy"]
 
 
+def write_bert(folder: Path, words: int) -> None:
+    """A BERT of three layers, with the tokenizer of the small pre-trained model."""
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24, "num_hidden_layers": 3}
+    config = BertConfig(vocab_size=words, max_position_embeddings=24, initializer_range=0.2, **sizes)
+    BertModel(config).save_pretrained(folder)
+    for name in ("vocab.txt", "tokenizer_config.json"):
+        shutil.copyfile(f"model/{name}", folder / name)
+
+
+@pytest.mark.parametrize("strategy", ["standard", "Frozen", "SpotTune_Block"])
+def test_a_run_from_a_bert_keeps_what_was_random_in_it(
+    args: VqaArgs, strategy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Region features are as wide as the data's, and vision and cross layers stay those of training."""
+    write_bert(Path("bert"), len(Path("model/vocab.txt").read_text().split()))
+    layers = {"llayers": 2, "rlayers": 1, "xlayers": 1}
+    outcome = vqa.main(replace(args, strategy=strategy, pretrained="bert", **layers))
+    assert "initialised" in capsys.readouterr().out
+    test = VqaArgs(version="v", data=args.data, load=f"{RUN}/BEST", test="minival", wandb="off", tqdm=False)
+    torch.manual_seed(7)
+    assert vqa.main(test)["accuracy"] == outcome["best"]["val_accuracy"]
+    assert main(["export", "--run", RUN, "--to", "out"]) == 0
+    shutil.rmtree("bert")
+    if strategy == "SpotTune_Block":
+        assert vqa.main(replace(test, load="out"))["accuracy"] == outcome["best"]["val_accuracy"]
+    else:
+        report = LxmertForQuestionAnswering.from_pretrained("out", output_loading_info=True)[1]
+        assert not any(report.values())
+
+
+def test_data_with_other_features_than_the_model_reads_are_one_sentence(
+    args: VqaArgs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--strategy=standard", f"--data={args.data}", "--wandb=off", "--no-tqdm", "--dataset=vqav2"]
+    config = json.loads(Path("model/config.json").read_text())
+    tensors = load_file("model/model.safetensors")
+    name = "lxmert.encoder.visn_fc.visn_fc.weight"
+    save_file({**tensors, name: torch.zeros(16, 5)}, "model/model.safetensors")
+    Path("model/config.json").write_text(json.dumps(config | {"visual_feat_dim": 5}))
+    assert vqa.cli([*flags, "--pretrained=model"]) == 2
+    error = capsys.readouterr().err
+    assert "reads region features of size 5, and those of the data have 12" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_the_command_of_the_readme_needs_no_path(args: VqaArgs, monkeypatch: pytest.MonkeyPatch) -> None:
+    vqa.main(replace(args, strategy="standard"))
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+
+    def run(*flags: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, str(SCRIPT), *flags], capture_output=True, text=True)
+
+    done = run("export", "--run", RUN, "--to", "out")
+    assert (done.returncode, done.stdout) == (0, "wrote out; see out/README.md\n"), done.stderr
+    assert {path.name for path in Path("out").iterdir()} >= {"config.json", "model.safetensors", "README.md"}
+    again = run("export", "--run", RUN, "--to", "out")
+    assert (again.returncode, again.stderr.count("\n")) == (2, 1) and "exists already" in again.stderr
+    assert run().returncode == 2
+
+
 def test_the_frozen_side_is_the_pretrained_model_for_transformers_too(args: VqaArgs) -> None:
     vqa.main(replace(args, strategy="SpotTune"))
-    main(["--run", RUN, "--to", "out"])
+    main(["export", "--run", RUN, "--to", "out"])
     frozen = PublishedModel.from_pretrained("out/pretrained").state_dict()
     before = load_file("model/model.safetensors")
     layers = [name for name in frozen if name.startswith("encoder.") and "visn_fc" not in name]
@@ -128,7 +194,7 @@ def test_best_stays_small(args: VqaArgs) -> None:
 
 def test_the_model_card_says_what_it_is(args: VqaArgs) -> None:
     outcome = vqa.main(replace(args, strategy="SpotTune_Block"))
-    main(["--run", RUN, "--to", "out"])
+    main(["export", "--run", RUN, "--to", "out"])
     card = Path("out/README.md").read_text()
     best = json.loads((Path(RUN) / "BEST/model.json").read_text())
     commit = json.loads((Path(RUN) / "env.json").read_text())["commit"]
@@ -153,11 +219,11 @@ def test_a_missing_or_different_pretrained_model_is_named(
     tensors = bytearray(Path("model/model.safetensors").read_bytes())
     tensors[-1] ^= 1
     Path("model/model.safetensors").write_bytes(bytes(tensors))
-    assert main(["--run", RUN, "--to", "out"]) == 2
+    assert main(["export", "--run", RUN, "--to", "out"]) == 2
     error = capsys.readouterr().err
     assert "was trained from model with the sha256" in error and error.count("\n") == 1
     shutil.rmtree("model")
-    assert main(["--run", RUN, "--to", "out"]) == 2
+    assert main(["export", "--run", RUN, "--to", "out"]) == 2
     error = capsys.readouterr().err
     assert f"{RUN}/BEST needs the pre-trained model (sha256" in error and error.count("\n") == 1
     assert not Path("out").exists()
@@ -166,11 +232,11 @@ def test_a_missing_or_different_pretrained_model_is_named(
 def test_mistakes_are_one_sentence_and_leave_nothing(
     args: VqaArgs, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--run", "nowhere", "--to", "out"]) == 2
+    assert main(["export", "--run", "nowhere", "--to", "out"]) == 2
     assert "nowhere/BEST is not a BEST folder" in capsys.readouterr().err
     Path("out").mkdir()
     Path("out/mine").write_text("")
     vqa.main(replace(args, strategy="standard"))
-    assert main(["--run", RUN, "--to", "out"]) == 2
+    assert main(["export", "--run", RUN, "--to", "out"]) == 2
     assert "out exists already" in capsys.readouterr().err
     assert Path("out/mine").exists()

@@ -10,9 +10,10 @@ from conftest import ANSWERS, random_inputs
 from torch import Tensor
 
 from adaptive.adapt import Adaptive
+from lxmert.checkpoint import load_weights
 from lxmert.units import GRANULARITIES, gate_labels
 from tasks.vqa_args import VqaArgs
-from tasks.vqa_model import ModelSpec, VqaModel, build, load_weights, vqa_loss
+from tasks.vqa_model import ModelSpec, VqaModel, build, vqa_loss
 
 ADAPTIVE = tuple(GRANULARITIES)
 
