@@ -2,6 +2,8 @@
 
     python src/tasks/vqa.py --version demo --strategy SpotTune
     python src/tasks/vqa.py --version demo --test minival --load snap/vqa/demo/BEST
+    python src/tasks/vqa.py --load snap/vqa/demo/BEST --question "how many red objects are there?" \
+        --image-id scene_000400
 
 - strategies: standard, Frozen, SpotTune (a decision per component),
   SpotTune_Res (per sub-layer), SpotTune_Block (per layer)
@@ -36,8 +38,9 @@ from lxmert.tokens import load_tokenizer
 from lxmert.units import gate_labels
 from tasks import vqa_report as report
 from tasks.vqa_args import FREE_FIELDS, VqaArgs, parse_args
-from tasks.vqa_checkpoint import Best, BestError, load_best, save_best
-from tasks.vqa_data import BANNER, complete, load_answers, load_split, prepare_data, required_files
+from tasks.vqa_ask import ask
+from tasks.vqa_checkpoint import Best, BestError, load_best, save_best, weights_behind
+from tasks.vqa_data import complete, feature_size, load_answers, load_split, prepare_data, required_files
 from tasks.vqa_machine import loader_over, make_accelerator, progress_bar, stop_agreed
 from tasks.vqa_model import ModelError, ModelSpec, build, count_parameters, load_weights, score, vqa_loss
 from tasks.vqa_progress import Progress
@@ -91,10 +94,10 @@ def main(args: VqaArgs) -> dict[str, Any]:
     asked = args
     args, start = complete(asked)
     accelerator = make_accelerator(args)
-    if asked.dataset == "auto" and args.dataset == "scenes" and accelerator.is_main_process:
-        print(BANNER.format(data=args.data))
     with accelerator.main_process_first():
-        prepare_data(args)
+        prepare_data(args, banner=asked.dataset == "auto" and accelerator.is_main_process)
+    if args.question is not None:
+        return ask(args, accelerator, start)
     with stop_on_signal() as stop:
         if args.test:
             return test(args, accelerator, start, stop)
@@ -113,7 +116,7 @@ def train(args: VqaArgs, accelerator: Accelerator, start: Best | None, stop: Sto
 
     # 2. Pre-trained weights and data.
     spec = ModelSpec.of(args)
-    weights = load_weights(spec)
+    weights = load_weights(spec, feature_size(args))
     answers = load_answers(args)
     tokenizer = load_tokenizer(weights.tokenizer)
     train_set = load_split(args, args.train, tokenizer, answers)
@@ -302,7 +305,7 @@ def finish_epoch(
 
 def test(args: VqaArgs, accelerator: Accelerator, best: Best, stop: StopSignal) -> dict[str, Any]:
     """Evaluate a BEST folder on a split and write its predictions."""
-    weights = load_weights(best.spec)
+    weights = weights_behind(best)
     dataset = load_split(args, args.test, load_tokenizer(weights.tokenizer), best.answers)
     model, _, _ = build(best.spec, weights, best.answers)
     load_best(best, model, weights)

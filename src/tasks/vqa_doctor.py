@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from tasks.vqa_args import RECIPES
-from tasks.vqa_data import FEATURES
+from tasks.vqa_data import choose_recipe, stores_folder
 from vqadata.dataset import read_split, split_names
 from vqadata.feature_writer import JOURNAL, MANIFEST, StoreError, check_sizes, intact_rows, store_checksum
 from vqadata.features import FeatureStore
 from vqadata.files import DataError, read_answer_list
+from vqadata.own import split_files
 
 # Splits that no training needs, for predictions and for the final figure.
 EXTRA_SPLITS = {"vqav2": ("test",), "vqacpv2": ("cp_test",)}
