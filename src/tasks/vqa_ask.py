@@ -29,6 +29,7 @@ from vqadata.files import DataError
 
 ANSWERS_SHOWN = 5
 EXAMPLES = 3  # of image ids
+PARTS_A_LINE = 4
 MARKS = {True: "1", False: "0", None: "-"}
 
 
@@ -93,9 +94,10 @@ def describe_gates(best: Best, units: Sequence[Unit], tuned: Sequence[bool]) -> 
             continue
         live = [on for _, gates in parts for on in gates if on is not None]
         share = f"{np.mean(live):4.0%} tuned" if live else " -"
-        yield f"{name}{share}:  " + "  ".join(
-            f"{unit.component} {''.join(MARKS[on] for on in gates)}" for unit, gates in parts
-        )
+        words = [f"{unit.component} {''.join(MARKS[on] for on in gates)}" for unit, gates in parts]
+        for first in range(0, len(words), PARTS_A_LINE):
+            start = f"{name}{share:<12}" if not first else " " * (len(name) + 12)
+            yield f"{start}{'  '.join(words[first : first + PARTS_A_LINE])}"
     if any(unit.width > 1 for unit in units):
         yield "  (1 tuned, 0 frozen; attention heads in their order)"
 
