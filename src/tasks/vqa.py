@@ -315,9 +315,9 @@ def test(args: VqaArgs, accelerator: Accelerator, best: Best, stop: StopSignal) 
     file = args.folder / "predictions" / f"{args.test}.json"
     if accelerator.is_main_process:
         report.save_predictions(file, evaluation.question_ids, evaluation.chosen, best.answers)
-        print(f"{args.test}: {len(dataset):,} questions, soft-target accuracy {evaluation.accuracy!r} %")
-        print(f"predictions: {file}")
-    outcome: dict[str, Any] = {"split": args.test, "accuracy": evaluation.accuracy}
+        print(report.tested(args, dataset, evaluation.accuracy, file))
+    accuracy = evaluation.accuracy if dataset.labelled else None
+    outcome: dict[str, Any] = {"split": args.test, "accuracy": accuracy}
     if key := load_key(args, args.test):
         outcome["official"] = official(key, evaluation.question_ids, evaluation.chosen, best.answers)
         if accelerator.is_main_process:
