@@ -1,19 +1,23 @@
 #!/usr/bin/env bash
-# Evaluate a fine-tuned model on a split and write its predictions.
+# Evaluate a fine-tuned model on a split and write its predictions, or put one question to it.
 #
 #   bash run/vqa_test.bash <gpu> <version> [--test <split>] [--load <folder>] [flags]
+#   bash run/vqa_test.bash <gpu> <version> --question <text> --image-id <id> [--load <folder>] [flags]
 #
-#   <gpu>      0, or several such as 0,1, or cpu
-#   <version>  the name of the run
-#   --test     the split; default: minival
-#   --load     the weights; default: snap/vqa/<version>/BEST
-#   [flags]    handed to src/tasks/vqa.py; paths in them count from the repository root
+#   <gpu>       0, or several such as 0,1, or cpu
+#   <version>   the name of the run
+#   --test      the split; default: minival
+#   --load      the weights; default: snap/vqa/<version>/BEST
+#   --question  a question in quotes, about the image --image-id of a feature store
+#   [flags]     handed to src/tasks/vqa.py; paths in them count from the repository root
 #
 #   bash run/vqa_test.bash 0 spottune
 #   bash run/vqa_test.bash 0 spottune --test nominival --load snap/vqa/spottune/BEST
+#   bash run/vqa_test.bash 0 spottune --question "how many red objects are there?" --image-id scene_000400
 #
 # On the embedded scenes it takes a few seconds.
-# It prints the accuracy and writes snap/vqa/<version>/predictions/<split>.json.
+# It prints the accuracy and writes snap/vqa/<version>/predictions/<split>.json; for a question it prints the five
+# likeliest answers and which layers ran tuned, and writes nothing.
 
 set -euo pipefail
 
@@ -33,5 +37,12 @@ if (($# < 2)); then
 fi
 gpu=$1 version=$2
 shift 2
+what=(--test minival)
+for flag in "$@"; do
+    case "$flag" in
+        --question | --question=* | --image[-_]id | --image[-_]id=*) what=() ;;
+    esac
+done
 # The trainer is the evaluator as well. Of a flag given twice the last one counts, so "$@" overrides the defaults.
-exec bash "$here/vqa_finetune.bash" "$gpu" "$version" --test minival --load "snap/vqa/$version/BEST" "$@"
+# The odd expansion: bash 3.2 takes an empty array for an unset variable.
+exec bash "$here/vqa_finetune.bash" "$gpu" "$version" ${what[@]+"${what[@]}"} --load "snap/vqa/$version/BEST" "$@"

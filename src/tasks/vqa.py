@@ -2,6 +2,8 @@
 
     python src/tasks/vqa.py --version demo --strategy SpotTune
     python src/tasks/vqa.py --version demo --test minival --load snap/vqa/demo/BEST
+    python src/tasks/vqa.py --load snap/vqa/demo/BEST --question "how many red objects are there?" \
+        --image-id scene_000400
 
 - strategies: standard, Frozen, SpotTune (a decision per component),
   SpotTune_Res (per sub-layer), SpotTune_Block (per layer)
@@ -36,8 +38,9 @@ from lxmert.tokens import load_tokenizer
 from lxmert.units import gate_labels
 from tasks import vqa_report as report
 from tasks.vqa_args import FREE_FIELDS, VqaArgs, parse_args
+from tasks.vqa_ask import ask
 from tasks.vqa_checkpoint import Best, BestError, load_best, save_best
-from tasks.vqa_data import BANNER, complete, load_answers, load_split, prepare_data, required_files
+from tasks.vqa_data import complete, load_answers, load_split, prepare_data, required_files
 from tasks.vqa_machine import loader_over, make_accelerator, progress_bar, stop_agreed
 from tasks.vqa_model import ModelError, ModelSpec, build, count_parameters, score, vqa_loss
 from tasks.vqa_progress import Progress
@@ -91,10 +94,10 @@ def main(args: VqaArgs) -> dict[str, Any]:
     asked = args
     args, start = complete(asked)
     accelerator = make_accelerator(args)
-    if asked.dataset == "auto" and args.dataset == "scenes" and accelerator.is_main_process:
-        print(BANNER.format(data=args.data))
     with accelerator.main_process_first():
-        prepare_data(args)
+        prepare_data(args, banner=asked.dataset == "auto" and accelerator.is_main_process)
+    if args.question is not None:
+        return ask(args, accelerator, start)
     with stop_on_signal() as stop:
         if args.test:
             return test(args, accelerator, start, stop)
@@ -315,9 +318,9 @@ def test(args: VqaArgs, accelerator: Accelerator, best: Best, stop: StopSignal) 
     file = args.folder / "predictions" / f"{args.test}.json"
     if accelerator.is_main_process:
         report.save_predictions(file, evaluation.question_ids, evaluation.chosen, best.answers)
-        print(f"{args.test}: {len(dataset):,} questions, soft-target accuracy {evaluation.accuracy!r} %")
-        print(f"predictions: {file}")
-    outcome: dict[str, Any] = {"split": args.test, "accuracy": evaluation.accuracy}
+        print(report.tested(args, dataset, evaluation.accuracy, file))
+    accuracy = evaluation.accuracy if dataset.labelled else None
+    outcome: dict[str, Any] = {"split": args.test, "accuracy": accuracy}
     if key := load_key(args, args.test):
         outcome["official"] = official(key, evaluation.question_ids, evaluation.chosen, best.answers)
         if accelerator.is_main_process:

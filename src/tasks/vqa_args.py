@@ -18,7 +18,6 @@ from typing import Any, NoReturn
 from lxmert.units import GRANULARITIES
 from training.optim import OPTIMIZERS
 
-DATASETS = ("scenes", "vqav2", "vqacpv2")
 STRATEGIES = ("standard", "Frozen", *GRANULARITIES)
 POLICIES = ("lxmert", "light")
 FROZEN_DTYPES = ("fp32", "bf16")
@@ -51,16 +50,25 @@ class VqaArgs:
     seed: int = flag(9595, "Seed of initialisation, order, dropout and gate noise.")
     load: str | None = flag(None, "A BEST folder to start from, or with --test to evaluate.")
     test: str | None = flag(None, "Only evaluate --load on this split and write its predictions.")
+    question: str | None = flag(
+        None, "Only let --load answer this question about --image-id: answers, and what ran tuned."
+    )
+    image_id: str | None = flag(None, "The image of --question, by its id in the feature store.")
 
     dataset: str = flag(
         "auto",
-        "Data set; auto takes vqav2 if anything of it is under --data, else the embedded scenes.",
-        choices=("auto", *DATASETS),
+        "Data set, a folder below --data: scenes, vqav2, vqacpv2 or one of your own; auto takes vqav2 if "
+        "anything of it is there, else the embedded scenes.",
         section="data",
     )
     data: str = flag("data", "Folder of the data sets.")
-    train: str | None = flag(None, "Training splits, comma-separated. Default: train,nominival.")
-    valid: str | None = flag(None, "Validation splits, comma-separated. Default: minival.")
+    train: str | None = flag(
+        None, "Training splits, comma-separated. Default: cp_train or train,nominival, as far as there."
+    )
+    valid: str | None = flag(
+        None,
+        "Validation splits, comma-separated. Default: cp_val, minival, valid or val, the first there is.",
+    )
     tiny: bool = flag(False, "Use the first 512 images of each split.")
     fast: bool = flag(False, "Use the first 5000 images of each split.")
 
@@ -154,7 +162,7 @@ class VqaArgs:
 
 
 # Fields that do not influence a run's numbers: a run may be resumed with others.
-FREE_FIELDS = frozenset({"num_workers", "save_every", "tqdm", "wandb", "test"})
+FREE_FIELDS = frozenset({"num_workers", "save_every", "tqdm", "wandb", "test", "question", "image_id"})
 
 
 @dataclass(frozen=True)
@@ -178,11 +186,12 @@ RECIPES = {
 }
 
 
-def resolve(args: VqaArgs, dataset: str) -> VqaArgs:
+def resolve(args: VqaArgs, recipe: Recipe) -> VqaArgs:
     """Fill in what was left to the data set."""
-    recipe = dataclasses.asdict(RECIPES[dataset])
-    open_fields = {name: value for name, value in recipe.items() if getattr(args, name) is None}
-    return dataclasses.replace(args, dataset=dataset, **open_fields)
+    values = dataclasses.asdict(recipe)
+    return dataclasses.replace(
+        args, **{name: value for name, value in values.items() if getattr(args, name) is None}
+    )
 
 
 class _Parser(argparse.ArgumentParser):
@@ -221,9 +230,9 @@ def parse_args(argv: Sequence[str] | None = None) -> VqaArgs:
 
 def validate(args: VqaArgs) -> None:
     """ValueError with one sentence for values that cannot be meant."""
-    name = args.version
-    if not name or not all(c.isalnum() or c in "._-" for c in name) or name[0] in ".-":
-        raise ValueError(f"the version name {name!r} may hold letters, digits, '.', '_' and '-' only")
+    for what, name in (("version", args.version), ("data set's", args.dataset)):
+        if not name or not all(c.isalnum() or c in "._-" for c in name) or name[0] in ".-":
+            raise ValueError(f"the {what} name {name!r} may hold letters, digits, '.', '_' and '-' only")
     positive = (
         "batch_size", "lr", "epochs", "clip", "accumulate", "save_every", "log_every",
         "policy_lr", "policy_every", "temperature", "temperature_end",
@@ -243,6 +252,15 @@ def validate(args: VqaArgs) -> None:
         raise ValueError(f"--{' and --'.join(roads)} exclude each other: the weights come from one place")
     if args.test and not args.load:
         raise ValueError("--test needs --load, the BEST folder to evaluate")
+    if (args.question is None) != (args.image_id is None):
+        given, lacking = ("question", "image-id") if args.image_id is None else ("image-id", "question")
+        raise ValueError(f"--{given} needs --{lacking}: one question about one image")
+    if args.question is not None and not args.load:
+        raise ValueError("--question needs --load, the BEST folder that is to answer it")
+    if args.question is not None and not args.question.strip():
+        raise ValueError("--question is empty: give a question in quotes")
+    if args.question is not None and args.test:
+        raise ValueError("--question and --test exclude each other: one question, or all of a split")
     if args.tiny and args.fast:
         raise ValueError("--tiny and --fast exclude each other")
 

@@ -7,18 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from lxmert.tokens import encode
-from tasks.vqa_args import VqaArgs, resolve
+from tasks.vqa_args import RECIPES, Recipe, VqaArgs, resolve
 from tasks.vqa_checkpoint import Best, read_best
 from vqadata.dataset import VqaDataset, keep_images, read_split, split_names
-from vqadata.features import FeatureStores
+from vqadata.features import FeatureStores, read_manifest
 from vqadata.files import DataError, read_answer_list
+from vqadata.own import features_folder, split_files
 from vqadata.sample import ensure_scenes
+from vqadata.scenes import FEATURE_SIZE
 
 DEFAULT_STRATEGY = "SpotTune"
 IMAGES_TINY, IMAGES_FAST = 512, 5000
 
 # VQA-CP v2 asks about the same images as VQA v2, so it shares its features.
-FEATURES = {"scenes": "scenes", "vqav2": "vqav2", "vqacpv2": "vqav2"}
+SHARED_FEATURES = {"vqacpv2": "vqav2"}
+
+# Default splits of a data set without a recipe of its own: those that are there, of the first line that fits.
+TRAIN_SPLITS = (("cp_train",), ("train", "nominival"))
+VALID_SPLITS = ("cp_val", "minival", "valid", "val")
 
 BANNER = """\
 ------------------------------------------------------------------------------
@@ -31,43 +37,94 @@ they are not VQA results. For VQA v2 and VQA-CP v2 see data/README.md.
 def complete(args: VqaArgs) -> tuple[VqaArgs, Best | None]:
     """Settle what was left open: data set and strategy, by `--load` if it is given, and the recipe's values.
 
-    Returns the BEST folder too. DataError if flags contradict it.
+    Returns the BEST folder too. DataError if flags contradict it; only evaluation may be on other data.
     """
     best = read_best(Path(args.load)) if args.load else None
+    dataset = args.dataset
     if best:
-        for flag, asked, there in (
+        asked = None if args.test or args.question or dataset == "auto" else dataset
+        for flag, given, there in (
             ("strategy", args.strategy, best.spec.strategy),
-            ("dataset", args.dataset if args.dataset != "auto" else None, best.dataset),
+            ("dataset", asked, best.dataset),
         ):
-            if asked not in (None, there):
-                raise DataError(f"--{flag} {asked} contradicts {args.load}, which was trained with {there}")
-        args = replace(args, strategy=best.spec.strategy, dataset=best.dataset)
-    dataset = choose_dataset(args)
-    return resolve(replace(args, strategy=args.strategy or DEFAULT_STRATEGY), dataset), best
+            if given not in (None, there):
+                raise DataError(f"--{flag} {given} contradicts {args.load}, which was trained with {there}")
+        dataset = best.dataset if dataset == "auto" else dataset
+        args = replace(args, strategy=best.spec.strategy)
+    dataset = choose_dataset(Path(args.data)) if dataset == "auto" else dataset
+    args = replace(args, dataset=dataset, strategy=args.strategy or DEFAULT_STRATEGY)
+    return resolve(args, choose_recipe(Path(args.data), dataset)), best
 
 
-def choose_dataset(args: VqaArgs) -> str:
-    """The data set that `--dataset` means here: auto is vqav2 as soon as anything of it is there."""
-    if args.dataset != "auto":
-        return args.dataset
-    folder = Path(args.data) / "vqav2"
+def choose_dataset(data: Path) -> str:
+    """What `--dataset auto` means: vqav2 as soon as anything of it is there, else the embedded scenes."""
+    folder = data / "vqav2"
     return "vqav2" if any(folder.glob("*.json")) or any(folder.glob("features/*")) else "scenes"
+
+
+def choose_recipe(data: Path, dataset: str) -> Recipe:
+    """The recipe of a data set; one of your own has that of the pre-trained model which reads its features.
+
+    Splits are left empty where the default ones are not there. DataError if there is no such data set.
+    """
+    if dataset in RECIPES:
+        return RECIPES[dataset]
+    folder = data / dataset
+    if not folder.is_dir():
+        here = {path.name for path in data.glob("*") if path.is_dir()}
+        names = ", ".join([*RECIPES, *sorted(here - RECIPES.keys())])
+        raise DataError(
+            f"There is no data set {dataset}: {folder} is missing. --dataset takes {names}; data/README.md "
+            "says how to prepare one of your own."
+        )
+    there = {path.stem for path in folder.glob("*.json")}
+    train = next((names for names in TRAIN_SPLITS if there.issuperset(names[:1])), ())
+    valid = [name for name in VALID_SPLITS if name in there]
+    small = any(manifest["feature_size"] == FEATURE_SIZE for manifest in manifests(data, dataset))
+    return replace(
+        RECIPES["scenes" if small else "vqav2"],
+        train=",".join(name for name in train if name in there),
+        valid=",".join(valid[:1]),
+    )
+
+
+def stores_folder(data: Path, dataset: str) -> Path:
+    """Where the feature stores of a data set are, which may be those of another one."""
+    return features_folder(data / SHARED_FEATURES.get(dataset, dataset))
+
+
+def manifests(data: Path, dataset: str) -> list[dict[str, Any]]:
+    """The manifests of all feature stores of a data set that are finished."""
+    files = sorted(stores_folder(data, dataset).glob("*/manifest.json"))
+    return [read_manifest(file.parent) for file in files]
+
+
+def open_stores(args: VqaArgs) -> FeatureStores:
+    """All feature stores of the data set."""
+    return FeatureStores(stores_folder(Path(args.data), args.dataset))
 
 
 def data_folder(args: VqaArgs) -> Path:
     return Path(args.data) / args.dataset
 
 
-def prepare_data(args: VqaArgs) -> None:
+def prepare_data(args: VqaArgs, *, banner: bool = False) -> None:
     """Write the embedded scenes if they are asked for and not there; for the others, check that all is there.
 
-    DataError lists each missing file.
+    banner: say that the scenes are taken because there is nothing else. DataError lists each missing file.
     """
     folder = data_folder(args)
     if args.dataset == "scenes":
+        if banner and args.question is None:
+            print(BANNER.format(data=args.data))
         ensure_scenes(folder)
+    evaluates = args.test or args.question
+    for flag, splits in (("train", args.train), ("valid", args.valid)):
+        if not splits and not evaluates:
+            here = ", ".join(path.stem for path in split_files(folder)) or "none"
+            raise DataError(f"Which splits of {folder} are for --{flag}? Name them; there are: {here}.")
     missing = [path for path in required_files(args) if not path.exists()]
-    features = Path(args.data) / FEATURES[args.dataset] / "features"
+    features = stores_folder(Path(args.data), args.dataset)
     if not any(features.glob("*/manifest.json")):
         missing.append(features / "<image set>" / "manifest.json")
     if missing:
@@ -80,6 +137,8 @@ def prepare_data(args: VqaArgs) -> None:
 
 def required_files(args: VqaArgs) -> list[Path]:
     """The question files of the splits that this run touches, and the answer list."""
+    if args.question is not None:
+        return []
     splits = args.test if args.test else f"{args.train},{args.valid}"
     folder = data_folder(args)
     return [folder / f"{name}.json" for name in split_names(splits)] + [folder / "answers.json"]
@@ -96,5 +155,4 @@ def load_split(args: VqaArgs, splits: str, tokenizer: Any, answers: list[str]) -
     if args.tiny or args.fast:
         records = keep_images(records, IMAGES_TINY if args.tiny else IMAGES_FAST)
     token_ids, lengths = encode(tokenizer, [record["sent"] for record in records])
-    stores = FeatureStores(Path(args.data) / FEATURES[args.dataset] / "features")
-    return VqaDataset(records, token_ids, lengths, stores, answers)
+    return VqaDataset(records, token_ids, lengths, open_stores(args), answers)

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from tasks.vqa_args import RECIPES
-from tasks.vqa_data import FEATURES
+from tasks.vqa_data import VALID_SPLITS, choose_recipe, stores_folder
 from vqadata.dataset import read_split, split_names
 from vqadata.feature_writer import JOURNAL, MANIFEST, StoreError, check_sizes, intact_rows, store_checksum
 from vqadata.features import FeatureStore
 from vqadata.files import DataError, read_answer_list
+from vqadata.own import split_files
 
-# Splits that no training needs, for predictions and for the final figure.
-EXTRA_SPLITS = {"vqav2": ("test",), "vqacpv2": ("cp_test",)}
+# Splits that no training needs, for predictions and for the final figure; of other data sets, all the rest.
+EXTRA_SPLITS = {"vqav2": ["test"], "vqacpv2": ["cp_test"]}
 
 LXMERT = "https://github.com/airsplay/lxmert"
 QUESTION_SOURCES = {
@@ -28,7 +28,15 @@ QUESTION_SOURCES = {
         "`bash run/vqa_prepare.bash` makes it from vqacp_v2_{train,test}_{questions,annotations}.json, or, "
         "since their original host is gone, from VQA v2 and a list of the test question ids"
     ),
+    "scenes": "The first run with `--dataset scenes` writes it",
 }
+OWN_QUESTIONS = (
+    "`bash run/vqa_prepare.bash own` makes it from your questions and answers, `changing-priors` from "
+    "another data set"
+)
+OWN_FEATURES = (
+    "`bash run/vqa_prepare.bash features <file> --dataset {dataset}` makes it from a .tsv or a folder of .npz"
+)
 FEATURE_SOURCE = (
     "`bash run/vqa_prepare.bash features <file>` makes it from LXMERT's {name}_obj36.tsv or .zip "
     f"(links under 'VQA' in the README of {LXMERT})"
@@ -50,27 +58,37 @@ class Finding(NamedTuple):
 
 
 def examine(dataset: str, data: Path, *, verify: bool = False) -> Iterator[Finding]:
-    """Look at everything a data set consists of; with `verify` read every row of the features too."""
+    """Look at everything a data set consists of; with `verify` read every row of the features too.
+
+    DataError if there is no such data set.
+    """
     folder = data / dataset
+    recipe = choose_recipe(data, dataset)
     yield _answers(folder, dataset)
     images: dict[str, set[str]] = {}
-    recipe = RECIPES[dataset]
     needed = split_names(f"{recipe.train},{recipe.valid}")
-    for split in [*needed, *EXTRA_SPLITS[dataset]]:
+    for purpose, splits, names in (
+        ("training", recipe.train, ("cp_train", "train")),
+        ("validation", recipe.valid, VALID_SPLITS),
+    ):
+        if not splits:
+            files = " or ".join(str(folder / f"{name}.json") for name in names)
+            yield Finding("missing", f"a split for {purpose}: {files}", _question_source(dataset))
+    for split in [*needed, *_extra_splits(folder, dataset, needed)]:
         finding, records = _split(folder, split, dataset, split in needed)
         if records:
             images[split] = {record["img_id"] for record in records}
         yield finding
     held: set[str] = set()
-    features = data / FEATURES[dataset] / "features"
+    features = stores_folder(data, dataset)
     for path in sorted(path for path in features.glob("*/") if path.is_dir()):
-        finding, held_here = _store(path, verify, held)
+        finding, held_here = _store(path, _feature_source(dataset, path.name), verify, held)
         held |= held_here
         yield finding
     if not held:
-        yield Finding("missing", f"{features}/<image set>/", FEATURE_SOURCE.format(name="<image set>"))
+        yield Finding("missing", f"{features}/<image set>/", _feature_source(dataset, "<image set>"))
     for split, wanted in images.items():
-        yield _coverage(split, wanted, held, features, split in needed)
+        yield _coverage(split, wanted, held, features, split in needed, dataset)
 
 
 def can_train(findings: Iterable[Finding]) -> bool:
@@ -78,30 +96,47 @@ def can_train(findings: Iterable[Finding]) -> bool:
     return all(finding.state == "ok" for finding in findings if finding.needed)
 
 
+def _extra_splits(folder: Path, dataset: str, needed: Sequence[str]) -> list[str]:
+    if dataset in EXTRA_SPLITS:
+        return EXTRA_SPLITS[dataset]
+    files = split_files(folder) if folder.is_dir() else []
+    return [file.stem for file in files if file.stem not in needed]
+
+
+def _question_source(dataset: str) -> str:
+    return QUESTION_SOURCES.get(dataset, OWN_QUESTIONS)
+
+
+def _feature_source(dataset: str, name: str) -> str:
+    if dataset in EXTRA_SPLITS:
+        return FEATURE_SOURCE.format(name=name)
+    return QUESTION_SOURCES.get(dataset) or OWN_FEATURES.format(dataset=dataset)
+
+
 def _answers(folder: Path, dataset: str) -> Finding:
     path = folder / "answers.json"
     if not path.exists():
-        return Finding("missing", str(path), QUESTION_SOURCES[dataset])
+        return Finding("missing", str(path), _question_source(dataset))
     try:
         return Finding("ok", f"{path}: {len(read_answer_list(path)):,} answers")
     except DataError as error:
-        return Finding("damaged", str(error), QUESTION_SOURCES[dataset])
+        return Finding("damaged", str(error), _question_source(dataset))
 
 
 def _split(folder: Path, split: str, dataset: str, needed: bool) -> tuple[Finding, list[dict[str, Any]]]:
     path = folder / f"{split}.json"
     if not path.exists():
-        return Finding("missing", str(path), QUESTION_SOURCES[dataset], needed), []
+        return Finding("missing", str(path), _question_source(dataset), needed), []
     try:
         records = read_split(folder, split)
     except DataError as error:
-        return Finding("damaged", str(error), QUESTION_SOURCES[dataset], needed), []
+        return Finding("damaged", str(error), _question_source(dataset), needed), []
     return Finding("ok", f"{path}: {len(records):,} questions", needed=needed), records
 
 
-def _store(path: Path, verify: bool, held: set[str]) -> tuple[Finding, set[str]]:
+def _store(path: Path, source: str, verify: bool, held: set[str]) -> tuple[Finding, set[str]]:
     """A feature store, and the images that can be had from it."""
-    again = f"Delete {path}, then: " + FEATURE_SOURCE.format(name=path.name)
+    again = f"Delete {path}, then: {source}"
     if not (path / MANIFEST).exists():
         if (path / JOURNAL).exists():
             advice = "Run the command that was interrupted once more: it goes on where it was"
@@ -143,14 +178,17 @@ def _verify(store: FeatureStore) -> None:
         )
 
 
-def _coverage(split: str, wanted: set[str], held: set[str], features: Path, needed: bool) -> Finding:
+def _coverage(
+    split: str, wanted: set[str], held: set[str], features: Path, needed: bool, dataset: str
+) -> Finding:
     lacking = sorted(wanted - held)
     if not lacking:
         return Finding("ok", f"{split}: features of all {len(wanted):,} images", needed=needed)
     sets = [name for name in IMAGE_SETS if any(f"_{name}_" in image_id for image_id in lacking)]
     advice = ". ".join(
-        f"{features / name}/: {FEATURE_SOURCE.format(name=name)}, {IMAGE_SETS[name]}" for name in sets
+        f"{features / name}/: {_feature_source(dataset, name)}, {IMAGE_SETS[name]}" for name in sets
     )
+    advice = advice or f"{features}/<image set>/: {_feature_source(dataset, '<image set>')}"
     first = ", ".join(lacking[:3])
     what = f"{split}: {len(lacking):,} of {len(wanted):,} images have no features, the first: {first}"
     return Finding("missing", what, advice, needed)

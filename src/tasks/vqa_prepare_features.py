@@ -6,7 +6,8 @@ import argparse
 import re
 from pathlib import Path
 
-from tasks.vqa_doctor import EXTRA_SPLITS, Finding, can_train, examine
+from tasks.vqa_data import stores_folder
+from tasks.vqa_doctor import Finding, can_train, examine
 from vqadata.convert import Conversion, Source, convert
 from vqadata.features import StoreError
 from vqadata.npz import NpzSource
@@ -71,9 +72,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
         description=DOCTOR_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    doctor.add_argument(
-        "--dataset", choices=tuple(EXTRA_SPLITS), default="vqav2", help="the data set (vqav2)"
-    )
+    doctor.add_argument("--dataset", default="vqav2", help="the data set: a folder below --data (vqav2)")
     doctor.add_argument("--data", type=Path, default=Path("data"), help="folder of the data sets (data)")
     doctor.add_argument("--verify", action="store_true", help="also read all features and check every row")
     doctor.set_defaults(run=run_doctor)
@@ -83,8 +82,9 @@ def run_features(args: argparse.Namespace) -> int:
     """Convert each file to a store of its own. StoreError, with a sentence, for what cannot be converted."""
     if args.image_set and len(args.files) > 1:
         raise StoreError("--image-set names one store: give one file with it.")
+    stores = stores_folder(args.data, args.dataset)
     for file in args.files:
-        folder = args.data / args.dataset / "features" / (args.image_set or image_set(file))
+        folder = stores / (args.image_set or image_set(file))
         try:
             done = _convert(file, folder, args)
         except OSError as error:

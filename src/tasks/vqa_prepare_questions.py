@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -148,8 +148,7 @@ def prepare_questions(args: argparse.Namespace) -> int:
         prepared = prepare_vqav2(*parts, minival, answers=_vocabulary(args), occurrences=args.occurrences)
     else:
         raise DataError("name the folder of the published files with --from, or LXMERT's with --lxmert.")
-    write_prepared(folder, prepared)
-    summarise(folder, prepared, time.perf_counter() - started)
+    write(folder, prepared, started)
     if "test" not in prepared.splits:
         print("There is no test split: its question file was not found.")
     if not prepared.annotations:
@@ -175,8 +174,7 @@ def prepare_questions_cp(args: argparse.Namespace) -> int:
         answers=_vocabulary(args),
         occurrences=args.occurrences,
     )
-    write_prepared(folder, prepared, _features_pointer(folder, args.data / "vqav2" / "features"))
-    summarise(folder, prepared, time.perf_counter() - started)
+    write(folder, prepared, started, _features_pointer(folder, args.data / "vqav2" / "features"))
     return 0
 
 
@@ -195,8 +193,7 @@ def prepare_changing_priors(args: argparse.Namespace) -> int:
     annotations = [entry for file in files for entry in read_annotations(file)] if annotated else []
     in_test = changing_priors(records, test_share=args.test_share, mix=args.mix, seed=args.seed)
     prepared = prepare_priors(records, in_test, annotations, answers, holdout=args.holdout, seed=args.seed)
-    write_prepared(folder, prepared, _features_pointer(folder, features_folder(source)))
-    summarise(folder, prepared, time.perf_counter() - started)
+    write(folder, prepared, started, _features_pointer(folder, features_folder(source)))
     print(
         f"Within a question type, {prior_shift(records, in_test):.0%} of the answers change between training "
         f"and test; {word_coverage(records, in_test):.1%} of the words of the test questions and answers "
@@ -212,12 +209,13 @@ def prepare_own_data(args: argparse.Namespace) -> int:
     _refuse_same(args.source, folder)
     prepared = prepare_own(args.source, args.occurrences)
     pointer = {}
-    if features_folder(args.source).is_dir():
+    if features_folder(args.source).is_dir() and not any((folder / "features").glob("*/manifest.json")):
         pointer = _features_pointer(folder, features_folder(args.source))
-    write_prepared(folder, prepared, pointer)
-    summarise(folder, prepared, time.perf_counter() - started)
-    if not pointer:
-        print(f"Its features belong into {folder / 'features'}.")
+    write(folder, prepared, started, pointer)
+    if not features_folder(folder).is_dir():
+        print(
+            f"Its features belong into {folder / 'features'}; `features --dataset {args.name}` converts them."
+        )
     return 0
 
 
@@ -233,9 +231,14 @@ def check(args: argparse.Namespace) -> int:
     return 1 if faults else 0
 
 
-def summarise(folder: Path, prepared: Prepared, seconds: float) -> None:
-    """Say what was written, and how good a model with this vocabulary can get."""
-    print(f"{folder}: {len(prepared.answers):,} answers, written in {seconds:.1f} s")
+def write(folder: Path, prepared: Prepared, started: float, others: Mapping[str, Any] | None = None) -> None:
+    """Write the data set and say so, and how good a model with this vocabulary can get.
+
+    started: when the command began.
+    """
+    if stale := write_prepared(folder, prepared, others):
+        print(f"Removed what an earlier command wrote and this one does not: {', '.join(stale)}.")
+    print(f"{folder}: {len(prepared.answers):,} answers, written in {time.perf_counter() - started:.1f} s")
     print(f"{'split':<10} {'questions':>9} {'images':>7} {'with a target':>14} {'best possible':>14}")
     for name, records in prepared.splits.items():
         images = len({record["img_id"] for record in records})

@@ -14,6 +14,7 @@ from report.policy_plot import draw_policy
 from tasks.vqa_args import VqaArgs
 from tasks.vqa_progress import Progress, share_by_split
 from training.tracker import Tracker
+from vqadata.dataset import VqaDataset
 
 PICTURES = Path("visualizations")
 
@@ -144,6 +145,18 @@ def closing(args: VqaArgs, outcome: Mapping[str, Any]) -> str:
     rule = "-" * max(map(len, body))
     evaluate = f"bash run/vqa_test.bash 0 {args.version} --test {args.valid} --load {args.folder / 'BEST'}"
     return "\n".join([rule, *body, rule, f"evaluate again:  {evaluate}"])
+
+
+def tested(args: VqaArgs, dataset: VqaDataset, accuracy: float, file: Path) -> str:
+    """What an evaluation found and where its predictions are. accuracy: soft-target, in per cent."""
+    found = f"soft-target accuracy {accuracy!r} %" if dataset.labelled else "no answers to score against"
+    lines = [f"{args.test}: {len(dataset):,} questions, {found}", f"predictions: {file}"]
+    if args.tiny or args.fast:
+        flag = "--tiny" if args.tiny else "--fast"
+        lines.append(
+            f"They are INCOMPLETE: {flag} asks about the first images only. Do not submit this file."
+        )
+    return "\n".join(lines)
 
 
 def official_rows(graded: Mapping[str, Any] | None) -> list[tuple[str, str]]:

@@ -69,6 +69,7 @@ class VqaDataset(Dataset):
             [record.get("question_type", "") for record in records], return_inverse=True
         )
         self.num_answers = len(answers)
+        self.labelled = any("label" in record for record in records)  # else there is nothing to score against
         self._label_start, self._label_answer, self._label_score = _pack_labels(records, answers)
 
     def __len__(self) -> int:

@@ -22,7 +22,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -38,6 +38,8 @@ from vqadata.feature_writer import (
 )
 
 __all__ = ["FeatureStore", "FeatureStores", "Regions", "StoreError", "write_store"]
+
+DAMAGE = (FileNotFoundError, ValueError, KeyError, TypeError, EOFError)
 
 
 class Regions(NamedTuple):
@@ -81,31 +83,41 @@ def write_store(
         writer.finish()
 
 
+def read_manifest(path: Path) -> dict[str, Any]:
+    """What a store says of itself; StoreError if it is not finished, damaged or of another format."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        version, _ = manifest["format"], manifest["feature_size"]
+    except DAMAGE as error:
+        raise _damaged(path, error) from None
+    if version != FORMAT:
+        raise StoreError(f"{path / MANIFEST} is of format {version}; this code reads {FORMAT}.")
+    return manifest
+
+
+def _damaged(path: Path, error: Exception) -> StoreError:
+    if isinstance(error, FileNotFoundError):
+        return StoreError(
+            f"{path} is not a finished feature store: {Path(error.filename).name} is missing. "
+            "Delete the folder and write it again."
+        )
+    return StoreError(f"The feature store {path} is damaged ({error}). Write it again.")
+
+
 class FeatureStore:
     """One store opened for reading. `rows` maps an image id to its row; StoreError if it is not whole."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.manifest = read_manifest(path)
         try:
-            self.manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-            if self.manifest["format"] != FORMAT:
-                raise StoreError(
-                    f"{path / MANIFEST} is of format {self.manifest['format']}; this code reads {FORMAT}."
-                )
             image_ids = json.loads((path / "image_ids.json").read_text(encoding="utf-8"))
             self.features = np.load(path / "features.npy", mmap_mode="r")
             self.boxes = np.load(path / "boxes.npy", mmap_mode="r")
             self.num_regions = np.load(path / "num_regions.npy")
             self._file = (path / "features.npy").open("rb", buffering=0)
-        except FileNotFoundError as error:
-            raise StoreError(
-                f"{path} is not a finished feature store: {Path(error.filename).name} is missing. "
-                "Delete the folder and write it again."
-            ) from None
-        except StoreError:
-            raise
-        except (ValueError, KeyError, TypeError, EOFError) as error:
-            raise StoreError(f"The feature store {path} is damaged ({error}). Write it again.") from None
+        except DAMAGE as error:
+            raise _damaged(path, error) from None
         rows = {len(self.features), len(self.boxes), len(self.num_regions), len(image_ids)}
         if len(rows) != 1:
             raise StoreError(

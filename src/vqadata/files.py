@@ -99,11 +99,12 @@ def json_list(rows: Iterable[Any], before: str = "[", after: str = "]") -> Itera
     yield f"\n{after}\n"
 
 
-def write_together(folder: Path, files: Mapping[str, Iterable[str]]) -> None:
+def write_together(folder: Path, files: Mapping[str, Iterable[str]], stale: Iterable[str] = ()) -> None:
     """Write text files, given in pieces by their path below `folder`: all of them or none.
 
-    Every file is written aside; only when the last one is complete do they get their names. DataError if the
-    disk is full or the folder cannot be written.
+    Every file is written aside; only when the last one is complete do they get their names, in the place of
+    the `stale` files. The last of `files` is removed first and named last, so that whoever needs it never
+    sees old and new files side by side. DataError if the disk is full or the folder cannot be written.
     """
     parts: dict[Path, Path] = {}
     try:
@@ -116,6 +117,8 @@ def write_together(folder: Path, files: Mapping[str, Iterable[str]]) -> None:
                 file.writelines(pieces)
                 file.flush()
                 os.fsync(file.fileno())
+        for old in (*list(parts.values())[-1:], *(folder / name for name in stale)):
+            old.unlink(missing_ok=True)
         for part, path in parts.items():
             part.replace(path)
     except OSError as error:

@@ -27,10 +27,10 @@ from vqadata.answers import ANSWER_TYPES, guess_answer_type, soft_target, tidy
 from vqadata.files import DataError, read_answer_list, read_json
 from vqadata.official import annotation_fault, lacking, read_records, to_annotation
 from vqadata.priors import usual_answer
-from vqadata.questions import Prepared, lxmert_fault
+from vqadata.questions import ANSWERS, RECORD, Prepared, lxmert_fault
 
 FIELDS = ("question_id", "img_id", "sent")
-NOT_SPLITS = frozenset({"answers.json", "features.json", "manifest.json"})
+NOT_SPLITS = frozenset({ANSWERS, RECORD, "features.json", "manifest.json"})
 
 
 def prepare_own(folder: Path, occurrences: int = 1) -> Prepared:

@@ -10,6 +10,7 @@ looked up in the vocabulary.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,6 +44,10 @@ MINIVAL_IMAGES = 5000  # the first of val2014_obj36.tsv
 HOLDOUT = 0.05  # share of VQA-CP's training images that cp_val takes
 
 LXMERT_SPLITS = ("train", "nominival", "minival", "test")
+ANSWERS = "answers.json"
+RECORD = "prepared.json"  # the files that are written together
+OURS = re.compile(r"(annotations/)?[^/\\]+\.json")
+
 LXMERT_ANSWERS = "trainval_label2ans.json"
 
 
@@ -233,15 +238,33 @@ def lxmert_fault(record: Any, vocabulary: Collection[str] | None) -> str | None:
 # ----------------------------------------------------------------------------------------------- writing
 
 
-def write_prepared(folder: Path, prepared: Prepared, others: Mapping[str, Any] | None = None) -> None:
-    """Write `<split>.json`, `annotations/<split>.json`, `answers.json` and `others`, all of them or none."""
+def write_prepared(folder: Path, prepared: Prepared, others: Mapping[str, Any] | None = None) -> list[str]:
+    """Write `<split>.json`, `annotations/<split>.json`, `answers.json` and `others`, all of them or none.
+
+    `prepared.json` lists them, and what an earlier call wrote beyond them is removed: returns those files.
+    """
     files = {f"{name}.json": json_list(records) for name, records in prepared.splits.items()}
     for name, answered in prepared.annotations.items():
         rows = (annotation_json(annotation) for annotation in answered)
         files[f"annotations/{name}.json"] = json_list(rows, '{"annotations": [', "]}")
-    files["answers.json"] = json_list(prepared.answers)
     files |= {name: [json.dumps(document, indent=1), "\n"] for name, document in (others or {}).items()}
-    write_together(folder, files)
+    names = [*files, ANSWERS]
+    stale = [name for name in _written_before(folder) if name not in names and (folder / name).exists()]
+    files[RECORD] = json_list(names)
+    files[ANSWERS] = json_list(prepared.answers)  # the last: without it no run begins
+    write_together(folder, files, stale)
+    return stale
+
+
+def _written_before(folder: Path) -> list[str]:
+    """What an earlier call wrote, by its record; paths that lead elsewhere are not ours."""
+    if not (folder / RECORD).exists():
+        return []
+    names = read_json(folder / RECORD)
+    known = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not known or not all(OURS.fullmatch(name) for name in names):
+        raise DataError(f"{folder / RECORD} is not the list of files that an earlier call wrote; delete it.")
+    return names
 
 
 # ----------------------------------------------------------------------------------------------- details

@@ -1,0 +1,112 @@
+"""One question about one image that is in a feature store: the likeliest answers, and what ran tuned.
+
+    bash run/vqa_test.bash 0 demo --question "how many red objects are there?" --image-id scene_000400
+
+Answers come with the model's own probability of each: it was trained to judge every answer by itself, so they
+need not sum to 100 %.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from lxmert.checkpoint import weights_behind
+from lxmert.tokens import encode, load_tokenizer
+from lxmert.units import Unit
+from tasks.vqa_args import VqaArgs
+from tasks.vqa_checkpoint import Best, load_best
+from tasks.vqa_data import open_stores, stores_folder
+from tasks.vqa_model import ModelError, build
+from vqadata.dataset import VqaDataset
+from vqadata.features import FeatureStores
+from vqadata.files import DataError
+
+ANSWERS_SHOWN = 5
+EXAMPLES = 3  # of image ids
+PARTS_A_LINE = 4
+MARKS = {True: "1", False: "0", None: "-"}
+
+
+@torch.no_grad()
+def ask(args: VqaArgs, accelerator: Accelerator, best: Best) -> dict[str, Any]:
+    """Print and return the answers to `--question` about `--image-id`; DataError for an unknown image."""
+    stores = open_stores(args)
+    if args.image_id not in stores:
+        raise DataError(_unknown(args, stores))
+    if stores.feature_size != best.features:
+        raise ModelError(
+            f"{best.folder} reads region features of size {best.features}, and those of --dataset "
+            f"{args.dataset} have {stores.feature_size}; choose the data set that it was trained on"
+        )
+    weights = weights_behind(best, best.spec)
+    model, units, _ = build(best.spec, weights, best.answers)
+    load_best(best, model, weights)
+    record = {"question_id": 0, "img_id": args.image_id, "sent": args.question}
+    ids, lengths = encode(load_tokenizer(weights.tokenizer), [args.question])
+    dataset = VqaDataset([record], ids, lengths, stores, best.answers)
+    example = {name: column.to(accelerator.device) for name, column in dataset[0].items()}
+    names = ("input_ids", "attention_mask", "visual_feats", "visual_pos", "visual_attention_mask")
+    model = accelerator.prepare(model).eval()
+    logits, gates = model(**{name: example[name] for name in names})
+    probability = logits[0].float().sigmoid()
+    top = probability.topk(min(ANSWERS_SHOWN, len(best.answers)))
+    answers = {best.answers[n]: p for n, p in zip(top.indices.tolist(), top.values.tolist(), strict=True)}
+    tuned = gates[0].bool().tolist() if gates is not None else []
+    if accelerator.is_main_process:
+        print("\n".join([*describe_answers(args, answers), "", *describe_gates(best, units, tuned)]))
+    return {"answers": answers, "tuned": tuned}
+
+
+def describe_answers(args: VqaArgs, answers: dict[str, float]) -> Iterator[str]:
+    """The question and a line an answer."""
+    yield f"{args.question.strip()}  ({args.image_id} of {args.dataset})"
+    width = max(map(len, answers))
+    for answer, probability in answers.items():
+        yield f"  {answer:<{width}}  {probability:6.1%}"
+    yield "  (each answer's own probability; they need not sum to 100 %)"
+
+
+def describe_gates(best: Best, units: Sequence[Unit], tuned: Sequence[bool]) -> Iterator[str]:
+    """What ran tuned and what frozen, a line a layer; `tuned` has the G gates of all units, in order."""
+    if not units:
+        what = "as pre-trained" if best.spec.strategy == "Frozen" else "tuned"
+        yield f"{best.spec.strategy} has no gates: every layer is {what}"
+        return
+    rest = iter(tuned)
+    marks = [(unit, [on if unit.live else None for on in islice(rest, unit.width)]) for unit in units]
+    live = [on for _, gates in marks for on in gates if on is not None]
+    dead = len(tuned) - len(live)
+    yield f"{best.spec.strategy}: {sum(live)} of {len(live)} gates ran tuned ({np.mean(live):.0%})" + (
+        f"; {dead} cannot reach the answer (-)" if dead else ""
+    )
+    for (stream, layer), parts in groupby(marks, key=lambda part: (part[0].stream, part[0].layer)):
+        parts = list(parts)
+        name = f"  {stream + ' ' + str(layer):<12}"
+        if len(parts) == 1:
+            (_, (on,)) = parts[0]
+            yield name + {True: "tuned", False: "frozen", None: "-"}[on]
+            continue
+        live = [on for _, gates in parts for on in gates if on is not None]
+        share = f"{np.mean(live):4.0%} tuned" if live else " -"
+        words = [f"{unit.component} {''.join(MARKS[on] for on in gates)}" for unit, gates in parts]
+        for first in range(0, len(words), PARTS_A_LINE):
+            start = f"{name}{share:<12}" if not first else " " * (len(name) + 12)
+            yield f"{start}{'  '.join(words[first : first + PARTS_A_LINE])}"
+    if any(unit.width > 1 for unit in units):
+        yield "  (1 tuned, 0 frozen; attention heads in their order)"
+
+
+def _unknown(args: VqaArgs, stores: FeatureStores) -> str:
+    ids = [image for store in stores.stores for image in islice(store.rows, EXAMPLES)][:EXAMPLES]
+    count = sum(len(store.rows) for store in stores.stores)
+    return (
+        f"There is no image {args.image_id} below {stores_folder(Path(args.data), args.dataset)}, which has "
+        f"{count:,} images, such as {', '.join(ids)}."
+    )
