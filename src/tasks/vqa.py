@@ -130,7 +130,7 @@ def train(args: VqaArgs, accelerator: Accelerator, start: Best | None, stop: Sto
     valid_loader = loader_over(valid_set, args, EVALUATION_BATCH * args.batch_size)
 
     # 3. The model: built, filled, adapted.
-    model, units, loaded = build(spec, weights, answers)
+    model, units, loaded = build(spec, weights, answers, accelerator.mixed_precision)
     if start:
         load_best(start, model, weights)
         loaded.append(f"fine-tuned weights of {start.folder}")
@@ -310,7 +310,7 @@ def test(args: VqaArgs, accelerator: Accelerator, best: Best, stop: StopSignal) 
     weights = weights_behind(best, best.spec)
     dataset = load_split(args, args.test, load_tokenizer(weights.tokenizer), best.answers)
     fit_features(weights, dataset.stores.feature_size)
-    model, _, _ = build(best.spec, weights, best.answers)
+    model, _, _ = build(best.spec, weights, best.answers, accelerator.mixed_precision)
     load_best(best, model, weights)
     loader = loader_over(dataset, args, EVALUATION_BATCH * args.batch_size)
     model, loader = accelerator.prepare(model, loader)

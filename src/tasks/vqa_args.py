@@ -20,7 +20,7 @@ from training.optim import OPTIMIZERS
 
 STRATEGIES = ("standard", "Frozen", *GRANULARITIES)
 POLICIES = ("lxmert", "light")
-FROZEN_DTYPES = ("fp32", "bf16")
+FROZEN_DTYPES = ("auto", "fp32", "bf16")
 SCENES_MODEL = "snap/pretrained/lxmert-scenes"
 RELEASED_MODEL = "unc-nlp/lxmert-base-uncased"
 
@@ -89,9 +89,9 @@ class VqaArgs:
     xlayers: int | None = flag(None, "Cross-modality layers. Default: as in the pre-trained model.")
     rlayers: int | None = flag(None, "Vision (relational) layers. Default: as in the pre-trained model.")
     frozen_dtype: str = flag(
-        "fp32",
-        "Type in which adaptive strategies hold their frozen copies: bf16 halves their memory, and with "
-        "--precision bf16 changes no number.",
+        "auto",
+        "Type in which adaptive strategies hold their frozen copies: bf16 halves their memory. auto takes it "
+        "where the arithmetic is in bf16 and it changes no number.",
         choices=FROZEN_DTYPES,
     )
 

@@ -46,7 +46,7 @@ def ask(args: VqaArgs, accelerator: Accelerator, best: Best) -> dict[str, Any]:
             f"{args.dataset} have {stores.feature_size}; choose the data set that it was trained on"
         )
     weights = weights_behind(best, best.spec)
-    model, units, _ = build(best.spec, weights, best.answers)
+    model, units, _ = build(best.spec, weights, best.answers, accelerator.mixed_precision)
     load_best(best, model, weights)
     record = {"question_id": 0, "img_id": args.image_id, "sent": args.question}
     ids, lengths = encode(load_tokenizer(weights.tokenizer), [args.question])

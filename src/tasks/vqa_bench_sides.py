@@ -71,7 +71,7 @@ def build_side(side: Side, config: LxmertConfig) -> nn.Module:
         args = dataclasses.replace(args, policy_llayers=min(2, config.l_layers))
     spec = ModelSpec.of(args)
     weights = Pretrained(config, {}, None, None, "", "random weights", "", [])
-    model = build(spec, weights, [""] * ANSWERS)[0]
+    model = build(spec, weights, [""] * ANSWERS, side.precision)[0]
     if model.policy is not None:
         model.policy = FixedShare(model.policy, side.share)
         model.slots.dense = side.dense

@@ -39,10 +39,10 @@ class ModelSpec(Origin):
     policy_rlayers: int
     policy_start: float
     temperature: float
-    frozen_dtype: str = "fp32"  # BEST folders older than this field do not have it
+    frozen_dtype: str = "auto"  # BEST folders older than this field do not have it
 
     def __post_init__(self) -> None:
-        if self.frozen_dtype != "fp32" and self.strategy not in GRANULARITIES:
+        if self.frozen_dtype == "bf16" and self.strategy not in GRANULARITIES:
             raise ModelError(
                 f"--frozen-dtype {self.frozen_dtype} is for the frozen copies of {', '.join(GRANULARITIES)}; "
                 f"--strategy {self.strategy} makes no copies, leave it out"
@@ -156,11 +156,12 @@ def score(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def build(
-    spec: ModelSpec, weights: Pretrained, answers: Sequence[str]
+    spec: ModelSpec, weights: Pretrained, answers: Sequence[str], precision: str = "no"
 ) -> tuple[Adaptive, list[Unit], list[str]]:
     """The model of a strategy with `weights` in it, its gateable units, and what was loaded, line by line.
 
-    The weights of the encoder are moved into the model: `weights` serves for one model only.
+    The weights of the encoder are moved into the model: `weights` serves for one model only. `precision` is
+    that of the arithmetic, in accelerate's words (no, bf16, fp16): it decides what --frozen-dtype auto means.
     """
     # A parameter that the file replaces needs no memory and no random values before.
     all_replaced = not spec.from_scratch and not weights.initialised
@@ -177,7 +178,8 @@ def build(
     if spec.strategy in GRANULARITIES:
         units = list_units(weights.config, spec.strategy)
         policy = POLICY_NETWORKS[spec.policy](spec, model.lxmert, sum(unit.width for unit in units))
-        frozen_dtype = torch.bfloat16 if spec.frozen_dtype == "bf16" else None
+        wanted = precision if spec.frozen_dtype == "auto" else spec.frozen_dtype
+        frozen_dtype = torch.bfloat16 if wanted == "bf16" else None
         slots = adapt(model.lxmert, [(unit.modules, unit.width) for unit in units], frozen_dtype)
         return Adaptive(model, policy, slots, spec.temperature), units, report
     if spec.strategy == "Frozen":

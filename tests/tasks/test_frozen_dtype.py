@@ -134,7 +134,23 @@ def test_strategies_without_copies_refuse_it_and_leave_nothing(
     assert not Path("snap").exists()
 
 
-def test_the_flag_has_both_spellings_and_two_values(capsys: pytest.CaptureFixture[str]) -> None:
+def test_auto_holds_them_in_bf16_where_the_arithmetic_is_and_changes_no_number(
+    args: VqaArgs, pretrained: Path
+) -> None:
+    spec = ModelSpec.of(VqaArgs(strategy="SpotTune_Block", pretrained=str(pretrained)))
+    for precision, dtype in (("no", torch.float32), ("bf16", torch.bfloat16)):
+        model = build(spec, load_weights(spec), ANSWERS, precision)[0]
+        assert model.model.lxmert.encoder.layer[0].frozen.output.dense.weight.dtype == dtype
+    losses = []
+    for held in ("auto", "fp32"):
+        vqa.main(replace(args, version=held, precision="bf16", frozen_dtype=held))
+        lines = map(json.loads, Path(f"snap/vqa/{held}/metrics.jsonl").read_text().splitlines())
+        losses.append([line["train/loss"] for line in lines if "train/loss" in line])
+    assert len(losses[0]) == 8
+    assert losses[0] == losses[1]
+
+
+def test_the_flag_has_both_spellings_and_three_values(capsys: pytest.CaptureFixture[str]) -> None:
     assert parse_args(["--frozen-dtype", "bf16"]) == parse_args(["--frozen_dtype=bf16"])
     with pytest.raises(SystemExit):
         parse_args(["--frozen-dtype", "fp16"])
