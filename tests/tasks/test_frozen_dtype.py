@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from conftest import ANSWERS
 from safetensors.torch import load_file
 from torch import Tensor
@@ -134,6 +136,15 @@ def test_strategies_without_copies_refuse_it_and_leave_nothing(
     assert not Path("snap").exists()
 
 
+@pytest.fixture
+def other_precision() -> Iterator[None]:
+    """A process has one precision for good, unless accelerate forgets it."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("other_precision")
 def test_auto_holds_them_in_bf16_where_the_arithmetic_is_and_changes_no_number(
     args: VqaArgs, pretrained: Path
 ) -> None:
