@@ -215,10 +215,10 @@ def markdown(figures: dict[str, Any]) -> str:
     lines += ["", f"| loading, batches of {BATCH} | |", "| --- | ---: |"]
     lines += [f"| {name} | {value:,.{3 if value < 10 else 0}f} |" for name, value in loading.items()]
     note = (
-        f"Ours is {figures['ratio']:.1f} times as fast as the plain way, {figures['ratio, same rows']:.1f} times "
-        f"for the same rows. {setting['boxes']} x {setting['size']} features an image, {setting['jobs']} threads "
-        f"on {setting['cores']} cores, median of {setting['repeats']} turns; the disk took "
-        f"{figures['disk']['rows/s']:,.0f} rows/s ({figures['disk']['MB/s']:,.0f} MB/s)."
+        f"Ours is {figures['ratio']:.1f} times as fast as the plain way, {figures['ratio, same rows']:.1f} "
+        f"times for the same rows. {setting['boxes']} x {setting['size']} features an image, "
+        f"{setting['jobs']} threads, {setting['cores']} cores, median of {setting['repeats']} turns; the disk "
+        f"took {figures['disk']['rows/s']:,.0f} rows/s ({figures['disk']['MB/s']:,.0f} MB/s)."
     )
     return "\n".join([*lines, "", note])
 
