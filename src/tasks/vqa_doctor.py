@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from tasks.vqa_data import VALID_SPLITS, choose_recipe, stores_folder
 from vqadata.dataset import read_split, split_names
-from vqadata.feature_writer import JOURNAL, MANIFEST, StoreError, check_sizes, intact_rows, store_checksum
+from vqadata.feature_layout import MANIFEST, StoreError, check_sizes, intact_rows, store_checksum
+from vqadata.feature_writer import JOURNAL
 from vqadata.features import FeatureStore
 from vqadata.files import DataError, read_answer_list
 from vqadata.own import split_files

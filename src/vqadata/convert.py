@@ -1,29 +1,31 @@
 """Feature files as they are published -> a feature store: one pass, constant memory, all cores.
 
-Reading and writing happen in order in one thread; decoding and checking, which is most of the work, in the
-others (base64, casts and checksums run outside Python's lock).
+Every thread takes a few rows through all of it: reading and writing one thread at a time and in order,
+decoding and checking side by side (base64, casts and checksums run outside Python's lock). So a row stays
+with one core and its cache.
 """
 
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from tqdm import tqdm
 
-from vqadata.feature_writer import JOURNAL, MANIFEST, Layout, StoreError, StoreWriter, pack_row
+from vqadata.feature_layout import MANIFEST, Layout, StoreError, pack_row
+from vqadata.feature_writer import JOURNAL, StoreWriter
 from vqadata.features import FeatureStore
 from vqadata.tsv import ImageRow, Item, RowFault
 
 PIXEL = 1.0  # detectors round: boxes outside the image by up to this much are clipped to it
-CHUNK = 4  # rows handed to a thread at once
-MOST_THREADS = 16  # beyond that the thread that reads and writes is the limit
+CHUNK = 4  # rows that a thread takes at once
+MOST_THREADS = 16  # beyond that reading and writing, one thread at a time, is the limit
 
 
 class Source(Protocol):
@@ -81,30 +83,71 @@ def convert(
     with StoreWriter(path, layout, origin) as writer:
         resumed_at = len(writer)
         with _bar(source, writer.position, progress) as bar:
-            items = source.items(writer.position)
-            for packed in decode(source, items, layout, threads or min(os.cpu_count() or 1, MOST_THREADS)):
+
+            def take(packed: Sequence[Packed]) -> None:
                 _take(packed, writer, max_faults)
                 bar.update(writer.position[0] - bar.n)
+
+            in_turn(
+                source.items(writer.position),
+                lambda item: _pack(item, source, layout),
+                take,
+                threads or min(os.cpu_count() or 1, MOST_THREADS),
+            )
         if not len(writer):
             raise StoreError(f"{source.name} has no usable row.")
         writer.finish()
         return Conversion(len(writer), resumed_at, writer.faults)
 
 
-def decode(source: Source, items: Iterable[Item], layout: Layout, threads: int) -> Iterator[Packed]:
-    """The rows, decoded and checked by `threads` threads, in order; a few chunks are under way at a time."""
-    items = iter(items)
-    waiting: deque[Future[list[Packed]]] = deque()
-    pool = ThreadPoolExecutor(threads)
-    try:
-        while chunk := list(islice(items, CHUNK)):
-            waiting.append(pool.submit(lambda chunk: [_pack(item, source, layout) for item in chunk], chunk))
-            if len(waiting) > 2 * threads:
-                yield from waiting.popleft().result()
-        while waiting:
-            yield from waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+def in_turn(
+    items: Iterable[Item],
+    decode: Callable[[Item], Packed],
+    take: Callable[[Sequence[Packed]], None],
+    threads: int,
+) -> None:
+    """Decode all items in so many threads and hand them to `take`, a few at a time, in order.
+
+    `items` and `take` are used by one thread at a time. The first error of either ends all threads.
+    """
+    items, numbers = iter(items), count()
+    reading, turn = threading.Lock(), threading.Condition()
+    now, stopped = 0, False
+
+    def stop() -> None:
+        nonlocal stopped
+        with turn:
+            stopped = True
+            turn.notify_all()
+
+    def work() -> None:
+        nonlocal now
+        try:
+            while not stopped:
+                with reading:
+                    number, chunk = next(numbers), list(islice(items, CHUNK))
+                packed = [decode(item) for item in chunk]
+                with turn:
+                    while not stopped and now != number:
+                        turn.wait()
+                    if stopped:
+                        return
+                    if packed:
+                        take(packed)
+                    now += 1
+                    turn.notify_all()
+                if not chunk:
+                    return
+        except BaseException:
+            stop()
+            raise
+
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for thread in [pool.submit(work) for _ in range(threads)]:
+                thread.result()
+        finally:
+            stop()  # an interruption comes to this thread alone
 
 
 def relative_boxes(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -157,19 +200,30 @@ def _pack(item: Item, source: Source, layout: Layout) -> Packed:
     return Packed(seen, row.image_id, parts, None)
 
 
-def _take(packed: Packed, writer: StoreWriter, max_faults: int) -> None:
-    """Append the row, or leave it out with a note of why."""
-    item, fault = packed.item, packed.fault
-    if fault is None and packed.image_id in writer.image_ids:
-        fault = f"image {packed.image_id} was there before"
-    if fault is None:
-        writer.append(packed.image_id, packed.parts, item.position)
-        return
-    fault = f"{item.place}: {fault}."
-    if len(writer.faults) >= max_faults:
-        before = f" {len(writer.faults)} rows were left out before." if writer.faults else ""
-        raise StoreError(f"{fault}{before} Mend the file, or allow rows to be left out with --max-faults.")
-    writer.skip(fault, item.position)
+def _take(chunk: Sequence[Packed], writer: StoreWriter, max_faults: int) -> None:
+    """Append the rows, or leave them out with a note of why."""
+    good: dict[str, Packed] = {}
+
+    def append() -> None:
+        writer.extend([(name, row.parts, row.item.position) for name, row in good.items()])
+        good.clear()
+
+    for packed in chunk:
+        fault = packed.fault
+        if fault is None and (packed.image_id in writer.image_ids or packed.image_id in good):
+            fault = f"image {packed.image_id} was there before"
+        if fault is None:
+            good[packed.image_id] = packed
+            continue
+        append()  # what comes before the fault
+        fault = f"{packed.item.place}: {fault}."
+        if len(writer.faults) >= max_faults:
+            before = f" {len(writer.faults)} rows were left out before." if writer.faults else ""
+            raise StoreError(
+                f"{fault}{before} Mend the file, or allow rows to be left out with --max-faults."
+            )
+        writer.skip(fault, packed.item.position)
+    append()
 
 
 def _feature_size(source: Source, max_faults: int) -> int:

@@ -10,111 +10,24 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import io
 import json
 import os
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-FORMAT = 1
-DTYPES = ("float16", "float32")
+from vqadata.feature_layout import FORMAT, IMAGE_IDS, MANIFEST, Layout, StoreError, crc32, store_checksum
+
 JOURNAL = "journal.jsonl"
-MANIFEST = "manifest.json"
-IMAGE_IDS = "image_ids.json"
 ROWS_A_FLUSH = 256
-CAST_BLOCK = 30_000
-CHECKSUMS = "row_crc32"
-DETECTIONS = {
-    "object_ids": "int32",
-    "object_scores": "float32",
-    "attribute_ids": "int32",
-    "attribute_scores": "float32",
-}
-
-
-class StoreError(ValueError):
-    """A feature store that is missing, unfinished or damaged; the message says which and what to do."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What the rows of a store hold: R = regions, the most of one image, and D = feature_size."""
-
-    regions: int
-    feature_size: int
-    dtype: str = "float16"
-    image_sizes: bool = False
-    detections: bool = False
-
-    def region_columns(self) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
-        """Arrays (images, R, ...) with something for each region: their type and the shape behind R."""
-        columns = {
-            "features": (np.dtype(self.dtype), (self.feature_size,)),
-            "boxes": (np.dtype("float32"), (4,)),
-        }
-        if self.detections:
-            columns |= {name: (np.dtype(kind), ()) for name, kind in DETECTIONS.items()}
-        return columns
-
-    def image_columns(self) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
-        """Arrays (images, ...) with something for each image: their type and the shape behind images."""
-        columns = {"num_regions": (np.dtype("int32"), ())}
-        return columns | ({"image_sizes": (np.dtype("int32"), (2,))} if self.image_sizes else {})
-
-    def columns(self) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
-        """All arrays: their type and the shape of one row. The last holds a checksum of the others' rows."""
-        regions = {
-            name: (kind, (self.regions, *tail)) for name, (kind, tail) in self.region_columns().items()
-        }
-        return regions | self.image_columns() | {CHECKSUMS: (np.dtype("uint32"), ())}
-
-
-def pack_row(
-    layout: Layout,
-    features: np.ndarray,
-    boxes: np.ndarray,
-    image_size: tuple[int, int] | None = None,
-    detections: Mapping[str, np.ndarray] | None = None,
-) -> list[memoryview]:
-    """One image as the bytes of each column, padded with zeros, in the order of `layout.columns()`.
-
-    features (n, D) and boxes (n, 4) in [0, 1], 1 <= n <= R; image_size: (width, height) in pixels;
-    detections: an array (n,) for each name of DETECTIONS.
-    """
-    count = len(features)
-    values = {"features": features, "boxes": boxes, **(detections or {})}
-    row = []
-    for name, (dtype, tail) in layout.region_columns().items():
-        column = np.empty((layout.regions, *tail), dtype)
-        cast(np.require(values[name], requirements=["C", "W"]), column[:count])
-        column[count:] = 0
-        row.append(column)
-    values = {"num_regions": count, "image_sizes": image_size}
-    row += [np.array(values[name], dtype) for name, (dtype, _) in layout.image_columns().items()]
-    parts = [column.reshape(-1).view(np.uint8).data for column in row]
-    return [*parts, _crc32(parts).reshape(-1).view(np.uint8).data]
-
-
-def cast(source: np.ndarray, target: np.ndarray) -> None:
-    """Copy between contiguous arrays of one shape and different types.
-
-    torch converts to and from float16 seventy times as fast as numpy, and rounds alike. The blocks are below
-    the size from which torch uses threads: with busy cores, waiting for those costs more than such a copy.
-    """
-    given, wanted = torch.from_numpy(source.reshape(-1)), torch.from_numpy(target.reshape(-1))
-    for start in range(0, len(given), CAST_BLOCK):
-        wanted[start : start + CAST_BLOCK].copy_(given[start : start + CAST_BLOCK])
 
 
 class StoreWriter:
@@ -152,6 +65,7 @@ class StoreWriter:
             }
             self._flusher = stack.enter_context(ThreadPoolExecutor(1))
             self._flush: Future[None] | None = None
+            self._flushed = 0  # rows that were there when it began
             self._header_bytes = {name: len(self._header(name, 0)) for name in self._files}
             self._row_bytes = {
                 name: dtype.itemsize * int(np.prod(shape))
@@ -169,21 +83,32 @@ class StoreWriter:
     def __len__(self) -> int:
         return len(self.image_ids)
 
-    def append(self, image_id: str, parts: Iterable[memoryview], position: Any = None) -> None:
+    def append(self, image_id: str, parts: Sequence[memoryview], position: Any = None) -> None:
         """Add the row that `pack_row` made; position: where the source goes on after it."""
-        row = len(self.image_ids)
+        self.extend([(image_id, parts, position)])
+
+    def extend(self, rows: Sequence[tuple[str, Sequence[memoryview], Any]]) -> None:
+        """Add rows, each as `append` does, with one write an array."""
+        if not rows:
+            return
+        first = len(self.image_ids)
+        image_ids, parts, positions = zip(*rows, strict=True)
         with self._full_disk_explained():
-            for (name, file), part in zip(self._files.items(), parts, strict=True):
-                _write_at(file.fileno(), part, self._header_bytes[name] + row * self._row_bytes[name])
-            self._note({"image_id": image_id, "position": position})
+            for (name, file), column in zip(self._files.items(), zip(*parts, strict=True), strict=True):
+                start = self._header_bytes[name] + first * self._row_bytes[name]
+                _write_at(file.fileno(), column, start)
+            self._note(
+                {"image_id": image_id, "position": position}
+                for image_id, position in zip(image_ids, positions, strict=True)
+            )
+            self.image_ids.update(dict.fromkeys(image_ids))
+            self.position = positions[-1]
             self._start_flush()
-        self.image_ids[image_id] = None
-        self.position = position
 
     def skip(self, fault: str, position: Any) -> None:
         """Note a row of the source that is left out."""
         with self._full_disk_explained():
-            self._note({"fault": fault, "position": position})
+            self._note([{"fault": fault, "position": position}])
         self.faults.append(fault)
         self.position = position
 
@@ -194,7 +119,7 @@ class StoreWriter:
             sizes = {}
             for name, file in self._files.items():
                 file.truncate(self._header_bytes[name] + count * self._row_bytes[name])
-                _write_at(file.fileno(), self._header(name, count), 0)
+                _write_at(file.fileno(), [self._header(name, count)], 0)
                 os.fsync(file.fileno())
                 sizes[f"{name}.npy"] = file.seek(0, os.SEEK_END)
             ids = json.dumps(list(self.image_ids))
@@ -213,9 +138,11 @@ class StoreWriter:
 
     def _start_flush(self) -> None:
         """Bring what was written to the disk while going on, rather than all of it at the end."""
-        if len(self.image_ids) % ROWS_A_FLUSH == 0 and (self._flush is None or self._flush.done()):
+        due = len(self.image_ids) >= self._flushed + ROWS_A_FLUSH
+        if due and (self._flush is None or self._flush.done()):
             if self._flush:
                 self._flush.result()
+            self._flushed = len(self.image_ids)
             self._flush = self._flusher.submit(os.fsync, self._files["features"].fileno())
 
     def _file(self, name: str) -> Path:
@@ -229,8 +156,8 @@ class StoreWriter:
         np.lib.format.write_array_header_1_0(text, header)
         return text.getvalue()
 
-    def _note(self, entry: Mapping[str, Any]) -> None:
-        self._journal.write(json.dumps(entry).encode() + b"\n")
+    def _note(self, entries: Iterable[Mapping[str, Any]]) -> None:
+        self._journal.write(b"".join(json.dumps(entry).encode() + b"\n" for entry in entries))
         self._journal.flush()
 
     def _go_on(self) -> None:
@@ -240,7 +167,7 @@ class StoreWriter:
         lines = _whole_lines(self._journal.read())
         if not lines:
             self._journal.truncate(0)
-            self._note(head)
+            self._note([head])
             return
         (first, end), *entries = lines
         if first != head:
@@ -267,7 +194,7 @@ class StoreWriter:
             os.pread(file.fileno(), size, self._header_bytes[name] + row * size)
             for (name, file), size in zip(self._files.items(), self._row_bytes.values(), strict=True)
         ]
-        return _crc32(parts[:-1]).tobytes() == parts[-1]
+        return crc32(parts[:-1]).tobytes() == parts[-1]
 
     @contextmanager
     def _full_disk_explained(self) -> Iterator[None]:
@@ -292,46 +219,16 @@ def write_text(path: Path, text: str) -> None:
     aside.replace(path)
 
 
-def store_checksum(path: Path) -> str:
-    """sha256 over the image ids and the checksum of each row: what identifies a store's content."""
-    digest = hashlib.sha256((path / IMAGE_IDS).read_bytes())
-    digest.update(np.load(path / f"{CHECKSUMS}.npy").tobytes())
-    return digest.hexdigest()
-
-
-def check_sizes(path: Path, manifest: Mapping[str, Any]) -> None:
-    """StoreError if a file of a finished store is not as long as its manifest says."""
-    for name, size in manifest["bytes"].items():
-        actual = (path / name).stat().st_size
-        if actual != size:
-            raise StoreError(
-                f"{path / name} has {actual} bytes and should have {size}: was it cut short? "
-                "Write the store again."
-            )
-
-
-def intact_rows(path: Path, manifest: Mapping[str, Any]) -> Iterator[bool]:
-    """For each row of a finished store whether its bytes agree with its checksum; reads all of the store."""
-    layout = Layout(**{field.name: manifest[field.name] for field in fields(Layout)})
-    arrays = {name: np.load(path / f"{name}.npy", mmap_mode="r") for name in layout.columns()}
-    checksums = arrays.pop(CHECKSUMS)
-    for row, checksum in enumerate(checksums):
-        yield bool(_crc32(array[row].tobytes() for array in arrays.values()) == checksum)
-
-
-def _crc32(parts: Iterable[bytes | memoryview]) -> np.ndarray:
-    checksum = 0
-    for part in parts:
-        checksum = zlib.crc32(part, checksum)
-    return np.array(checksum, np.uint32)
-
-
-def _write_at(file: int, data: bytes | memoryview, offset: int) -> None:
-    """All of `data`: a single write may stop short, on a full disk for one."""
-    rest = memoryview(data)
+def _write_at(file: int, parts: Sequence[bytes | memoryview], offset: int) -> None:
+    """All of `parts`, end to end: a single write may stop short, on a full disk for one."""
+    rest = [memoryview(part) for part in parts]
     while rest:
-        written = os.pwrite(file, rest, offset)
-        rest, offset = rest[written:], offset + written
+        written = os.pwritev(file, rest, offset)
+        offset += written
+        while rest and written >= len(rest[0]):
+            written -= len(rest.pop(0))
+        if written:
+            rest[0] = rest[0][written:]
 
 
 def _whole_lines(text: bytes) -> list[tuple[dict[str, Any], int]]:

@@ -16,7 +16,7 @@ from typing import IO, NamedTuple
 import numpy as np
 import pybase64
 
-from vqadata.feature_writer import StoreError
+from vqadata.feature_layout import StoreError
 
 COLUMNS = (
     "img_id",
@@ -47,7 +47,7 @@ class ImageRow(NamedTuple):
     height: int
     features: np.ndarray  # (n, D) float32
     boxes: np.ndarray  # (n, 4) float32: x1, y1, x2, y2 in pixels
-    detections: dict[str, np.ndarray]  # (n,) each, see feature_writer.DETECTIONS; may be empty
+    detections: dict[str, np.ndarray]  # (n,) each, see feature_layout.DETECTIONS; may be empty
 
 
 class Item(NamedTuple):

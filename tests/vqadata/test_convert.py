@@ -9,7 +9,7 @@ import os
 import re
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from vqadata import tsv
 from vqadata.convert import convert
-from vqadata.feature_writer import MANIFEST, Layout, StoreError, StoreWriter, intact_rows, store_checksum
+from vqadata.feature_layout import MANIFEST, Layout, StoreError, intact_rows, store_checksum
+from vqadata.feature_writer import StoreWriter
 from vqadata.features import FeatureStore
 from vqadata.npz import NpzSource
 from vqadata.tsv import RowFault, TsvSource, parse_row
@@ -113,15 +114,15 @@ def test_threads_and_archives_make_no_difference(tmp_path: Path) -> None:
 
 def interrupted(file: Path, path: Path, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Convert until `after` rows are there, then as if Ctrl-C were pressed."""
-    append = StoreWriter.append
+    extend = StoreWriter.extend
 
-    def append_or_stop(writer: StoreWriter, *args: object) -> None:
+    def extend_or_stop(writer: StoreWriter, rows: Sequence[tuple]) -> None:
+        extend(writer, rows[: after - len(writer)])
         if len(writer) == after:
             raise KeyboardInterrupt
-        append(writer, *args)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(StoreWriter, "append", append_or_stop)
+        patch.setattr(StoreWriter, "extend", extend_or_stop)
         store_of(file, path)
 
 
@@ -203,22 +204,21 @@ def test_a_full_disk_is_one_sentence_and_the_conversion_goes_on_later(
 ) -> None:
     write_tsv(tmp_path / "x.tsv", 9)
     store_of(tmp_path / "x.tsv", tmp_path / "whole")
-    room = [3 * 4 * SIZE * 2 + 200]
-    write = os.pwrite
+    room = [700]  # a row takes 144 bytes, so the second four do not fit
 
-    def write_while_there_is_room(file: int, data: memoryview, offset: int) -> int:
+    def write_while_there_is_room(file: int, parts: Sequence[memoryview], offset: int) -> int:
         """A disk that fills up in the middle of a row."""
         if not room[0]:
             raise OSError(errno.ENOSPC, "No space left on device")
-        part = data[: room[0]]
+        part = b"".join(parts)[: room[0]]
         room[0] -= len(part)
-        return write(file, part, offset)
+        return os.pwrite(file, part, offset)
 
     with (
         monkeypatch.context() as patch,
-        pytest.raises(StoreError, match=r"disk below .* is full after 2 images"),
+        pytest.raises(StoreError, match=r"disk below .* is full after 4 images"),
     ):
-        patch.setattr(os, "pwrite", write_while_there_is_room)
+        patch.setattr(os, "pwritev", write_while_there_is_room)
         store_of(tmp_path / "x.tsv", tmp_path / "parts")
     assert not (tmp_path / "parts" / MANIFEST).exists()
     store_of(tmp_path / "x.tsv", tmp_path / "parts")

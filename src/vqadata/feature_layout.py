@@ -1,0 +1,134 @@
+"""What a feature store holds: its arrays, a row as bytes, and its checksums (see vqadata.features)."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+FORMAT = 1
+DTYPES = ("float16", "float32")
+MANIFEST = "manifest.json"
+IMAGE_IDS = "image_ids.json"
+CAST_BLOCK = 30_000
+CHECKSUMS = "row_crc32"
+DETECTIONS = {
+    "object_ids": "int32",
+    "object_scores": "float32",
+    "attribute_ids": "int32",
+    "attribute_scores": "float32",
+}
+
+
+class StoreError(ValueError):
+    """A feature store that is missing, unfinished or damaged; the message says which and what to do."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the rows of a store hold: R = regions, the most of one image, and D = feature_size."""
+
+    regions: int
+    feature_size: int
+    dtype: str = "float16"
+    image_sizes: bool = False
+    detections: bool = False
+
+    def region_columns(self) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+        """Arrays (images, R, ...) with something for each region: their type and the shape behind R."""
+        columns = {
+            "features": (np.dtype(self.dtype), (self.feature_size,)),
+            "boxes": (np.dtype("float32"), (4,)),
+        }
+        if self.detections:
+            columns |= {name: (np.dtype(kind), ()) for name, kind in DETECTIONS.items()}
+        return columns
+
+    def image_columns(self) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+        """Arrays (images, ...) with something for each image: their type and the shape behind images."""
+        columns = {"num_regions": (np.dtype("int32"), ())}
+        return columns | ({"image_sizes": (np.dtype("int32"), (2,))} if self.image_sizes else {})
+
+    def columns(self) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+        """All arrays: their type and the shape of one row. The last holds a checksum of the others' rows."""
+        regions = {
+            name: (kind, (self.regions, *tail)) for name, (kind, tail) in self.region_columns().items()
+        }
+        return regions | self.image_columns() | {CHECKSUMS: (np.dtype("uint32"), ())}
+
+
+def pack_row(
+    layout: Layout,
+    features: np.ndarray,
+    boxes: np.ndarray,
+    image_size: tuple[int, int] | None = None,
+    detections: Mapping[str, np.ndarray] | None = None,
+) -> list[memoryview]:
+    """One image as the bytes of each column, padded with zeros, in the order of `layout.columns()`.
+
+    features (n, D) and boxes (n, 4) in [0, 1], 1 <= n <= R; image_size: (width, height) in pixels;
+    detections: an array (n,) for each name of DETECTIONS.
+    """
+    count = len(features)
+    values = {"features": features, "boxes": boxes, **(detections or {})}
+    row = []
+    for name, (dtype, tail) in layout.region_columns().items():
+        column = np.empty((layout.regions, *tail), dtype)
+        cast(np.require(values[name], requirements=["C", "W"]), column[:count])
+        column[count:] = 0
+        row.append(column)
+    values = {"num_regions": count, "image_sizes": image_size}
+    row += [np.array(values[name], dtype) for name, (dtype, _) in layout.image_columns().items()]
+    parts = [column.reshape(-1).view(np.uint8).data for column in row]
+    return [*parts, crc32(parts).reshape(-1).view(np.uint8).data]
+
+
+def cast(source: np.ndarray, target: np.ndarray) -> None:
+    """Copy between contiguous arrays of one shape and different types.
+
+    torch converts to and from float16 seventy times as fast as numpy, and rounds alike. The blocks are below
+    the size from which torch uses threads: with busy cores, waiting for those costs more than such a copy.
+    """
+    given, wanted = torch.from_numpy(source.reshape(-1)), torch.from_numpy(target.reshape(-1))
+    for start in range(0, len(given), CAST_BLOCK):
+        wanted[start : start + CAST_BLOCK].copy_(given[start : start + CAST_BLOCK])
+
+
+def store_checksum(path: Path) -> str:
+    """sha256 over the image ids and the checksum of each row: what identifies a store's content."""
+    digest = hashlib.sha256((path / IMAGE_IDS).read_bytes())
+    digest.update(np.load(path / f"{CHECKSUMS}.npy").tobytes())
+    return digest.hexdigest()
+
+
+def check_sizes(path: Path, manifest: Mapping[str, Any]) -> None:
+    """StoreError if a file of a finished store is not as long as its manifest says."""
+    for name, size in manifest["bytes"].items():
+        actual = (path / name).stat().st_size
+        if actual != size:
+            raise StoreError(
+                f"{path / name} has {actual} bytes and should have {size}: was it cut short? "
+                "Write the store again."
+            )
+
+
+def intact_rows(path: Path, manifest: Mapping[str, Any]) -> Iterator[bool]:
+    """For each row of a finished store whether its bytes agree with its checksum; reads all of the store."""
+    layout = Layout(**{field.name: manifest[field.name] for field in fields(Layout)})
+    arrays = {name: np.load(path / f"{name}.npy", mmap_mode="r") for name in layout.columns()}
+    checksums = arrays.pop(CHECKSUMS)
+    for row, checksum in enumerate(checksums):
+        yield bool(crc32(array[row].tobytes() for array in arrays.values()) == checksum)
+
+
+def crc32(parts: Iterable[bytes | memoryview]) -> np.ndarray:
+    checksum = 0
+    for part in parts:
+        checksum = zlib.crc32(part, checksum)
+    return np.array(checksum, np.uint32)
