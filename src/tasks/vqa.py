@@ -255,7 +255,8 @@ def evaluate(
     """Answer every question once, with the likelier copy at every gate."""
     model.eval()
     ids, chosen, scores, usage = [], [], [], None
-    with progress_bar(args, accelerator, "evaluation", len(loader)) as bar:
+    # Autocast around the whole loop: weights are rounded once for all batches and not once a batch.
+    with accelerator.autocast(), progress_bar(args, accelerator, "evaluation", len(loader)) as bar:
         for batch in loader:
             logits, gates = model(**{name: batch[name] for name in INPUTS})
             answered = (batch["question_id"], logits.argmax(1), score(logits, batch["target"]))

@@ -153,10 +153,10 @@ def time_evaluation(side: Side, model: nn.Module, batches: list[Batch], device: 
     model.eval()
 
     def step(number: int, inputs: dict[str, Tensor], target: Tensor) -> None:
-        with torch.no_grad(), arithmetic(side, device):
-            model(**inputs)
+        model(**inputs)
 
-    return examples_a_second(step, batches, device, 1)
+    with torch.no_grad(), arithmetic(side, device):
+        return examples_a_second(step, batches, device, 1)
 
 
 def examples_a_second(
@@ -184,7 +184,9 @@ def make_batches(
     shares = torch.tensor([float(count) for count in LENGTHS.values()])
     pool = lengths[shares.multinomial(50 * args.batch, replacement=True, generator=generator)]
     grouped = pool.sort().values.view(50, args.batch)
-    chosen = grouped[torch.linspace(4, 45, args.steps + 1).long()]  # short, middling and long ones
+    # On the clock, evenly from the short ones to the long ones; before it, a middling one to warm up.
+    places = torch.cat([torch.tensor([0.5]), (torch.arange(args.steps) + 0.5) / args.steps])
+    chosen = grouped[(places * 50).long()]
     batches = []
     for row in chosen:
         size = (args.batch, PADDED)

@@ -80,3 +80,14 @@ def test_a_malformed_size_is_one_sentence(capsys: pytest.CaptureFixture[str]) ->
     with pytest.raises(SystemExit):
         parse_args(["--layers", "9/5"])
     assert "9/5/5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("steps", [2, 3, 8])
+def test_timed_questions_are_as_long_as_real_ones_on_average(steps: int) -> None:
+    args = parse_args(["--steps", str(steps), "--batch", "32", "--features", "8"])
+    config = small_config()
+    config.vocab_size, config.visual_feat_dim = 2000, 8
+    batches = vqa_bench.make_batches(args, config, torch.Generator().manual_seed(0), torch.device("cpu"))
+    lengths = torch.cat([inputs["attention_mask"].sum(1) for inputs, _ in batches[1:]])
+    assert len(batches) == steps + 1
+    assert lengths.float().mean().item() == pytest.approx(9.5, abs=0.5)
