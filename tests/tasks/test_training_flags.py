@@ -1,0 +1,85 @@
+"""Flags that change how a step is computed: what they must change, and what they must not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tasks import vqa
+from tasks.vqa_args import VqaArgs
+
+
+@pytest.fixture
+def args(data: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VqaArgs:
+    """One epoch of five whole steps, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return VqaArgs(
+        version="run",
+        strategy="SpotTune",
+        dataset="vqav2",
+        data=str(data),
+        pretrained=str(pretrained),
+        epochs=1,
+        batch_size=20,
+        lr=3e-3,
+        log_every=1,
+        tqdm=False,
+        wandb="off",
+    )
+
+
+def losses_of(args: VqaArgs) -> list[float]:
+    """Mean loss since the epoch's start, after each update."""
+    vqa.main(args)
+    lines = map(json.loads, (args.folder / "metrics.jsonl").read_text().splitlines())
+    return [line["train/loss"] for line in lines if "train/loss" in line]
+
+
+def test_two_half_batches_accumulated_are_one_whole_batch(args: VqaArgs) -> None:
+    plain = replace(args, strategy="standard", dropout=0.0, group_by_length=False)
+    whole = losses_of(replace(plain, version="whole"))
+    halves = losses_of(replace(plain, version="halves", batch_size=10, accumulate=2))
+    assert len(whole) == 5
+    assert halves == pytest.approx(whole, rel=1e-4)
+
+
+@pytest.mark.parametrize("strategy", ["standard", "SpotTune", "SpotTune_Block"])
+def test_gradient_checkpointing_changes_no_number(args: VqaArgs, strategy: str) -> None:
+    """Dropout and gates are the same when a layer is computed again in backward."""
+    kept, computed_again = (
+        losses_of(replace(args, strategy=strategy, version=str(flag), gradient_checkpointing=flag))
+        for flag in (False, True)
+    )
+    assert computed_again == pytest.approx(kept, rel=1e-6)
+
+
+def test_routing_changes_no_number_but_by_rounding(args: VqaArgs) -> None:
+    """With dropout off: the two ways draw it in another order."""
+    routed, dense = (
+        losses_of(replace(args, dropout=0.0, version=routing, routing=routing))
+        for routing in ("routed", "dense")
+    )
+    assert routed == pytest.approx(dense, rel=1e-4)
+
+
+def test_the_policy_learns_on_every_kth_step_only(args: VqaArgs, monkeypatch: pytest.MonkeyPatch) -> None:
+    learned = []
+    clip = vqa.clip_gradients
+
+    def watch(accelerator: object, modules: object, max_norm: float) -> None:
+        _, policy = modules = list(modules)
+        learned.append(any(p.grad is not None and p.grad.any() for p in policy.parameters()))
+        clip(accelerator, modules, max_norm)
+
+    monkeypatch.setattr(vqa, "clip_gradients", watch)
+    vqa.main(replace(args, policy_every=2))
+    assert learned == [True, False, True, False, True]
+
+
+def test_the_temperature_falls_geometrically_to_its_end() -> None:
+    args = VqaArgs(temperature=8.0, temperature_end=0.5)
+    assert [args.temperature_at(share) for share in (0.0, 0.5, 1.0)] == pytest.approx([8.0, 2.0, 0.5])
+    assert VqaArgs(temperature=8.0).temperature_at(0.5) == 8.0
