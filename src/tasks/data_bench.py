@@ -217,8 +217,8 @@ def markdown(figures: dict[str, Any]) -> str:
     note = (
         f"Ours is {figures['ratio']:.1f} times as fast as the plain way, {figures['ratio, same rows']:.1f} "
         f"times for the same rows. {setting['boxes']} x {setting['size']} features an image, "
-        f"{setting['jobs']} threads, {setting['cores']} cores, median of {setting['repeats']} turns; the disk "
-        f"took {figures['disk']['rows/s']:,.0f} rows/s ({figures['disk']['MB/s']:,.0f} MB/s)."
+        f"{setting['jobs']} threads, {setting['cores']} cores, median of {setting['repeats']} turns; the "
+        f"disk took {figures['disk']['rows/s']:,.0f} rows/s ({figures['disk']['MB/s']:,.0f} MB/s)."
     )
     return "\n".join([*lines, "", note])
 

@@ -29,7 +29,7 @@ QUESTION_SOURCES = {
         "`bash run/vqa_prepare.bash` makes it from vqacp_v2_{train,test}_{questions,annotations}.json, or, "
         "since their original host is gone, from VQA v2 and a list of the test question ids"
     ),
-    "scenes": "The first run with `--dataset scenes` writes it",
+    "scenes": "The first run with `--dataset scenes` writes it again, if the folder is deleted before",
 }
 OWN_QUESTIONS = (
     "`bash run/vqa_prepare.bash own` makes it from your questions and answers, `changing-priors` from "
@@ -64,6 +64,9 @@ def examine(dataset: str, data: Path, *, verify: bool = False) -> Iterator[Findi
     DataError if there is no such data set.
     """
     folder = data / dataset
+    if dataset == "scenes" and not (folder / "manifest.json").exists():
+        yield Finding("ok", f"{folder}: not there yet, and the first run writes it")
+        return
     recipe = choose_recipe(data, dataset)
     yield _answers(folder, dataset)
     images: dict[str, set[str]] = {}
@@ -82,14 +85,15 @@ def examine(dataset: str, data: Path, *, verify: bool = False) -> Iterator[Findi
         yield finding
     held: set[str] = set()
     features = stores_folder(data, dataset)
+    owner = features.parent.name  # two data sets may share their features
     for path in sorted(path for path in features.glob("*/") if path.is_dir()):
-        finding, held_here = _store(path, _feature_source(dataset, path.name), verify, held)
+        finding, held_here = _store(path, _feature_source(owner, path.name), verify, held)
         held |= held_here
         yield finding
     if not held:
-        yield Finding("missing", f"{features}/<image set>/", _feature_source(dataset, "<image set>"))
+        yield Finding("missing", f"{features}/<image set>/", _feature_source(owner, "<image set>"))
     for split, wanted in images.items():
-        yield _coverage(split, wanted, held, features, split in needed, dataset)
+        yield _coverage(split, wanted, held, features, split in needed, owner)
 
 
 def can_train(findings: Iterable[Finding]) -> bool:
@@ -108,10 +112,11 @@ def _question_source(dataset: str) -> str:
     return QUESTION_SOURCES.get(dataset, OWN_QUESTIONS)
 
 
-def _feature_source(dataset: str, name: str) -> str:
-    if dataset in EXTRA_SPLITS:
+def _feature_source(owner: str, name: str) -> str:
+    """Where a store of the data set `owner` comes from."""
+    if owner == "vqav2":
         return FEATURE_SOURCE.format(name=name)
-    return QUESTION_SOURCES.get(dataset) or OWN_FEATURES.format(dataset=dataset)
+    return QUESTION_SOURCES.get(owner) or OWN_FEATURES.format(dataset=owner)
 
 
 def _answers(folder: Path, dataset: str) -> Finding:
@@ -180,16 +185,16 @@ def _verify(store: FeatureStore) -> None:
 
 
 def _coverage(
-    split: str, wanted: set[str], held: set[str], features: Path, needed: bool, dataset: str
+    split: str, wanted: set[str], held: set[str], features: Path, needed: bool, owner: str
 ) -> Finding:
     lacking = sorted(wanted - held)
     if not lacking:
         return Finding("ok", f"{split}: features of all {len(wanted):,} images", needed=needed)
     sets = [name for name in IMAGE_SETS if any(f"_{name}_" in image_id for image_id in lacking)]
     advice = ". ".join(
-        f"{features / name}/: {_feature_source(dataset, name)}, {IMAGE_SETS[name]}" for name in sets
+        f"{features / name}/: {_feature_source(owner, name)}, {IMAGE_SETS[name]}" for name in sets
     )
-    advice = advice or f"{features}/<image set>/: {_feature_source(dataset, '<image set>')}"
+    advice = advice or f"{features}/<image set>/: {_feature_source(owner, '<image set>')}"
     first = ", ".join(lacking[:3])
     what = f"{split}: {len(lacking):,} of {len(wanted):,} images have no features, the first: {first}"
     return Finding("missing", what, advice, needed)

@@ -92,7 +92,8 @@ def run_features(args: argparse.Namespace) -> int:
         before = f", {done.resumed_at:,} of them by an earlier run" if done.resumed_at else ""
         print(f"{folder}: {done.images:,} images{before}")
         if done.faults:
-            print(f"{len(done.faults)} faulty rows were left out:")
+            rows = "1 faulty row was" if len(done.faults) == 1 else f"{len(done.faults)} faulty rows were"
+            print(f"{rows} left out:")
             print("".join(f"  {fault}\n" for fault in done.faults), end="")
     return 0
 

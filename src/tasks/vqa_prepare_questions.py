@@ -249,9 +249,9 @@ def write(folder: Path, prepared: Prepared, started: float, others: Mapping[str,
             key = scoring_key(prepared.annotations[name])
             bound = f"{oracle_scores(key, prepared.answers).overall:.2f} %"
         print(f"{name:<10} {len(records):>9,} {images:>7,} {targets:>14} {bound:>14}")
-
-
-# ----------------------------------------------------------------------------------------------- details
+    answered = [annotation for part in prepared.annotations.values() for annotation in part]
+    if empty := sum(not all(map(str.strip, annotation.answers)) for annotation in answered):
+        print(f"{empty:,} questions have an empty human answer; it is kept, as in the official accuracy.")
 
 
 def _command(

@@ -18,6 +18,7 @@ A record holds
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -144,7 +145,7 @@ def features_folder(folder: Path) -> Path:
     target = document.get("folder") if isinstance(document, dict) else None
     if not isinstance(target, str):
         raise DataError(f'{pointer} does not hold {{"folder": "<path>"}}.')
-    return folder / target
+    return Path(os.path.normpath(folder / target))
 
 
 def _images_with_features(folder: Path) -> tuple[set[str] | None, list[str]]:

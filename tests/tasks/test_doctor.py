@@ -16,6 +16,7 @@ import pytest
 from tasks.vqa_doctor import can_train, examine
 from tasks.vqa_prepare_features import add_commands, image_set
 from vqadata.features import StoreError, write_store
+from vqadata.files import DataError
 
 
 def run(*argv: object) -> int:
@@ -69,6 +70,30 @@ def test_nothing_there_names_each_file_and_where_it_can_be_had(
         assert f"missing    {tmp_path / 'vqav2' / name}" in text
     assert "visualqa.org" in text and "github.com/airsplay/lxmert" in text
     assert "cannot be trained on yet" in text
+
+
+def test_the_embedded_scenes_need_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("doctor", "--data", tmp_path, "--dataset", "scenes") == 0
+    assert "not there yet, and the first run writes it" in capsys.readouterr().out
+
+
+def test_a_data_set_of_ones_own_and_one_that_shares_its_features(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine, other = folder.parent / "mine", folder.parent / "other"
+    folder.rename(mine)
+    assert report(mine, capsys, "--dataset", "mine")[0] == 0
+    other.mkdir()
+    (other / "features.json").write_text('{"folder": "../mine/features"}')
+    for name in ("train.json", "minival.json", "answers.json"):
+        shutil.copy(mine / name, other)
+    assert report(mine, capsys, "--dataset", "other")[0] == 0
+    shutil.rmtree(mine / "features")
+    code, text = report(mine, capsys, "--dataset", "other")
+    assert code == 1 and f"missing    {mine / 'features'}/<image set>/" in text
+    assert "features <file> --dataset mine` makes it from a .tsv or a folder of .npz" in text
+    with pytest.raises(DataError, match=r"no data set nope: .* --dataset takes .*, mine, other;"):
+        report(mine, capsys, "--dataset", "nope")
 
 
 def test_vqa_cp_shares_the_features_of_vqa_v2(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,7 +213,7 @@ def test_an_unfinished_conversion_is_told_and_left_out_rows_are_listed(
         code == 0 and f"unfinished {folder / 'features' / 'test2015'}: its conversion has not ended" in text
     )
     assert run(*command, "--max-faults", "1") == 0
-    assert "1 faulty rows were left out:\n  " in capsys.readouterr().out
+    assert "1 faulty row was left out:\n  " in capsys.readouterr().out
     assert "2 images, float16" in report(folder, capsys)[1]
 
 

@@ -48,6 +48,15 @@ def test_vqa_v2(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert rows["test"][3:] == ["-", "-"]
 
 
+def test_empty_human_answers_are_kept_and_counted(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = root / "downloads" / "v2_mscoco_train2014_annotations.json"
+    document = json.loads(file.read_text())
+    document["annotations"][3]["answers"][0]["answer"] = " "
+    file.write_text(json.dumps(document))
+    prepare_vqav2(root)
+    assert "1 questions have an empty human answer; it is kept" in capsys.readouterr().out
+
+
 def test_minival_is_taken_from_the_feature_store(root: Path) -> None:
     store = root / "data" / "vqav2" / "features" / "val2014"
     rows = ((np.ones((1, 2), np.float32), np.ones((1, 4), np.float32)) for _ in MINIVAL)
