@@ -30,7 +30,7 @@ COLUMNS = (
     "boxes",
     "features",
 )
-READ_BYTES = 4 << 20
+READ_BYTES = 1 << 20  # more would not stay in a core's cache until it is decoded
 LONGEST_LINE = 64 << 20  # 150 times the usual one: memory stays bounded in a file without line ends
 MOST = 100_000  # boxes of an image, and pixels of its width or height
 
