@@ -57,12 +57,13 @@ def test_gradient_checkpointing_changes_no_number(args: VqaArgs, strategy: str) 
 
 
 def test_routing_changes_no_number_but_by_rounding(args: VqaArgs) -> None:
-    """With dropout off: the two ways draw it in another order."""
+    """Without dropout, which the two ways draw in another order, and without Adam, which makes steps of full
+    size of gradients that are nothing but rounding."""
+    plain = replace(args, dropout=0.0, optim="sgd", policy_optim="sgd")
     routed, dense = (
-        losses_of(replace(args, dropout=0.0, version=routing, routing=routing))
-        for routing in ("routed", "dense")
+        losses_of(replace(plain, version=routing, routing=routing)) for routing in ("routed", "dense")
     )
-    assert routed == pytest.approx(dense, rel=1e-4)
+    assert routed == pytest.approx(dense, rel=1e-5)
 
 
 def test_the_policy_learns_on_every_kth_step_only(args: VqaArgs, monkeypatch: pytest.MonkeyPatch) -> None:
