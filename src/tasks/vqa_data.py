@@ -150,9 +150,12 @@ def load_answers(args: VqaArgs) -> list[str]:
 
 
 def load_split(args: VqaArgs, splits: str, tokenizer: Any, answers: list[str]) -> VqaDataset:
-    """The data set of one or more splits, tokenised."""
-    records = read_split(data_folder(args), splits)
-    if args.tiny or args.fast:
-        records = keep_images(records, IMAGES_TINY if args.tiny else IMAGES_FAST)
+    """The data set of one or more splits, tokenised; with --tiny or --fast, some images of each split."""
+    records = []
+    for name in split_names(splits):
+        split = read_split(data_folder(args), name)
+        if args.tiny or args.fast:
+            split = keep_images(split, IMAGES_TINY if args.tiny else IMAGES_FAST)
+        records += split
     token_ids, lengths = encode(tokenizer, [record["sent"] for record in records])
     return VqaDataset(records, token_ids, lengths, open_stores(args), answers)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks import vqa
+from lxmert.tokens import load_tokenizer
+from tasks import vqa, vqa_data
 from tasks.vqa_args import VqaArgs
 
 
@@ -84,3 +85,24 @@ def test_the_temperature_falls_geometrically_to_its_end() -> None:
     args = VqaArgs(temperature=8.0, temperature_end=0.5)
     assert [args.temperature_at(share) for share in (0.0, 0.5, 1.0)] == pytest.approx([8.0, 2.0, 0.5])
     assert VqaArgs(temperature=8.0).temperature_at(0.5) == 8.0
+
+
+@pytest.mark.parametrize(("flag", "images"), [("tiny", "IMAGES_TINY"), ("fast", "IMAGES_FAST")])
+def test_tiny_and_fast_keep_so_many_images_of_every_split_and_mix_none(
+    args: VqaArgs, flag: str, images: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vqa_data, images, 3)
+    answers = vqa_data.load_answers(args)
+    tokenizer = load_tokenizer(Path(args.pretrained))
+    some = replace(args, **{flag: True})
+    places = {
+        name: set(map(tuple, vqa_data.load_split(some, name, tokenizer, answers).places.tolist()))
+        for name in ("train,nominival", "nominival", "minival")
+    }
+    assert {name: len(rows) for name, rows in places.items()} == {
+        "train,nominival": 6,
+        "nominival": 3,
+        "minival": 3,
+    }
+    assert places["nominival"] < places["train,nominival"]
+    assert not places["minival"] & places["train,nominival"]
