@@ -59,8 +59,8 @@ class GatedPair(nn.Module):
 
     With width w, a gate decides over each of w equal slices of the output's last dimension. Tuple outputs are
     gated element by element; None stays None. The frozen copy is the module as it is now: without gradients
-    and always in evaluation mode, so that its dropout is off. Its matrices may be held in
-    another type, `frozen_dtype`; see `adaptive.precision`.
+    and always in evaluation mode, so that its dropout is off. Its matrices may be held in another type,
+    `frozen_dtype`; see `adaptive.precision`.
     """
 
     def __init__(

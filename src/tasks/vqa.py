@@ -42,7 +42,7 @@ from tasks.vqa_ask import ask
 from tasks.vqa_checkpoint import Best, BestError, load_best, save_best
 from tasks.vqa_data import complete, load_answers, load_split, prepare_data, required_files
 from tasks.vqa_machine import loader_over, make_accelerator, progress_bar, stop_agreed
-from tasks.vqa_model import ModelError, ModelSpec, build, count_parameters, score, vqa_loss
+from tasks.vqa_model import INPUTS, ModelError, ModelSpec, build, count_parameters, score, vqa_loss
 from tasks.vqa_progress import Progress
 from tasks.vqa_scores import load_key, official
 from training.checkpoint import Interrupted, StopSignal, save_state, stop_on_signal, whole_folder
@@ -60,7 +60,6 @@ from vqadata.dataset import VqaDataset
 from vqadata.features import StoreError
 from vqadata.files import DataError
 
-INPUTS = ("input_ids", "attention_mask", "visual_feats", "visual_pos", "visual_attention_mask")
 USER_ERRORS = (DataError, StoreError, CheckpointError, BestError, ModelError, RunFolderError)
 EVALUATION_BATCH = 4  # times the training batch: no gradients, so there is room
 

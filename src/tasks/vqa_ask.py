@@ -23,7 +23,7 @@ from lxmert.units import Unit
 from tasks.vqa_args import VqaArgs
 from tasks.vqa_checkpoint import Best, load_best
 from tasks.vqa_data import open_stores, stores_folder
-from tasks.vqa_model import ModelError, build
+from tasks.vqa_model import INPUTS, ModelError, build
 from vqadata.dataset import VqaDataset
 from vqadata.features import FeatureStores
 from vqadata.files import DataError
@@ -52,9 +52,8 @@ def ask(args: VqaArgs, accelerator: Accelerator, best: Best) -> dict[str, Any]:
     ids, lengths = encode(load_tokenizer(weights.tokenizer), [args.question])
     dataset = VqaDataset([record], ids, lengths, stores, best.answers)
     example = {name: column.to(accelerator.device) for name, column in dataset[0].items()}
-    names = ("input_ids", "attention_mask", "visual_feats", "visual_pos", "visual_attention_mask")
     model = accelerator.prepare(model).eval()
-    logits, gates = model(**{name: example[name] for name in names})
+    logits, gates = model(**{name: example[name] for name in INPUTS})
     probability = logits[0].float().sigmoid()
     top = probability.topk(min(ANSWERS_SHOWN, len(best.answers)))
     answers = {best.answers[n]: p for n, p in zip(top.indices.tolist(), top.values.tolist(), strict=True)}

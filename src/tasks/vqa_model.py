@@ -23,6 +23,9 @@ from lxmert.weights import Origin, Pretrained, answer_rows, fill
 from tasks.vqa_args import VqaArgs
 from vqadata.answers import convert_answer
 
+# The columns of a batch that models and policies are called with.
+INPUTS = ("input_ids", "attention_mask", "visual_feats", "visual_pos", "visual_attention_mask")
+
 
 class ModelError(ValueError):
     """A model that cannot be built as asked; the message says why."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from adaptive.adapt import Adaptive
 from lxmert.checkpoint import load_weights
 from lxmert.units import GRANULARITIES, gate_labels
-from tasks.vqa_args import VqaArgs
+from tasks.vqa_args import POLICIES, VqaArgs
 from tasks.vqa_model import ModelSpec, VqaModel, build, vqa_loss
 
 ADAPTIVE = tuple(GRANULARITIES)
@@ -112,6 +112,29 @@ def test_one_step_moves_tuned_policy_and_head_and_nothing_frozen(
         "model.lxmert.embeddings.",
     ):
         assert [name for name in moved if part in name], part
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("strategy", ADAPTIVE)
+def test_bf16_loses_no_gradient_of_what_no_gate_decides_over(
+    pretrained: Path, inputs: dict, strategy: str, policy: str
+) -> None:
+    """Policies read the model's embeddings without gradients; autocast must not give the model that cast.
+
+    Tuned copies are left out: rounded logits can turn a gate, and a copy that nothing chose has no gradient.
+    """
+    spec = ModelSpec.of(VqaArgs(strategy=strategy, pretrained=str(pretrained), policy=policy))
+    reached = []
+    for amp in (False, True):
+        torch.manual_seed(0)
+        model = build(spec, load_weights(spec), ANSWERS, "bf16" if amp else "no")[0].train()
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            loss = vqa_loss(model(**inputs).outputs, torch.rand(6, len(ANSWERS)))
+        loss.backward()
+        with_gradient = {name for name, p in model.named_parameters() if p.grad is not None}
+        reached.append({name for name in with_gradient if ".tuned." not in name})
+    assert "model.lxmert.encoder.visn_fc.visn_fc.weight" in reached[0]
+    assert reached[0] == reached[1]
 
 
 @pytest.mark.parametrize("strategy", ADAPTIVE)
