@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import LxmertConfig
 
+from lxmert.dropout import Dropout, dropout
+from lxmert.linear import Linear
+
 LAYER_NORM_EPS = 1e-12
 
 
@@ -41,7 +44,7 @@ class Embeddings(nn.Module):
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, size, padding_idx=0)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, size, padding_idx=0)
         self.LayerNorm = layer_norm(size)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """(B, T) -> (B, T, H)."""
@@ -63,11 +66,11 @@ class VisualFeatureEncoder(nn.Module):
 
     def __init__(self, config: LxmertConfig) -> None:
         super().__init__()
-        self.visn_fc = nn.Linear(config.visual_feat_dim, config.hidden_size)
+        self.visn_fc = Linear(config.visual_feat_dim, config.hidden_size)
         self.visn_layer_norm = layer_norm(config.hidden_size)
-        self.box_fc = nn.Linear(config.visual_pos_dim, config.hidden_size)
+        self.box_fc = Linear(config.visual_pos_dim, config.hidden_size)
         self.box_layer_norm = layer_norm(config.hidden_size)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, visual_feats: Tensor, visual_pos: Tensor) -> Tensor:
         """(B, R, D), (B, R, 4) -> (B, R, H)."""
@@ -89,10 +92,10 @@ class Attention(nn.Module):
         if size % config.num_attention_heads:
             raise ValueError(f"hidden size {size} is no multiple of {config.num_attention_heads} heads")
         self.heads = config.num_attention_heads
-        self.query = nn.Linear(size, size)
-        self.key = nn.Linear(size, size)
-        self.value = nn.Linear(size, size)
-        self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
+        self.query = Linear(size, size)
+        self.key = Linear(size, size)
+        self.value = Linear(size, size)
+        self.dropout = Dropout(config.attention_probs_dropout_prob)
 
     def forward(self, hidden: Tensor, context: Tensor, mask: Tensor) -> Tensor:
         """(B, S, H) attends to (B, C, H) where mask (B, C) is true -> (B, S, H)."""
@@ -116,11 +119,17 @@ class Attention(nn.Module):
         query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in projected)
         mask = mask[:, None, None, :]
         rate = self.dropout.p if self.training else 0.0
-        if rate and dropped is not None:
+        # Step by step where the fused kernel has no dropout of the kind wanted, and where it is slow: on a
+        # CPU with dropout, and in bf16, whose backward pass takes several times as long as the steps.
+        on_cpu = query.device.type == "cpu"
+        slow = on_cpu and (rate > 0 or query.dtype != torch.float32)
+        if slow or (rate and dropped is not None):
             scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
             weights = scores.masked_fill(~mask, float("-inf")).softmax(-1)
-            weights = torch.where(dropped[:, :, None, None], F.dropout(weights, rate), weights)
-            attended = weights @ value
+            thinned = dropout(weights, rate) if rate else weights
+            if rate and dropped is not None:
+                thinned = torch.where(dropped[:, :, None, None], thinned, weights)
+            attended = thinned @ value
         else:
             attended = F.scaled_dot_product_attention(query, key, value, mask, rate)
         return attended.transpose(1, 2).flatten(2)
@@ -131,9 +140,9 @@ class AddAndNorm(nn.Module):
 
     def __init__(self, config: LxmertConfig, input_size: int) -> None:
         super().__init__()
-        self.dense = nn.Linear(input_size, config.hidden_size)
+        self.dense = Linear(input_size, config.hidden_size)
         self.LayerNorm = layer_norm(config.hidden_size)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden: Tensor, residual: Tensor) -> Tensor:
         """(B, S, input size), (B, S, H) -> (B, S, H)."""
@@ -145,7 +154,7 @@ class Intermediate(nn.Module):
 
     def __init__(self, config: LxmertConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.dense = Linear(config.hidden_size, config.intermediate_size)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(B, S, H) -> (B, S, intermediate size), with the exact (erf) GELU."""
@@ -263,7 +272,7 @@ class Encoder(nn.Module):
 class Pooler(nn.Module):
     def __init__(self, config: LxmertConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dense = Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, language: Tensor) -> Tensor:
         """(B, T, H) -> (B, H), from [CLS] at position 0."""
@@ -319,7 +328,7 @@ class AnswerHead(nn.Module):
         super().__init__()
         size = config.hidden_size
         self.logit_fc = nn.Sequential(
-            nn.Linear(size, 2 * size), nn.GELU(), layer_norm(2 * size), nn.Linear(2 * size, answers)
+            Linear(size, 2 * size), nn.GELU(), layer_norm(2 * size), Linear(2 * size, answers)
         )
         self.apply(lambda module: initialise(module, config.initializer_range))
 

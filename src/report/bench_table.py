@@ -6,8 +6,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-HEADER = ("", "train examples/s", "eval examples/s", "peak GB", "against", "train", "eval", "memory")
-FIGURES = {"train": 1, "evaluation": 1, "peak": 2}  # in the report, with their digits in the table
+HEADER = (
+    *("", "train examples/s", "eval examples/s", "memory GB", "process GB"),
+    *("against", "train", "eval", "memory", "process"),
+)
+FIGURES = {"train": 1, "evaluation": 1, "tensors": 2, "process": 2}  # in the report, and digits in the table
 
 
 def bench_markdown(report: Mapping[str, Any]) -> str:
@@ -17,18 +20,18 @@ def bench_markdown(report: Mapping[str, Any]) -> str:
     what slowed the machine down for a while slowed down both of its sides.
     """
     rows = {row["name"]: row for row in report["rows"]}
-    lines = [_line(HEADER), _line(["---"] + ["---:"] * 3 + ["---"] + ["---:"] * 3)]
+    lines = [_line(HEADER), _line(["---"] + ["---:"] * len(FIGURES) + ["---"] + ["---:"] * len(FIGURES))]
     for row in rows.values():
         figures = [row["name"], *(_spread(row[figure], digits) for figure, digits in FIGURES.items())]
         references = [rows[name] for name in row["against"] if name in rows]
         for reference in references or [None]:
-            ratios = _ratios(row, reference) if reference else [""] * 4
+            ratios = _ratios(row, reference) if reference else [""] * (1 + len(FIGURES))
             lines.append(_line([*figures, *ratios]))
-            figures = [""] * 4  # once is enough
+            figures = [""] * (1 + len(FIGURES))  # once is enough
     hardware, versions, arguments = report["hardware"], report["versions"], report["arguments"]
     note = (
         f"{hardware['processor']}, {hardware['threads']} threads, torch {versions['torch']}, transformers "
-        f"{versions['transformers']}; batch {arguments['batch']}, {arguments['repeats']} turns, median "
+        f"{versions['transformers']}; batch {arguments['batch']}, turns: {arguments['repeats']}, median "
         "(minimum to maximum)."
     )
     return "\n".join([*lines, "", note])

@@ -10,24 +10,23 @@ the median of the turns and its spread is their minimum and maximum.
 - ours: questions grouped by length and trimmed, fused attention, routed gates, no unused half of the last
   layer
 - dense: what the earlier implementation did: both copies always, padded to 20 word pieces, attention step by
-  step, everything computed, a policy network of 2/1/1 layers with embeddings of its own, an optimizer that
-  passes over memory once an operation
+  step, everything computed, PyTorch's own linear layers and dropout, a policy network of 2/1/1 layers with
+  embeddings of its own, an optimizer that passes over memory once an operation
 - Hugging Face: `LxmertForQuestionAnswering`, padded to 20 word pieces, standard fine-tuning, our optimizer
 
-A training step is forward, backward, clipping and AdamW. Peak memory is the growth of the process over its
-state before the side was built (on a GPU: the allocator's peak).
+A training step is forward, backward, clipping and AdamW. Memory is what PyTorch's allocator had handed out at
+its highest, from building the model to the end of the second step, measured once; process is what the whole
+process grew by in a turn.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gc
 import json
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,11 +40,13 @@ from adaptive.adapt import Adaptive
 from report.bench_table import bench_markdown
 from report.results_table import replace_block
 from tasks.vqa_args import POLICIES, VqaArgs
+from tasks.vqa_bench_memory import process_peak, tensor_peak
 from tasks.vqa_bench_sides import ANSWERS, Side, attention_step_by_step, build_side, sides
 from tasks.vqa_model import vqa_loss
 from training.optim import JointOptimizer, make_optimizer
 
 Batch = tuple[dict[str, Tensor], Tensor]  # inputs of the model, target
+Step = Callable[[int, dict[str, Tensor], Tensor], None]  # number of the step and a batch
 
 # Word pieces a question, [CLS] and [SEP] included, of 57,038 questions of VQA v2 (mean 9.5).
 LENGTHS = {
@@ -61,7 +62,7 @@ class Turn(NamedTuple):
 
     train: float  # examples a second
     evaluation: float  # examples a second
-    peak: float  # GB
+    process: float  # GB, growth of the resident set
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
@@ -80,13 +81,18 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     )
     wanted = [side for side in sides(args.policy) if args.only in side.name or is_reference(side, args)]
     turns: dict[str, list[Turn]] = {side.name: [] for side in wanted}
-    with tqdm(total=len(wanted) * args.repeats, unit="turn") as bar:
+    tensors: dict[str, float] = {}
+    with tqdm(total=len(wanted) * (1 + args.repeats), unit="turn") as bar:
         for repeat in range(args.repeats):
             batches = make_batches(args, config, torch.Generator().manual_seed(args.seed + repeat), device)
             for side in wanted:
                 bar.set_description(side.name)
                 turns[side.name].append(measure(side, config, batches, args.seed, device))
                 bar.update()
+        for side in wanted:
+            bar.set_description(f"memory of {side.name}")
+            tensors[side.name] = measure_tensors(side, config, batches, device)
+            bar.update()
     report = {
         "hardware": {"device": str(device), "processor": processor(), "threads": torch.get_num_threads()},
         "versions": {name: version(name) for name in ("torch", "transformers")},
@@ -95,6 +101,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         "rows": [
             {"name": side.name, "against": side.against}
             | {figure: [getattr(turn, figure) for turn in turns[side.name]] for figure in Turn._fields}
+            | {"tensors": [tensors[side.name]] * args.repeats}  # the same every turn
             for side in wanted
         ],
     }
@@ -115,19 +122,38 @@ def is_reference(side: Side, args: argparse.Namespace) -> bool:
 
 def measure(side: Side, config: LxmertConfig, batches: list[Batch], seed: int, device: torch.device) -> Turn:
     """Build one side, train and evaluate it for a few steps, and forget it."""
-    give_back_memory()
     torch.manual_seed(seed)
-    ours = not side.dense and side.strategy != "huggingface"
-    batches = [trim(batch) if ours else batch for batch in batches]
-    with peak_memory(device) as peak, attention_step_by_step(side.dense):
+    warm_up, *timed = (trim(batch) if trims(side) else batch for batch in batches)
+    with process_peak() as process, attention_step_by_step(side.dense):
         model = build_side(side, config).to(device)
-        train = time_training(side, model, batches, device)
-        evaluation = time_evaluation(side, model, batches, device)
-    return Turn(train, evaluation, peak())
+        step = training_step(side, model, device)
+        step(0, *warm_up)
+        train = examples_a_second(step, timed, device, side.policy_every)
+        step = evaluation_step(model)
+        with torch.no_grad(), arithmetic(side, device):
+            step(0, *warm_up)
+            evaluation = examples_a_second(step, timed, device, 1)
+    return Turn(train, evaluation, process())
 
 
-def time_training(side: Side, model: nn.Module, batches: list[Batch], device: torch.device) -> float:
-    """Examples a second over all batches but the first."""
+def measure_tensors(side: Side, config: LxmertConfig, batches: list[Batch], device: torch.device) -> float:
+    """Peak memory in GB of building one side and of two steps of it, the second with the longest batch."""
+    first, last = (trim(batch) if trims(side) else batch for batch in (batches[0], batches[-1]))
+    gc.collect()
+    with attention_step_by_step(side.dense), tensor_peak(device) as peak:
+        step = training_step(side, build_side(side, config).to(device), device)
+        step(0, *first)  # makes the optimizer's state
+        step(0, *last)
+    return peak()
+
+
+def trims(side: Side) -> bool:
+    """Whether a side cuts its batches to their longest question."""
+    return not side.dense and side.strategy != "huggingface"
+
+
+def training_step(side: Side, model: nn.Module, device: torch.device) -> Step:
+    """A step of training, with its optimizer."""
     model.train()
     parts = [model.model] + ([model.policy] if model.policy is not None else [])
     optimizer = JointOptimizer([make_optimizer("adamw", part, 1e-5, 0.01) for part in parts])
@@ -145,30 +171,22 @@ def time_training(side: Side, model: nn.Module, batches: list[Batch], device: to
         optimizer.step()
         optimizer.zero_grad()
 
-    return examples_a_second(step, batches, device, side.policy_every)
+    return step
 
 
-def time_evaluation(side: Side, model: nn.Module, batches: list[Batch], device: torch.device) -> float:
-    """Examples a second over all batches but the first."""
+def evaluation_step(model: nn.Module) -> Step:
     model.eval()
 
     def step(number: int, inputs: dict[str, Tensor], target: Tensor) -> None:
         model(**inputs)
 
-    with torch.no_grad(), arithmetic(side, device):
-        return examples_a_second(step, batches, device, 1)
+    return step
 
 
-def examples_a_second(
-    step: Callable[[int, dict[str, Tensor], Tensor], None],
-    batches: list[Batch],
-    device: torch.device,
-    period: int,
-) -> float:
-    """Run step 0 to warm up, then at least one whole period of steps on the clock."""
-    step(0, *batches[0])
+def examples_a_second(step: Step, batches: list[Batch], device: torch.device, period: int) -> float:
+    """Run all batches on the clock, and if need be again, up to at least one whole period of steps."""
     synchronise(device)
-    timed = batches[1:] * (-(-period // len(batches[1:])))
+    timed = batches * (-(-period // len(batches)))
     start = time.perf_counter()
     for number, batch in enumerate(timed, 1):
         step(number, *batch)
@@ -214,35 +232,6 @@ def arithmetic(side: Side, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=side.precision == "bf16")
 
 
-@contextmanager
-def peak_memory(device: torch.device) -> Iterator[Callable[[], float]]:
-    """Growth in GB at its highest: of the process's resident set, or of the GPU allocator."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        yield lambda: (torch.cuda.max_memory_allocated(device) - before) / 1e9
-        return
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back
-        before = resident("VmRSS")
-        yield lambda: (resident("VmHWM") - before) / 1e9
-    except OSError:
-        yield lambda: float("nan")  # no such interface outside Linux
-
-
-def give_back_memory() -> None:
-    """Return what the last side freed to the system, so that the next one's growth is its own."""
-    gc.collect()
-    with suppress(OSError, AttributeError):  # glibc only
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def resident(field: str) -> float:
-    """A figure of /proc/self/status in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(float(line.split()[1]) * 1024 for line in lines if line.startswith(field))
-
-
 def synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -263,7 +252,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="hidden size 256, 3/2/2 layers, one turn")
+    parser.add_argument(
+        "--quick", action="store_true", help="hidden size 256, 3/2/2 layers, one turn of two steps"
+    )
     parser.add_argument("--batch", type=int, default=32, help="examples a step (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=3, help="timed steps a turn (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="turns of each side (default: %(default)s)")
@@ -279,6 +270,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.quick:
         args.hidden, args.heads, args.layers, args.repeats = 256, 4, "3/2/2", 1
+        args.steps = 2
     try:
         args.layers = tuple(int(count) for count in args.layers.split("/"))
         language, vision, cross = args.layers

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from transformers import LxmertConfig, LxmertForQuestionAnswering
 
 from lxmert.checkpoint import Pretrained
+from lxmert.dropout import Dropout
+from lxmert.linear import Linear
 from lxmert.modeling import Attention
 from tasks.vqa_args import POLICIES, VqaArgs
 from tasks.vqa_model import ModelSpec, VqaModel, build
@@ -80,6 +82,10 @@ def build_side(side: Side, config: LxmertConfig) -> nn.Module:
         encoder, policy = model.model.lxmert.encoder, model.policy.policy.lxmert
         policy.embeddings = copy.deepcopy(model.model.lxmert.embeddings)
         policy.encoder.visn_fc = copy.deepcopy(encoder.visn_fc)
+        for module in model.modules():
+            for faster, plain in ((Linear, nn.Linear), (Dropout, nn.Dropout)):
+                if isinstance(module, faster):
+                    module.__class__ = plain
     return model
 
 

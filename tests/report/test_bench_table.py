@@ -3,8 +3,9 @@ from __future__ import annotations
 from report.bench_table import bench_markdown
 
 
-def row(name: str, train: list[float], evaluation: list[float], peak: list[float], *against: str) -> dict:
-    return {"name": name, "against": list(against), "train": train, "evaluation": evaluation, "peak": peak}
+def row(name: str, train: list[float], evaluation: list[float], tensors: list[float], *against: str) -> dict:
+    figures = {"train": train, "evaluation": evaluation, "tensors": tensors, "process": [9, 9, 9]}
+    return {"name": name, "against": list(against)} | figures
 
 
 REPORT = {
@@ -22,12 +23,12 @@ REPORT = {
 def test_ratios_are_taken_turn_by_turn_and_against_each_reference_that_was_measured() -> None:
     lines = bench_markdown(REPORT).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:6]]
-    assert cells[0][:4] == ["slow", "2.0 (1.0 to 4.0)", "10.0", "8.00"]
-    assert cells[2][4:] == ["slow", "3.00x (2.00 to 4.00)", "2.50x", "0.50x"]
-    assert cells[3] == ["", "", "", "", "plain", "0.80x (0.60 to 3.20)", "1.25x", "0.67x"]
+    assert cells[0][:5] == ["slow", "2.0 (1.0 to 4.0)", "10.0", "8.00", "9.00"]
+    assert cells[2][5:] == ["slow", "3.00x (2.00 to 4.00)", "2.50x", "0.50x", "1.00x"]
+    assert cells[3][4:] == ["", "plain", "0.80x (0.60 to 3.20)", "1.25x", "0.67x", "1.00x"]
     assert len({line.count("|") for line in lines[:6]}) == 1
 
 
 def test_the_note_says_what_it_was_measured_with() -> None:
     note = bench_markdown(REPORT).splitlines()[-1]
-    assert note.startswith("a processor, 2 threads, torch 1, transformers 2; batch 32, 3 turns")
+    assert note.startswith("a processor, 2 threads, torch 1, transformers 2; batch 32, turns: 3")

@@ -8,8 +8,11 @@ import torch
 from conftest import random_inputs, small_config
 from transformers import LxmertForQuestionAnswering
 
+from lxmert.dropout import Dropout
+from lxmert.linear import Linear
 from tasks import vqa_bench
 from tasks.vqa_bench import parse_args, trim
+from tasks.vqa_bench_memory import process_peak, tensor_peak
 from tasks.vqa_bench_sides import ANSWERS, Side, attention_step_by_step, build_side
 
 SIZES = [
@@ -24,7 +27,8 @@ def test_a_small_benchmark_measures_every_row_and_writes_its_json(tmp_path: Path
     report = vqa_bench.main(parse_args([*SIZES, "--only", "bf16", "--json", str(file)]))
     names = [row["name"] for row in report["rows"]]
     assert {"Hugging Face standard", "dense SpotTune", "dense SpotTune_Block"} < set(names)
-    assert all(row["train"][0] > 0 and row["evaluation"][0] > 0 for row in report["rows"])
+    figures = ("train", "evaluation", "tensors")
+    assert all(row[figure][0] > 0 for row in report["rows"] for figure in figures)
     assert json.loads(file.read_text())["rows"] == json.loads(json.dumps(report["rows"]))
 
 
@@ -59,6 +63,32 @@ def test_the_dense_side_has_the_policy_network_of_the_earlier_implementation() -
     assert "policy.lxmert.embeddings.word_embeddings.weight" in names
     assert "policy.lxmert.encoder.layer.1.output.dense.weight" in names
     assert not [name for name, _ in ours.policy.named_parameters() if "embeddings" in name]
+
+
+def test_the_dense_side_multiplies_and_drops_as_pytorch_does_by_itself() -> None:
+    dense, ours = (
+        build_side(Side("", "SpotTune", "fp32", dense=dense), small_config()) for dense in (True, False)
+    )
+    assert not [module for module in dense.modules() if isinstance(module, Linear | Dropout)]
+    assert [module for module in ours.modules() if isinstance(module, Linear)]
+
+
+def test_the_peak_of_the_tensors_is_what_was_held_at_once() -> None:
+    device = torch.device("cpu")
+    kept = []
+    for _ in range(2):  # the second profile must not count what the first one saw come and not go
+        with tensor_peak(device) as peak:
+            kept.append(torch.zeros(1_000_000))
+            (torch.zeros(2_000_000), torch.zeros(3_000_000))
+            torch.zeros(1_000_000)
+        assert peak() == pytest.approx(24e-3, abs=1e-4)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="resident memory is read as on Linux")
+def test_the_peak_of_the_process_covers_what_was_freed_again() -> None:
+    with process_peak() as peak:
+        torch.ones(25_000_000)
+    assert peak() == pytest.approx(0.1, abs=0.02)
 
 
 def test_the_share_tuned_is_what_the_row_says() -> None:

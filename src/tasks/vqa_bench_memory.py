@@ -1,0 +1,65 @@
+"""Peak memory of a piece of code, two ways: what its tensors took, and what the process grew by."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+Peak = Callable[[], float]  # GB, to be asked for after the block
+
+
+@contextmanager
+def tensor_peak(device: torch.device) -> Iterator[Peak]:
+    """What PyTorch's allocator had handed out at its highest, less what it had at the start.
+
+    On a CPU this takes a profile, which is slow and needs memory of its own: not for code that is timed.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        yield lambda: (torch.cuda.max_memory_allocated(device) - before) / 1e9
+        return
+    peak = float("nan")
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        yield lambda: peak
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder, "trace.json")
+        profiler.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
+    changes = [event["args"] for event in events if event["name"] == "[memory]"]
+    # What an earlier profile saw come and did not see go is still in the total.
+    before = changes[0]["Total Allocated"] - changes[0]["Bytes"]
+    peak = (max(change["Total Allocated"] for change in changes) - before) / 1e9
+
+
+@contextmanager
+def process_peak() -> Iterator[Peak]:
+    """Growth of the process's resident set: the tensors and the holes between them. NaN off Linux."""
+    give_back_memory()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back
+        before = resident("VmRSS")
+        yield lambda: (resident("VmHWM") - before) / 1e9
+    except OSError:
+        yield lambda: float("nan")
+
+
+def give_back_memory() -> None:
+    """Return what was freed to the system, so that growth from here on is the block's own."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # glibc only
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def resident(field: str) -> float:
+    """A figure of /proc/self/status in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) * 1024 for line in lines if line.startswith(field))
