@@ -35,6 +35,8 @@ new division of the same questions: a model that starts from it has seen VQA-CP 
 answers. Its scores on VQA-CP v2 measure less than the name says."""
 SCENES = """\
 The embedded scenes are a small synthetic data set that illustrates the method. These are not VQA results."""
+OTHER = f"If questions of VQA are among the data: {LEAKAGE[0].lower()}{LEAKAGE[1:]}"
+WORTH = {"scenes": SCENES, "vqav2": LEAKAGE, "vqacpv2": LEAKAGE}  # what scores mean, by data set
 USE_PLAIN = """\
     from transformers import AutoTokenizer, LxmertForQuestionAnswering
     model = LxmertForQuestionAnswering.from_pretrained("{to}")
@@ -137,7 +139,7 @@ def model_card(run: Path, best: Best, to: Path) -> str:
             "",
             "The best epoch was chosen on the validation data, so its accuracy there is a little too high.",
             "",
-            SCENES if best.dataset == "scenes" else LEAKAGE,
+            WORTH.get(best.dataset, OTHER),
             "",
             "## Use",
             "",

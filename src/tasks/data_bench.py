@@ -76,11 +76,14 @@ def write_random_tsv(path: Path, rows: int, boxes: int, size: int) -> None:
                 encode(np.maximum(rng.standard_normal((boxes, size), dtype=np.float32), 0)),
             ]
             file.write(b"\t".join(columns) + b"\n")
+        file.flush()
+        os.fsync(file.fileno())  # or the system would write it during the first turns
 
 
 def plain(path: Path) -> Figures:
     """Every row as a dictionary of arrays."""
     csv.field_size_limit(sys.maxsize)
+    _read_through(path)
     start, used = time.perf_counter(), _cpu()
     images = []
     with path.open(encoding="utf-8") as file:
@@ -102,10 +105,11 @@ def plain(path: Path) -> Figures:
     return _conversion(len(images), start, used)
 
 
-def ours(path: Path, store: Path, boxes: int, threads: int) -> Figures:
+def ours(path: Path, store: Path, boxes: int) -> Figures:
     """The conversion, from the file to a finished store on the disk."""
+    _read_through(path)
     start, used = time.perf_counter(), _cpu()
-    done = convert(TsvSource(path), store, regions=boxes, threads=threads, progress=False)
+    done = convert(TsvSource(path), store, regions=boxes, progress=False)
     return _conversion(done.images, start, used)
 
 
@@ -166,7 +170,7 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         turns["plain"].append(_apart(plain, small))
         for name, file in (("ours, few rows", small), ("ours", large)):
             shutil.rmtree(store, ignore_errors=True)
-            turns[name].append(_apart(ours, file, store, args.boxes, args.jobs))
+            turns[name].append(_apart(ours, file, store, args.boxes))
         size = sum(file.stat().st_size for file in store.iterdir())
         turns["disk"].append(_apart(disk, scratch / "disk", size))
     figures: dict[str, Any] = {
@@ -177,7 +181,7 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     figures["ratio, same rows"] = figures["ours, few rows"]["rows/s"] / figures["plain"]["rows/s"]
     figures["disk"]["rows/s"] = figures["disk"]["MB/s"] * MB / (size / args.rows)
     figures["loading"] = _apart(loading, store.parent, args.seconds)
-    setting = {key: getattr(args, key) for key in ("rows", "few", "boxes", "size", "jobs", "repeats")}
+    setting = {key: getattr(args, key) for key in ("rows", "few", "boxes", "size", "repeats")}
     return {"setting": setting | {"cores": len(os.sched_getaffinity(0))}, **figures}
 
 
@@ -186,8 +190,7 @@ def report(figures: dict[str, Any]) -> str:
     setting, loading, disk = figures["setting"], figures["loading"], figures["disk"]
     sides = [("plain", setting["few"]), ("ours, few rows", setting["few"]), ("ours", setting["rows"])]
     lines = [
-        f"conversion, {setting['boxes']} x {setting['size']}: {setting['jobs']} threads, "
-        f"{setting['cores']} cores",
+        f"conversion, {setting['boxes']} x {setting['size']}: {setting['cores']} cores",
         *(
             f"  {name.split(',')[0]:8}{count:6,} rows{figures[name]['rows/s']:10,.0f} rows/s"
             f"{figures[name]['CPU ms/row']:8.2f} ms of CPU a row{figures[name]['peak MB']:8,.0f} MB at most"
@@ -217,7 +220,7 @@ def markdown(figures: dict[str, Any]) -> str:
     note = (
         f"Ours is {figures['ratio']:.1f} times as fast as the plain way, {figures['ratio, same rows']:.1f} "
         f"times for the same rows. {setting['boxes']} x {setting['size']} features an image, "
-        f"{setting['jobs']} threads, {setting['cores']} cores, median of {setting['repeats']} turns; the "
+        f"{setting['cores']} cores, median of {setting['repeats']} turns; the "
         f"disk took {figures['disk']['rows/s']:,.0f} rows/s ({figures['disk']['MB/s']:,.0f} MB/s)."
     )
     return "\n".join([*lines, "", note])
@@ -227,6 +230,14 @@ def _apart(function: Callable[..., Figures], *arguments: Any) -> Figures:
     """Call in a fresh process."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
+
+
+def _read_through(path: Path) -> None:
+    """Bring a file into the operating system's cache, which may have dropped it meanwhile."""
+    block = bytearray(1 << 20)
+    with path.open("rb", buffering=0) as file:
+        while file.readinto(block):
+            pass
 
 
 def _conversion(rows: int, start: float, used: float) -> Figures:
@@ -301,9 +312,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--boxes", type=int, default=36, help="boxes an image (36)")
     parser.add_argument("--size", type=int, default=2048, help="features a box (2048)")
-    parser.add_argument(
-        "--jobs", type=int, default=os.cpu_count(), help="threads of the conversion (one a core)"
-    )
     parser.add_argument("--repeats", type=int, default=3, help="turns (3)")
     parser.add_argument("--seconds", type=float, default=3, help="time for each loading rate (3)")
     parser.add_argument(
@@ -314,7 +322,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.quick:
         args.rows, args.few, args.repeats, args.seconds = 300, 100, 1, 0.5
-    if min(args.rows, args.few, args.boxes, args.size, args.jobs, args.repeats) < 1 or args.few > args.rows:
+    if min(args.rows, args.few, args.boxes, args.size, args.repeats) < 1 or args.few > args.rows:
         parser.error("sizes must be at least 1, and --few at most --rows")
     return args
 

@@ -60,9 +60,6 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
         default=0,
         help="leave out up to so many faulty rows (0: stop at the first)",
     )
-    features.add_argument(
-        "--jobs", type=_positive, help="threads that decode; default: one a core, at most 16"
-    )
     features.add_argument("--quiet", action="store_true", help="no progress bar")
     features.set_defaults(run=run_features)
 
@@ -107,7 +104,6 @@ def _convert(file: Path, folder: Path, args: argparse.Namespace) -> Conversion:
         dtype=DTYPES[args.dtype],
         detections=args.with_detections,
         max_faults=args.max_faults,
-        threads=args.jobs,
         progress=not args.quiet,
     )
 

@@ -32,6 +32,7 @@ COLUMNS = (
 )
 READ_BYTES = 1 << 20  # more would not stay in a core's cache until it is decoded
 LONGEST_LINE = 64 << 20  # 150 times the usual one: memory stays bounded in a file without line ends
+CUT_SHORT = "; the file ends inside it, so its download or copy was cut short"
 MOST = 100_000  # boxes of an image, and pixels of its width or height
 
 
@@ -85,7 +86,7 @@ class TsvSource:
                     while len(rest) == LONGEST_LINE and not rest.endswith(b"\n"):
                         rest = file.readline(LONGEST_LINE)
                         offset += len(rest)
-                    if content.strip():
+                    if not content.isspace():  # strip() would copy the line
                         yield Item(content, f"{self.path}, line {line}", (offset, line))
             except (zipfile.BadZipFile, zlib.error, EOFError) as error:
                 raise StoreError(
@@ -118,6 +119,15 @@ def parse_row(line: bytes, *, detections: bool = False) -> ImageRow:
     """One line as arrays; RowFault says what is wrong with it. CRLF line ends are fine."""
     fields = _fields(line)
     try:
+        return _image_row(fields, detections)
+    except RowFault:
+        if b"\t" in bytes(fields[COLUMNS[-1]]):
+            raise RowFault(f"has more than {len(COLUMNS)} columns") from None
+        raise
+
+
+def _image_row(fields: dict[str, memoryview], detections: bool) -> ImageRow:
+    try:
         image_id = bytes(fields["img_id"]).decode("utf-8")
     except UnicodeDecodeError:
         raise RowFault("img_id is not UTF-8 text") from None
@@ -139,27 +149,20 @@ def parse_row(line: bytes, *, detections: bool = False) -> ImageRow:
 
 def _fields(line: bytes) -> dict[str, memoryview]:
     """The columns of a line, without copying them."""
-    view = (
-        memoryview(line)[: len(line.rstrip(b"\r\n"))] if line.endswith((b"\r", b"\n")) else memoryview(line)
-    )
+    length = len(line)
+    while length and line[length - 1] in b"\r\n":
+        length -= 1
+    view = memoryview(line)[:length]
     ends, end = [], line.find(b"\t")
-    while end >= 0 and len(ends) < len(COLUMNS):
+    while end >= 0:
         ends.append(end)
-        end = line.find(b"\t", end + 1)
+        # Not through the last column, which is nearly all of the line: a tab in it is no base64 anyway.
+        end = line.find(b"\t", end + 1) if len(ends) < len(COLUMNS) - 1 else -1
     if len(ends) != len(COLUMNS) - 1:
-        more = "more than " if len(ends) == len(COLUMNS) else ""
-        raise RowFault(
-            f"has {more}{len(ends) + (not more)} columns where {len(COLUMNS)} are expected"
-            + (
-                ""
-                if line.endswith(b"\n")
-                else "; the file ends inside it, so its download or copy was cut short"
-            )
-        )
+        cut = "" if line.endswith(b"\n") else CUT_SHORT
+        raise RowFault(f"has {len(ends) + 1} columns where {len(COLUMNS)} are expected{cut}")
     starts = [0, *(end + 1 for end in ends)]
-    return {
-        name: view[start:end] for name, start, end in zip(COLUMNS, starts, [*ends, len(view)], strict=True)
-    }
+    return {name: view[start:end] for name, start, end in zip(COLUMNS, starts, [*ends, length], strict=True)}
 
 
 def _integer(fields: dict[str, memoryview], name: str) -> int:

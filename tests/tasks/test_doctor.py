@@ -205,7 +205,7 @@ def test_an_unfinished_conversion_is_told_and_left_out_rows_are_listed(
 ) -> None:
     file = tmp_path / "test2015_obj36.tsv"
     write_tsv(file, ["a", "b", "c"], faulty="b")
-    command = ("features", file, "--data", folder.parent, "--quiet", "--jobs", "1")
+    command = ("features", file, "--data", folder.parent, "--quiet")
     with pytest.raises(StoreError, match=r"test2015_obj36\.tsv, line 2: img_h is '-'"):
         run(*command)
     code, text = report(folder, capsys)

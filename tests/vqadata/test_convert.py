@@ -30,7 +30,7 @@ GOOD = line(image(7))
 
 
 def store_of(file: Path, path: Path, **options: object) -> FeatureStore:
-    convert(TsvSource(file), path, **{"regions": 4, "threads": 2, "progress": False} | options)
+    convert(TsvSource(file), path, **{"regions": 4, "progress": False} | options)
     return FeatureStore(path)
 
 
@@ -99,12 +99,13 @@ def test_a_flipped_bit_is_found_in_its_row(tmp_path: Path) -> None:
     assert list(intact_rows(store.path, store.manifest)) == [True, True, True, False, True]
 
 
-def test_threads_and_archives_make_no_difference(tmp_path: Path) -> None:
+def test_chunks_and_archives_make_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_tsv(tmp_path / "x.tsv", 30)
     with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.write(tmp_path / "x.tsv", "folder/x.tsv")
-    store_of(tmp_path / "x.tsv", tmp_path / "one", threads=1)
-    store_of(tmp_path / "x.tsv", tmp_path / "three", threads=3)
+    store_of(tmp_path / "x.tsv", tmp_path / "one")
+    monkeypatch.setattr("vqadata.convert.CHUNK", 7)
+    store_of(tmp_path / "x.tsv", tmp_path / "three")
     store_of(tmp_path / "x.zip", tmp_path / "packed")
     plain, packed = contents(tmp_path / "one"), contents(tmp_path / "packed")
     assert plain == contents(tmp_path / "three")
@@ -139,7 +140,7 @@ def test_an_interrupted_conversion_ends_in_the_same_bytes(
     interrupted(file, tmp_path / "parts", after, monkeypatch)
     with pytest.raises(StoreError, match="not a finished feature store"):
         FeatureStore(tmp_path / "parts")
-    done = convert(TsvSource(file), tmp_path / "parts", regions=4, threads=2, progress=False)
+    done = convert(TsvSource(file), tmp_path / "parts", regions=4, progress=False)
     assert (done.images, done.resumed_at) == (30, after)
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
 
@@ -164,7 +165,7 @@ def test_rows_that_did_not_reach_the_disk_are_converted_again(
             file.write(text)
             if not text:
                 file.truncate()
-        done = convert(TsvSource(tmp_path / "x.tsv"), parts, regions=4, threads=1, progress=False)
+        done = convert(TsvSource(tmp_path / "x.tsv"), parts, regions=4, progress=False)
         assert done.resumed_at == (19, 15, 17)[number]
         assert contents(parts) == contents(tmp_path / "whole")
 
@@ -219,6 +220,7 @@ def test_a_full_disk_is_one_sentence_and_the_conversion_goes_on_later(
         pytest.raises(StoreError, match=r"disk below .* is full after 4 images"),
     ):
         patch.setattr(os, "pwritev", write_while_there_is_room)
+        patch.setattr("vqadata.convert.CHUNK", 4)
         store_of(tmp_path / "x.tsv", tmp_path / "parts")
     assert not (tmp_path / "parts" / MANIFEST).exists()
     store_of(tmp_path / "x.tsv", tmp_path / "parts")
@@ -231,7 +233,8 @@ BAD_ROWS: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: line(image(1))[:30],
         "has 3 columns where 10 are expected; the file ends",
     ),
-    "a column too many": (lambda: b"x\t" + line(image(1)), "more than 10 columns"),
+    "a column too many": (lambda: b"x\t" + line(image(1)), "has more than 10 columns"),
+    "a column too many at the end": (lambda: line(image(1))[:-1] + b"\tx\n", "has more than 10 columns"),
     "bad base64": (lambda: line(image(1), features="*" * 128), "features is not valid base64"),
     "wrong count": (
         lambda: line(image(1), num_boxes=2),
@@ -351,7 +354,7 @@ def test_whatever_the_bytes_only_the_projects_error_comes_out(rows: list[bytes])
         file = Path(folder, "x.tsv")
         file.write_bytes(b"".join(rows))
         try:
-            store = store_of(file, Path(folder, "store"), max_faults=2, detections=True, threads=1)
+            store = store_of(file, Path(folder, "store"), max_faults=2, detections=True)
         except StoreError:
             assert not Path(folder, "store", MANIFEST).exists()
         else:
