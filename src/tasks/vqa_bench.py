@@ -131,7 +131,7 @@ def measure(side: Side, config: LxmertConfig, batches: list[Batch], seed: int, d
         train = examples_a_second(step, timed, device, side.policy_every)
         step = evaluation_step(model)
         with torch.no_grad(), arithmetic(side, device):
-            step(0, *warm_up)
+            examples_a_second(step, timed, device, 1)  # first touches of memory and kernels, not counted
             evaluation = examples_a_second(step, timed, device, 1)
     return Turn(train, evaluation, process())
 
