@@ -1,6 +1,6 @@
 """Speed and memory of every strategy, side by side with the naive way and with Hugging Face's LXMERT.
 
-    bash run/vqa_bench.bash                     # base size, all sides: about half an hour on two cores
+    bash run/vqa_bench.bash                     # base size, all sides: about forty minutes on two cores
     bash run/vqa_bench.bash --quick             # small size, under two minutes
 
 All sides run in this one process, on the same batches: random features, questions as long as those of
