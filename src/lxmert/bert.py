@@ -14,7 +14,8 @@ from typing import Any
 from torch import Tensor
 from transformers import LxmertConfig
 
-from lxmert.files import CheckpointError, rename
+from common.errors import CheckpointError
+from lxmert.files import rename
 from lxmert.modeling import LAYER_NORM_EPS
 
 # Parts of LxmertModel that a BERT does not give. Its pooler reads its last layer's [CLS], not LXMERT's.

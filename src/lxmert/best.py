@@ -17,13 +17,11 @@ from typing import Any, NamedTuple
 from safetensors.torch import save_file
 from torch import Tensor
 
+from common.errors import CheckpointError
+
 FORMAT = 1
 INSIDE = "pretrained"
 WEIGHTS = "model.safetensors"
-
-
-class BestError(ValueError):
-    """A BEST folder that cannot be used; the message says why."""
 
 
 class Best(NamedTuple):
@@ -56,12 +54,12 @@ def write_best(best: Best, tensors: Mapping[str, Tensor]) -> None:
 
 
 def read_best(folder: Path) -> Best:
-    """All but the tensors, with `spec` as it stands there; BestError if something is missing or damaged."""
+    """All but the tensors, with `spec` as it stands there; CheckpointError if one is missing or damaged."""
     try:
         description = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         answers = json.loads((folder / "answers.json").read_text(encoding="utf-8"))
         if description["format"] != FORMAT:
-            raise BestError(f"{folder} is of format {description['format']}; this code reads {FORMAT}.")
+            raise CheckpointError(f"{folder} is of format {description['format']}; this code reads {FORMAT}.")
         spec = {**description["spec"]}
         if (folder / INSIDE).is_dir():
             spec |= {"pretrained": str(folder / INSIDE), "load_lxmert": None, "load_lxmert_qa": None}
@@ -77,8 +75,8 @@ def read_best(folder: Path) -> Best:
         )
     except FileNotFoundError as error:
         name = Path(error.filename).name
-        raise BestError(
+        raise CheckpointError(
             f"{folder} is not a BEST folder: {name} is missing. It looks like snap/vqa/<version>/BEST."
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise BestError(f"{folder} is damaged: {error}.") from None
+        raise CheckpointError(f"{folder} is damaged: {error}.") from None

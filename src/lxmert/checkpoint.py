@@ -21,9 +21,9 @@ if __name__ == "__main__":  # as a script it is not in a package: make it one
 
 from transformers import LxmertConfig
 
-from lxmert.best import Best, BestError, read_best
+from common.errors import CheckpointError
+from lxmert.best import Best, read_best
 from lxmert.export import write_export
-from lxmert.files import CheckpointError
 from lxmert.hub import load_pretrained
 from lxmert.original import load_original
 from lxmert.weights import Origin, Pretrained
@@ -66,12 +66,12 @@ def fit_features(weights: Pretrained, size: int) -> None:
 def weights_behind(best: Best, origin: Origin) -> Pretrained:
     """The pre-trained weights that a BEST folder was trained from; `origin` is what its `spec` says of them.
 
-    BestError says which file is missing, or is another one than it was.
+    CheckpointError says which file is missing, or is another one than it was.
     """
     try:
         weights = load_weights(origin)
     except CheckpointError as error:
-        raise BestError(
+        raise CheckpointError(
             f"{best.folder} needs the pre-trained {best.pretrained_source} (sha256 "
             f"{best.pretrained_sha256[:12]}...), from which it was trained: {error}"
         ) from None
@@ -81,9 +81,9 @@ def weights_behind(best: Best, origin: Origin) -> Pretrained:
 
 
 def require_same_file(best: Best, weights: Pretrained) -> None:
-    """BestError unless `weights` are those that `best` was trained from, by checksum."""
+    """CheckpointError unless `weights` are those that `best` was trained from, by checksum."""
     if weights.sha256 != best.pretrained_sha256:
-        raise BestError(
+        raise CheckpointError(
             f"{best.folder} was trained from {best.pretrained_source} with the sha256 "
             f"{best.pretrained_sha256[:12]}..., but {weights.source} has {weights.sha256[:12]}...; "
             "its frozen parts would be wrong. Put the original file back."
@@ -93,7 +93,7 @@ def require_same_file(best: Best, weights: Pretrained) -> None:
 def export(run: Path, to: Path) -> None:
     """Write the best epoch of a run folder to the new folder `to`, whole or not at all.
 
-    BestError or CheckpointError if the run, or the pre-trained file it started from, cannot be used.
+    CheckpointError or CheckpointError if the run, or the pre-trained file it started from, cannot be used.
     """
     if to.exists():
         raise CheckpointError(f"{to} exists already; name a new folder, or delete it.")
@@ -101,7 +101,7 @@ def export(run: Path, to: Path) -> None:
     try:
         origin = Origin(**{field.name: best.spec[field.name] for field in dataclasses.fields(Origin)})
     except KeyError as error:
-        raise BestError(f"{best.folder} is damaged: its model.json does not say {error}.") from None
+        raise CheckpointError(f"{best.folder} is damaged: its model.json does not say {error}.") from None
     weights = weights_behind(best, origin)
     aside = to.with_name(f"{to.name}.new")
     shutil.rmtree(aside, ignore_errors=True)
@@ -124,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         export(options.run, options.to)
-    except (BestError, CheckpointError) as error:
+    except CheckpointError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:

@@ -19,11 +19,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import LxmertConfig
 
+from common.files import sha256_of
 from lxmert.best import INSIDE, WEIGHTS, Best, write_best
-from lxmert.files import read_tensors, sha256_of
+from lxmert.files import read_tensors
 from lxmert.modeling import AnswerHead, LxmertModel
 from lxmert.tokens import load_tokenizer
-from lxmert.units import GRANULARITIES, unused_modules
+from lxmert.units import unused_modules
 from lxmert.weights import Pretrained, check_match
 
 # Names of tensors in a BEST folder begin with these, or with `policy.`.
@@ -63,7 +64,7 @@ def write_export(run: Path, best: Best, weights: Pretrained, folder: Path, to: P
     with torch.device("meta"):
         check_match(LxmertModel(weights.config), encoder, source)
         check_match(AnswerHead(weights.config, len(best.answers)), head, source)
-    if best.spec["strategy"] in GRANULARITIES:
+    if best.spec["strategy"].startswith("SpotTune"):
         write_encoder(folder / INSIDE, weights.config, encoder, weights.tokenizer)
         _write_adaptive(best, tensors, weights.config, folder)
     else:
@@ -117,7 +118,7 @@ def model_card(run: Path, best: Best, to: Path) -> str:
     ]
     if metrics.get("val_official"):
         scores.append(("official VQA accuracy (validation)", f"{metrics['val_official']['overall']:.2f} %"))
-    adaptive = spec["strategy"] in GRANULARITIES
+    adaptive = spec["strategy"].startswith("SpotTune")
     if adaptive:
         scores.append(("share tuned (validation)", f"{metrics['share_tuned']:.3f}"))
     held = ", frozen copies in bf16" if spec.get("frozen_dtype") == "bf16" else ""

@@ -16,9 +16,7 @@ from huggingface_hub.errors import HFValidationError, HTTPError, RepositoryNotFo
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message says which, why and what to do."""
+from common.errors import CheckpointError
 
 
 def local_folder(source: str | Path, files: Sequence[str], one_of: Sequence[str] = ()) -> Path:

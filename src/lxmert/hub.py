@@ -8,8 +8,9 @@ from typing import Any
 
 from transformers import LxmertConfig
 
+from common.errors import CheckpointError
 from lxmert.bert import NOT_IN_BERT, bert_config, sort_bert
-from lxmert.files import CheckpointError, local_folder, read_json, read_tensors
+from lxmert.files import local_folder, read_json, read_tensors
 from lxmert.weights import Pretrained, count_rows, finish, listed_answers, sort_tensors
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import LxmertConfig
 
-from lxmert.dropout import Dropout, dropout
-from lxmert.linear import Linear
+from kernels.dropout import Dropout, dropout
+from kernels.linear import Linear
 
 LAYER_NORM_EPS = 1e-12
 

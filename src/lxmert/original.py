@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers import LxmertConfig
 
-from lxmert.files import CheckpointError, read_tensors, rename
+from common.errors import CheckpointError
+from lxmert.files import read_tensors, rename
 from lxmert.weights import (
     LIST_FOLDER,
     Pretrained,

@@ -8,7 +8,8 @@ import numpy as np
 from tqdm import tqdm
 from transformers import BertTokenizer, PreTrainedTokenizerBase
 
-from lxmert.files import CheckpointError, local_folder
+from common.errors import CheckpointError
+from lxmert.files import local_folder
 
 VOCABULARY_FILES = ("vocab.txt", "tokenizer.json")
 TOKENIZER_FILES = (*VOCABULARY_FILES, "tokenizer_config.json", "special_tokens_map.json")

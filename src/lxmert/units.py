@@ -29,9 +29,9 @@ _STREAM_SUBLAYERS: list[Row] = [
 
 _WHOLE_LAYER: list[Row] = [(("",), 1, "layer")]
 
-# strategy -> the rows of a layer of each kind
+# what a gate decides over -> the rows of a layer of each kind
 GRANULARITIES: dict[str, dict[str, list[Row]]] = {
-    "SpotTune": {
+    "component": {
         "language": _STREAM_COMPONENTS,
         "vision": _STREAM_COMPONENTS,
         "cross": [
@@ -47,7 +47,7 @@ GRANULARITIES: dict[str, dict[str, list[Row]]] = {
             (("visn_output",), 1, "vision FFN out"),
         ],
     },
-    "SpotTune_Res": {
+    "sublayer": {
         "language": _STREAM_SUBLAYERS,
         "vision": _STREAM_SUBLAYERS,
         "cross": [
@@ -58,7 +58,7 @@ GRANULARITIES: dict[str, dict[str, list[Row]]] = {
             (("visn_inter", "visn_output"), 1, "vision FFN"),
         ],
     },
-    "SpotTune_Block": {"language": _WHOLE_LAYER, "vision": _WHOLE_LAYER, "cross": _WHOLE_LAYER},
+    "layer": {"language": _WHOLE_LAYER, "vision": _WHOLE_LAYER, "cross": _WHOLE_LAYER},
 }
 
 # The vision half of the last cross layer: nothing computed there reaches the pooled output.

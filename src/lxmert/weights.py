@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 from transformers import LxmertConfig
 
+from common.errors import CheckpointError
+from common.files import sha256_of
 from lxmert.bert import NOT_IN_BERT
-from lxmert.files import CheckpointError, read_json, rename, sha256_of
+from lxmert.files import read_json, rename
 from lxmert.modeling import AnswerHead, LxmertModel
 
 DROPPED = {

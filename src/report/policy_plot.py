@@ -27,6 +27,7 @@ from matplotlib.figure import Figure
 if __name__ == "__main__":  # as a script it is not in a package: make it one
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from common.errors import RunError
 from report.panels import (
     CHARACTER,
     DEAD_STYLE,
@@ -57,10 +58,6 @@ SHARE_LABEL = "share of examples that ran the tuned copy"
 STREAM_COLOURS = ("#56b4e9", "#e69f00", "#009e73", "#cc79a7")  # Okabe & Ito: safe for colour-blind readers
 
 
-class UsageError(ValueError):
-    """Gate usage that is missing, unreadable or inconsistent; the message says what and what to do."""
-
-
 def draw_policy(usage: GateTable, share: np.ndarray, title: str, path: Path) -> None:
     """Save `policy_figure` as a PNG, 1200 pixels wide; the folder is made if need be."""
     _save(policy_figure(usage, share, title), path)
@@ -69,7 +66,7 @@ def draw_policy(usage: GateTable, share: np.ndarray, title: str, path: Path) -> 
 def policy_figure(usage: GateTable, share: np.ndarray, title: str) -> Figure:
     """Picture the share tuned (G,) of every gate, from 0 (always frozen) to 1 (always tuned).
 
-    The title gains the mean over the live gates; dead gates are grey. Raises UsageError for arrays that do
+    The title gains the mean over the live gates; dead gates are grey. Raises RunError for arrays that do
     not fit together and for shares outside 0..1.
     """
     share = np.asarray(share, dtype=float)
@@ -86,17 +83,17 @@ def question_type_figure(
 
     One row a type, that with the highest mean over the live gates on top; one column a gate. Of many types
     the 12 that depart most are shown. A type without examples (its shares are not numbers) is left out.
-    Raises UsageError as `policy_figure` does.
+    Raises RunError as `policy_figure` does.
     """
     share, by_type = np.asarray(share, dtype=float), np.asarray(share_by_type, dtype=float)
     wanted = (len(question_types), len(share))
     if by_type.shape != wanted:
-        raise UsageError(f"the shares by question type have shape {by_type.shape}, expected {wanted}.")
+        raise RunError(f"the shares by question type have shape {by_type.shape}, expected {wanted}.")
     seen = np.flatnonzero(~np.isnan(by_type).all(axis=1))
     _check(usage, np.vstack([share, by_type[seen]]))
     live = np.asarray(usage["live"], dtype=bool)
     if not len(seen) or not live.any():
-        raise UsageError("no question type has both examples and live gates: there is nothing to compare.")
+        raise RunError("no question type has both examples and live gates: there is nothing to compare.")
     distance = np.abs(by_type[seen] - share)[:, live].mean(axis=1)
     shown = seen[np.argsort(-distance, kind="stable")[:MOST_TYPES]]
     means = by_type[:, live].mean(axis=1)
@@ -201,15 +198,15 @@ def _departures(usage: GateTable, names: Sequence[str], departure: np.ndarray, t
 
 
 def _check(usage: GateTable, shares: np.ndarray) -> None:
-    """Raise UsageError unless the table's arrays and the shares (G,) or (any, G) fit together."""
+    """Raise RunError unless the table's arrays and the shares (G,) or (any, G) fit together."""
     keys = ("stream", "layer", "component", "live")
     lengths = {key: len(usage[key]) if key in usage else 0 for key in keys}
     if set(lengths.values()) != {shares.shape[-1]} or not shares.size:
-        raise UsageError(f"the gate table's lengths {lengths} do not fit {shares.shape[-1]} shares.")
+        raise RunError(f"the gate table's lengths {lengths} do not fit {shares.shape[-1]} shares.")
     if len(set(zip(usage["stream"], usage["layer"], usage["component"], strict=True))) < lengths["live"]:
-        raise UsageError("two gates of the table have the same stream, layer and component.")
+        raise RunError("two gates of the table have the same stream, layer and component.")
     if not np.all((shares >= 0) & (shares <= 1)):
-        raise UsageError("a share tuned lies outside 0..1, or is not a number.")
+        raise RunError("a share tuned lies outside 0..1, or is not a number.")
 
 
 def _mean_text(usage: GateTable, share: np.ndarray) -> str:
@@ -228,19 +225,19 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def _read_usage(run: Path) -> dict[str, np.ndarray]:
-    """Read a run's usage.npz whole; raises UsageError if it is missing, damaged, incomplete or empty."""
+    """Read a run's usage.npz whole; raises RunError if it is missing, damaged, incomplete or empty."""
     path = run / "usage.npz"
     if not path.is_file():
-        raise UsageError(f"{path} does not exist: only a SpotTune run that has ended an epoch has one.")
+        raise RunError(f"{path} does not exist: only a SpotTune run that has ended an epoch has one.")
     try:
         with np.load(path) as file:
             usage = dict(file)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{path} cannot be read ({error}): run the fine-tuning again.") from error
+        raise RunError(f"{path} cannot be read ({error}): run the fine-tuning again.") from error
     if missing := [key for key in ("train", "val", "question_types", "val_by_type") if key not in usage]:
-        raise UsageError(f"{path} lacks {', '.join(missing)}: run the fine-tuning again.")
+        raise RunError(f"{path} lacks {', '.join(missing)}: run the fine-tuning again.")
     if not len(usage["train"]) or not len(usage["val"]):
-        raise UsageError(f"{path} holds no epoch yet: wait until the first one has ended.")
+        raise RunError(f"{path} holds no epoch yet: wait until the first one has ended.")
     return usage
 
 
@@ -270,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         paths = draw_run(options.run, options.output or Path("visualizations", options.run.resolve().name))
-    except (UsageError, OSError) as error:
+    except (RunError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print("\n".join(f"wrote {path}" for path in paths))

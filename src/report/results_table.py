@@ -16,14 +16,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+if __name__ == "__main__":  # as a script it is not in a package: make it one
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from common.errors import RunError
+
 ORDER = ("from scratch", "Frozen", "standard", "SpotTune_Block", "SpotTune")
 SCRATCH_MARGIN, STANDARD_MARGIN, GAP_MARGIN = 20.0, 1.5, 2.5  # points
 
 Result = dict[str, Any]
-
-
-class ResultsError(ValueError):
-    """Runs that are unfinished or cannot be compared; the message says which and why."""
 
 
 class Summary(NamedTuple):
@@ -56,10 +57,10 @@ class Check(NamedTuple):
 
 
 def read_results(runs: Sequence[Path]) -> list[Result]:
-    """Read result.json of every run folder; raises ResultsError naming the runs that have none."""
+    """Read result.json of every run folder; raises RunError naming the runs that have none."""
     unfinished = [str(run) for run in runs if not (run / "result.json").is_file()]
     if unfinished:
-        raise ResultsError(f"no result.json in {', '.join(unfinished)}: finish these runs or leave them out.")
+        raise RunError(f"no result.json in {', '.join(unfinished)}: finish these runs or leave them out.")
     return [_read_result(run / "result.json") for run in runs]
 
 
@@ -75,23 +76,21 @@ def _read_result(path: Path) -> Result:
             "seconds": float(result["seconds"]),
         }
     except KeyError as error:
-        raise ResultsError(f"{path} lacks {error}: run the fine-tuning again.") from error
+        raise RunError(f"{path} lacks {error}: run the fine-tuning again.") from error
     except (ValueError, TypeError) as error:
-        raise ResultsError(f"{path} cannot be read ({error}): run the fine-tuning again.") from error
+        raise RunError(f"{path} cannot be read ({error}): run the fine-tuning again.") from error
 
 
 def summarise(results: Sequence[Result]) -> list[Row]:
     """Average the runs of each strategy over its seeds, rows in the table's order.
 
-    Raises ResultsError if the runs differ in data set or epochs, if a strategy has a seed twice, or if only
+    Raises RunError if the runs differ in data set or epochs, if a strategy has a seed twice, or if only
     some of its runs have a share tuned.
     """
     for key, name in (("dataset", "data sets"), ("epochs", "numbers of epochs")):
         values = sorted({str(result[key]) for result in results})
         if len(values) > 1:
-            raise ResultsError(
-                f"the runs have different {name} ({', '.join(values)}): compare like with like."
-            )
+            raise RunError(f"the runs have different {name} ({', '.join(values)}): compare like with like.")
     groups: dict[str, list[Result]] = {}
     for result in results:
         groups.setdefault(_row_name(result), []).append(result)
@@ -108,12 +107,10 @@ def _row_name(result: Result) -> str:
 def _row(name: str, results: Sequence[Result]) -> Row:
     seeds = sorted(result["seed"] for result in results)
     if len(set(seeds)) < len(seeds):
-        raise ResultsError(f"{name} has two runs with the same seed (seeds {seeds}): leave one of them out.")
+        raise RunError(f"{name} has two runs with the same seed (seeds {seeds}): leave one of them out.")
     shares = [result["share_tuned"] for result in results]
     if None in shares and any(share is not None for share in shares):
-        raise ResultsError(
-            f"some runs of {name} have a share tuned and some have not: compare like with like."
-        )
+        raise RunError(f"some runs of {name} have a share tuned and some have not: compare like with like.")
     measures = {
         key: _summary([result[key] for result in results])
         for key in ("train_accuracy", "val_accuracy", "gap", "best_val_accuracy", "seconds")
@@ -170,11 +167,11 @@ def _caption(rows: Sequence[Row], dataset: str, epochs: int) -> str:
 def replace_block(text: str, block: str, name: str, topic: str = "results") -> str:
     """Return `text` with `block` between the two markers of `topic`, which stay; nothing else changes.
 
-    Raises ResultsError, with the file's `name`, unless each marker is there once and in order.
+    Raises RunError, with the file's `name`, unless each marker is there once and in order.
     """
     begin, end = (f"<!-- {topic}:{edge} -->" for edge in ("begin", "end"))
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        raise ResultsError(f"{name} must have the markers {begin} and {end}, each once and in this order.")
+        raise RunError(f"{name} must have the markers {begin} and {end}, each once and in this order.")
     before, _, rest = text.partition(begin)
     return f"{before}{begin}\n{block}\n{end}{rest.partition(end)[2]}"
 
@@ -263,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         _report(options)
-    except (ResultsError, OSError) as error:
+    except (RunError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -38,10 +38,11 @@ import numpy as np
 import psutil
 from tqdm import tqdm
 
-from report.results_table import ResultsError, replace_block
+from common.errors import RunError, StoreError
+from report.results_table import replace_block
 from vqadata.convert import convert
 from vqadata.dataset import VqaDataset
-from vqadata.features import FeatureStores, StoreError
+from vqadata.features import FeatureStores
 from vqadata.tsv import COLUMNS, TsvSource
 
 BATCH = 32
@@ -343,7 +344,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             text = args.readme.read_text(encoding="utf-8")
             text = replace_block(text, markdown(figures), str(args.readme), "data")
             args.readme.write_text(text, encoding="utf-8")
-    except (StoreError, ResultsError) as error:
+    except (StoreError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:

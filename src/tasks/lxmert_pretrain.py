@@ -33,7 +33,7 @@ from tqdm import tqdm
 from transformers import BertTokenizer, LxmertConfig, get_linear_schedule_with_warmup
 
 from lxmert.modeling import AnswerHead, LxmertModel, initialise
-from tasks.vqa_model import vqa_loss
+from tasks.finetune.model import vqa_loss
 from vqadata import scenes
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

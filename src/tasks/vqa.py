@@ -33,34 +33,27 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from adaptive.usage import Usage, variation
-from lxmert.checkpoint import CheckpointError, fit_features, load_weights, weights_behind
+from common.errors import Interrupted, UserError
+from common.files import write_json
+from lxmert.checkpoint import fit_features, load_weights, weights_behind
 from lxmert.tokens import load_tokenizer
 from lxmert.units import gate_labels
-from tasks import vqa_report as report
-from tasks.vqa_args import FREE_FIELDS, VqaArgs, parse_args
-from tasks.vqa_ask import ask
-from tasks.vqa_checkpoint import Best, BestError, load_best, save_best
-from tasks.vqa_data import complete, load_answers, load_split, prepare_data, required_files
-from tasks.vqa_machine import loader_over, make_accelerator, progress_bar, stop_agreed
-from tasks.vqa_model import INPUTS, ModelError, ModelSpec, build, count_parameters, score, vqa_loss
-from tasks.vqa_progress import Progress
-from tasks.vqa_scores import load_key, official
-from training.checkpoint import Interrupted, StopSignal, save_state, stop_on_signal, whole_folder
+from tasks.finetune import messages as report
+from tasks.finetune.args import FREE_FIELDS, VqaArgs, parse_args
+from tasks.finetune.ask import ask
+from tasks.finetune.best import Best, load_best, save_best
+from tasks.finetune.data import complete, load_answers, load_split, prepare_data, required_files
+from tasks.finetune.machine import loader_over, make_accelerator, progress_bar, stop_agreed
+from tasks.finetune.model import INPUTS, ModelSpec, build, count_parameters, score, vqa_loss
+from tasks.finetune.scores import load_key, official
+from tasks.finetune.state import Progress
+from training.checkpoint import StopSignal, save_state, stop_on_signal, whole_folder
 from training.loader import EpochSampler
-from training.optim import (
-    JointOptimizer,
-    clip_gradients,
-    make_optimizer,
-    make_schedule,
-    warm_up_then_decay,
-)
-from training.run_folder import RunFolderError, describe_environment, open_run_folder, write_json
+from training.optim import JointOptimizer, clip_gradients, make_optimizer, make_schedule, warm_up_then_decay
+from training.run_folder import describe_environment, open_run_folder
 from training.tracker import Tracker
 from vqadata.dataset import VqaDataset
-from vqadata.features import StoreError
-from vqadata.files import DataError
 
-USER_ERRORS = (DataError, StoreError, CheckpointError, BestError, ModelError, RunFolderError)
 EVALUATION_BATCH = 4  # times the training batch: no gradients, so there is room
 
 
@@ -339,7 +332,7 @@ def cli(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nInterrupted before the first step; nothing was lost.")
         return 130
-    except USER_ERRORS as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:

@@ -37,12 +37,12 @@ from tqdm import tqdm
 from transformers import LxmertConfig
 
 from adaptive.adapt import Adaptive
-from report.bench_table import bench_markdown
 from report.results_table import replace_block
-from tasks.vqa_args import POLICIES, VqaArgs
-from tasks.vqa_bench_memory import process_peak, tensor_peak
-from tasks.vqa_bench_sides import ANSWERS, Side, attention_step_by_step, build_side, sides
-from tasks.vqa_model import vqa_loss
+from tasks.bench.memory import process_peak, tensor_peak
+from tasks.bench.table import bench_markdown
+from tasks.bench.variants import ANSWERS, Side, attention_step_by_step, build_side, sides
+from tasks.finetune.args import POLICIES, VqaArgs
+from tasks.finetune.model import vqa_loss
 from training.optim import JointOptimizer, make_optimizer
 
 Batch = tuple[dict[str, Tensor], Tensor]  # inputs of the model, target

@@ -18,7 +18,9 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from tasks import vqa_prepare_features, vqa_prepare_questions
+from common.errors import UserError
+from tasks.prepare import features as vqa_prepare_features
+from tasks.prepare import questions as vqa_prepare_questions
 
 
 class _Parser(argparse.ArgumentParser):
@@ -32,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         return args.run(args) or 0
-    except ValueError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -12,10 +12,6 @@ from types import FrameType
 from accelerate import Accelerator
 
 
-class Interrupted(Exception):
-    """The user asked to stop (Ctrl-C, SIGTERM); everything is saved."""
-
-
 class StopSignal:
     """True once the user has asked to stop."""
 

@@ -12,11 +12,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from common.errors import RunError
+
 PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "numpy")
-
-
-class RunFolderError(ValueError):
-    """A run folder that cannot be used; the message says why and what to do."""
 
 
 def open_run_folder(folder: Path, arguments: Mapping[str, Any], *, free: frozenset[str]) -> None:
@@ -32,9 +30,9 @@ def open_run_folder(folder: Path, arguments: Mapping[str, Any], *, free: frozens
             _require_same(json.loads(file.read_text(encoding="utf-8")), arguments, free, folder)
         write_json(file, arguments)
     except OSError as error:
-        raise RunFolderError(f"The run folder {folder} cannot be written: {error.strerror}.") from None
+        raise RunError(f"The run folder {folder} cannot be written: {error.strerror}.") from None
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
-        raise RunFolderError(f"{file} is damaged. Delete {folder} or choose another version name.") from None
+        raise RunError(f"{file} is damaged. Delete {folder} or choose another version name.") from None
 
 
 def _require_same(old: dict[str, Any], new: dict[str, Any], free: frozenset[str], folder: Path) -> None:
@@ -44,7 +42,7 @@ def _require_same(old: dict[str, Any], new: dict[str, Any], free: frozenset[str]
         if old.get(name) != new.get(name)
     ]
     if differing:
-        raise RunFolderError(
+        raise RunError(
             f"{folder} holds a run made with other arguments ({'; '.join(differing)}). "
             "Choose another version name, repeat the earlier arguments to go on, or delete the folder."
         )

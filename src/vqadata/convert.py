@@ -16,7 +16,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from vqadata.feature_layout import MANIFEST, Layout, StoreError, pack_row
+from common.errors import StoreError
+from vqadata.feature_layout import MANIFEST, Layout, pack_row
 from vqadata.feature_writer import JOURNAL, StoreWriter
 from vqadata.features import FeatureStore
 from vqadata.tsv import ImageRow, Item, RowFault

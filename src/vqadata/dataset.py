@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from common.errors import DataError
 from vqadata.features import FeatureStores
-from vqadata.files import DataError, read_json
+from vqadata.files import read_json
 
 FIELDS = ("question_id", "img_id", "sent")
 

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from common.errors import StoreError
+
 FORMAT = 1
 DTYPES = ("float16", "float32")
 MANIFEST = "manifest.json"
@@ -24,10 +26,6 @@ DETECTIONS = {
     "attribute_ids": "int32",
     "attribute_scores": "float32",
 }
-
-
-class StoreError(ValueError):
-    """A feature store that is missing, unfinished or damaged; the message says which and what to do."""
 
 
 @dataclass(frozen=True)

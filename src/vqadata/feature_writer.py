@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from vqadata.feature_layout import FORMAT, IMAGE_IDS, MANIFEST, Layout, StoreError, crc32, store_checksum
+from common.errors import StoreError
+from vqadata.feature_layout import FORMAT, IMAGE_IDS, MANIFEST, Layout, crc32, store_checksum
 
 JOURNAL = "journal.jsonl"
 ROWS_A_FLUSH = 256

@@ -26,7 +26,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vqadata.feature_layout import FORMAT, MANIFEST, Layout, StoreError, cast, pack_row
+from common.errors import StoreError
+from vqadata.feature_layout import FORMAT, MANIFEST, Layout, cast, pack_row
 from vqadata.feature_writer import JOURNAL, StoreWriter
 
 __all__ = ["FeatureStore", "FeatureStores", "Regions", "StoreError", "write_store"]

@@ -12,12 +12,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from common.errors import DataError
+
 # What gzip and zipfile raise when the bytes they are given are no whole archive.
 _DAMAGE = (EOFError, ValueError, RuntimeError, ArithmeticError, struct.error, zlib.error, zipfile.BadZipFile)
-
-
-class DataError(ValueError):
-    """Data that is missing or cannot be used; the message names file and record and says what to do."""
 
 
 class Source(NamedTuple):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vqadata.feature_layout import StoreError
+from common.errors import StoreError
 from vqadata.tsv import MOST, ImageRow, Item, RowFault
 
 FEATURE_NAMES = ("x", "features")

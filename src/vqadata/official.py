@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from common.errors import DataError
 from vqadata.answers import ANSWER_TYPES, guess_answer_type, most_frequent
-from vqadata.files import DataError, Source, find_source, parse_json, read_text
+from vqadata.files import Source, find_source, parse_json, read_text
 
 MAX_ANSWERS = 10  # to a question
 QUESTION_FIELDS = ("question_id", "image_id", "question")

@@ -24,8 +24,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.errors import DataError
 from vqadata.answers import ANSWER_TYPES, guess_answer_type, soft_target, tidy
-from vqadata.files import DataError, read_answer_list, read_json
+from vqadata.files import read_answer_list, read_json
 from vqadata.official import annotation_fault, lacking, read_records, to_annotation
 from vqadata.priors import usual_answer
 from vqadata.questions import ANSWERS, RECORD, Prepared, lxmert_fault

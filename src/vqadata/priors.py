@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vqadata.files import DataError
+from common.errors import DataError
 from vqadata.official import Annotation
 from vqadata.questions import Prepared, hold_out
 

@@ -17,16 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from common.errors import DataError
 from vqadata.answers import MIN_OCCURRENCES, build_vocabulary, soft_target
-from vqadata.files import (
-    DataError,
-    find_source,
-    json_list,
-    read_answer_list,
-    read_json,
-    read_text,
-    write_together,
-)
+from vqadata.files import find_source, json_list, read_answer_list, read_json, read_text, write_together
 from vqadata.official import (
     Annotated,
     Annotation,

@@ -21,8 +21,9 @@ from typing import Any, NamedTuple, NoReturn
 if __name__ == "__main__":  # as a script it is not in a package: make it one
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from common.errors import DataError
 from vqadata.answers import ANSWER_TYPES, agreement, normalise, tidy
-from vqadata.files import DataError, read_json
+from vqadata.files import read_json
 from vqadata.official import Annotation, lacking, read_annotations, read_question_ids, refuse_duplicates
 
 

@@ -16,7 +16,7 @@ from typing import IO, NamedTuple
 import numpy as np
 import pybase64
 
-from vqadata.feature_layout import StoreError
+from common.errors import StoreError
 
 COLUMNS = (
     "img_id",

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import assert_same
 from safetensors.torch import save_file
+from tests.helpers.checkpoints import assert_same
 from torch import Tensor
 from transformers import BertConfig, BertForPreTraining
 
+from common.errors import CheckpointError
 from lxmert.bert import NOT_IN_BERT
-from lxmert.files import CheckpointError
 from lxmert.hub import load_pretrained
 from lxmert.modeling import LxmertModel
 from lxmert.weights import BERT_TOKENIZER, fill

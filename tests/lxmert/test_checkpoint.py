@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import ANSWERS, SHARED, assert_same, small_config, write_folder
 from safetensors.torch import save_file
+from tests.helpers.checkpoints import ANSWERS, SHARED, assert_same, small_config, write_folder
 from torch import Tensor, nn
 from transformers import LxmertForPreTraining, LxmertForQuestionAnswering
 from transformers import LxmertModel as PublishedModel
 
-from lxmert.files import CheckpointError
+from common.errors import CheckpointError
 from lxmert.hub import load_pretrained
 from lxmert.modeling import AnswerHead, LxmertModel
 from lxmert.weights import BERT_TOKENIZER, answer_rows, fill

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import ANSWERS, small_config, write_folder, write_original
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
+from tests.helpers.checkpoints import ANSWERS, small_config, write_folder, write_original
 
 import lxmert.files
-from lxmert.files import CheckpointError, local_folder, read_tensors
+from common.errors import CheckpointError
+from lxmert.files import local_folder, read_tensors
 from lxmert.hub import load_pretrained
 from lxmert.original import load_original
 

@@ -8,10 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import ANSWERS, SHARED, assert_same, original_tensors, small_config, write_original
+from tests.helpers.checkpoints import (
+    ANSWERS,
+    SHARED,
+    assert_same,
+    original_tensors,
+    small_config,
+    write_original,
+)
 from transformers import LxmertModel as PublishedModel
 
-from lxmert.files import CheckpointError, sha256_of
+from common.errors import CheckpointError
+from common.files import sha256_of
 from lxmert.original import load_original
 from lxmert.weights import BERT_TOKENIZER, answer_rows
 

@@ -6,7 +6,7 @@ from huggingface_hub.utils import filter_repo_objects
 
 import lxmert.files
 import lxmert.tokens
-from lxmert.files import CheckpointError
+from common.errors import CheckpointError
 from lxmert.tokens import encode, load_tokenizer
 
 VOCABULARY = Path(__file__).parents[2].parent / "shared" / "data" / "bert-base-uncased-vocab.txt"

@@ -11,7 +11,7 @@ BASE = LxmertConfig()
 
 @pytest.mark.parametrize(
     ("strategy", "gates", "live"),
-    [("SpotTune", 425, 410), ("SpotTune_Res", 53, 51), ("SpotTune_Block", 19, 19)],
+    [("component", 425, 410), ("sublayer", 53, 51), ("layer", 19, 19)],
 )
 def test_the_published_model_has_the_published_number_of_gates(strategy: str, gates: int, live: int) -> None:
     labels = gate_labels(list_units(BASE, strategy))
@@ -30,20 +30,20 @@ def test_units_are_disjoint_submodules_that_cover_every_layer(strategy: str) -> 
 
 
 def test_a_head_gate_is_as_wide_as_the_model_has_heads() -> None:
-    heads = [unit for unit in list_units(BASE, "SpotTune") if unit.component.endswith("head")]
+    heads = [unit for unit in list_units(BASE, "component") if unit.component.endswith("head")]
     assert {unit.width for unit in heads} == {12}
     assert len(heads) == 9 + 5 + 3 * 5
 
 
 def test_dead_gates_are_the_vision_half_of_the_last_cross_layer() -> None:
-    for strategy in ("SpotTune", "SpotTune_Res"):
+    for strategy in ("component", "sublayer"):
         dead = {name for unit in list_units(BASE, strategy) if not unit.live for name in unit.modules}
         assert all(name.startswith("encoder.x_layers.4.visn_") for name in dead)
         assert {name.split(".")[3] for name in dead} == {name.split(".")[3] for name in unused_modules(BASE)}
 
 
 def test_labels_name_heads_from_one() -> None:
-    labels = gate_labels(list_units(BASE, "SpotTune"))
+    labels = gate_labels(list_units(BASE, "component"))
     first = list(zip(labels["stream"], labels["layer"], labels["component"], strict=True))[:15]
     assert first[0] == ("language", 1, "head 1")
     assert first[11] == ("language", 1, "head 12")

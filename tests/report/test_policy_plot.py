@@ -16,8 +16,9 @@ from matplotlib.colors import to_hex, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from common.errors import RunError
 from report.panels import DEAD_LABEL
-from report.policy_plot import UsageError, draw_policy, main, policy_figure, question_type_figure
+from report.policy_plot import draw_policy, main, policy_figure, question_type_figure
 
 SCRIPT = Path(__file__).parents[2] / "src" / "report" / "policy_plot.py"
 SMALL, BASE = (3, 2, 2, 4), (9, 5, 5, 12)  # language, vision, cross layers; heads
@@ -221,16 +222,16 @@ def test_of_many_question_types_those_that_depart_most_are_shown() -> None:
 
 def test_arrays_that_do_not_fit_are_refused() -> None:
     table = gate_table("block", SMALL)
-    with pytest.raises(UsageError, match="do not fit 6 shares"):
+    with pytest.raises(RunError, match="do not fit 6 shares"):
         policy_figure(table, np.zeros(6), "title")
-    with pytest.raises(UsageError, match=r"outside 0\.\.1"):
+    with pytest.raises(RunError, match=r"outside 0\.\.1"):
         policy_figure(table, np.full(7, 1.5), "title")
-    with pytest.raises(UsageError, match=r"shape \(1, 7\), expected \(2, 7\)"):
+    with pytest.raises(RunError, match=r"shape \(1, 7\), expected \(2, 7\)"):
         question_type_figure(table, ["a", "b"], np.zeros((1, 7)), np.zeros(7), "title")
-    with pytest.raises(UsageError, match="nothing to compare"):
+    with pytest.raises(RunError, match="nothing to compare"):
         question_type_figure(table, ["a"], np.full((1, 7), np.nan), np.zeros(7), "title")
     table["layer"] = np.ones(7, dtype=int)
-    with pytest.raises(UsageError, match="two gates"):
+    with pytest.raises(RunError, match="two gates"):
         policy_figure(table, np.zeros(7), "title")
 
 

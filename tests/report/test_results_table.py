@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from report.results_table import ResultsError, main, replace_block
+from common.errors import RunError
+from report.results_table import main, replace_block
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
@@ -177,7 +178,7 @@ def test_a_readme_without_its_markers_is_an_error_and_untouched(
 
 def test_replacing_keeps_backslashes_and_other_special_characters() -> None:
     assert replace_block(f"a{BEGIN}{END}b", r"\1 | $x", "README") == f"a{BEGIN}\n\\1 | $x\n{END}b"
-    with pytest.raises(ResultsError, match="README"):
+    with pytest.raises(RunError, match="README"):
         replace_block("a", "b", "README")
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tasks.vqa_doctor import can_train, examine
-from tasks.vqa_prepare_features import add_commands, image_set
-from vqadata.features import StoreError, write_store
-from vqadata.files import DataError
+from common.errors import DataError, StoreError
+from tasks.prepare.doctor import can_train, examine
+from tasks.prepare.features import add_commands, image_set
+from vqadata.features import write_store
 
 
 def run(*argv: object) -> int:

@@ -11,22 +11,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ANSWERS
 from safetensors.torch import load_file, save_file
+from tests.helpers.small import ANSWERS
 from transformers import AutoTokenizer, BertConfig, BertModel, LxmertForQuestionAnswering
 from transformers import LxmertModel as PublishedModel
 
 from lxmert.checkpoint import main, weights_behind
 from lxmert.export import LEAKAGE, SCENES
 from lxmert.tokens import encode, load_tokenizer
-from lxmert.units import GRANULARITIES
 from tasks import vqa
-from tasks.vqa_args import VqaArgs
-from tasks.vqa_checkpoint import load_best, read_best
-from tasks.vqa_model import build
+from tasks.finetune.args import VqaArgs
+from tasks.finetune.best import load_best, read_best
+from tasks.finetune.model import build
+from tasks.finetune.strategies import STRATEGIES
 
 RUN = "snap/vqa/run"
 SCRIPT = Path(__file__).parents[2] / "src" / "lxmert" / "checkpoint.py"
+
+ADAPTIVE = tuple(name for name, strategy in STRATEGIES.items() if strategy.adaptive)
 
 
 @pytest.fixture
@@ -91,7 +93,7 @@ def test_an_exported_plain_run_is_a_pretrained_model_to_start_from(
 @pytest.mark.parametrize(
     ("strategy", "changes"),
     [
-        *((strategy, {}) for strategy in GRANULARITIES),
+        *((strategy, {}) for strategy in ADAPTIVE),
         ("SpotTune_Block", {"policy": "light"}),
         ("SpotTune_Block", {"from_scratch": True, "llayers": 1, "policy_xlayers": 2}),
     ],

@@ -10,18 +10,21 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from conftest import ANSWERS
 from safetensors.torch import load_file
+from tests.helpers.small import ANSWERS
 from torch import Tensor
 
 from adaptive.adapt import Adaptive
+from common.errors import Interrupted
 from lxmert.checkpoint import load_weights, main
-from lxmert.units import GRANULARITIES
 from tasks import vqa
-from tasks.vqa_args import VqaArgs, parse_args
-from tasks.vqa_checkpoint import read_best
-from tasks.vqa_model import ModelSpec, build, vqa_loss
-from training.checkpoint import Interrupted, StopSignal
+from tasks.finetune.args import VqaArgs, parse_args
+from tasks.finetune.best import read_best
+from tasks.finetune.model import ModelSpec, build, vqa_loss
+from tasks.finetune.strategies import STRATEGIES
+from training.checkpoint import StopSignal
+
+ADAPTIVE = tuple(name for name, strategy in STRATEGIES.items() if strategy.adaptive)
 
 
 @pytest.fixture
@@ -70,7 +73,7 @@ def numbers(model: Adaptive, inputs: dict[str, Tensor], gates: Tensor, amp: bool
     return {"logits": logits.detach().float(), "gates": leaf.grad, **named}
 
 
-@pytest.mark.parametrize("strategy", GRANULARITIES)
+@pytest.mark.parametrize("strategy", ADAPTIVE)
 @pytest.mark.parametrize("gate", [0.0, 0.5, 1.0])
 def test_with_bf16_arithmetic_nothing_changes_and_without_it_little(
     pretrained: Path, inputs: dict, strategy: str, gate: float

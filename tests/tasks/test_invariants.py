@@ -6,16 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ANSWERS, random_inputs
+from tests.helpers.small import ANSWERS, random_inputs
 from torch import Tensor
 
 from adaptive.adapt import Adaptive
 from lxmert.checkpoint import load_weights
-from lxmert.units import GRANULARITIES, gate_labels
-from tasks.vqa_args import POLICIES, VqaArgs
-from tasks.vqa_model import ModelSpec, VqaModel, build, vqa_loss
+from lxmert.units import gate_labels
+from tasks.finetune.args import POLICIES, VqaArgs
+from tasks.finetune.model import ModelSpec, VqaModel, build, vqa_loss
+from tasks.finetune.strategies import STRATEGIES
 
-ADAPTIVE = tuple(GRANULARITIES)
+ADAPTIVE = tuple(name for name, strategy in STRATEGIES.items() if strategy.adaptive)
 
 
 def make(pretrained: Path, strategy: str, seed: int = 0) -> Adaptive:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tasks import vqa
-from tasks.vqa_args import VqaArgs
+from tasks.finetune.args import VqaArgs
 
 OLD = Path(__file__).parents[1] / "assets" / "run_format_1"
 

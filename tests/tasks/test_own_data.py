@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tasks import vqa, vqa_prepare
-from tasks.vqa_args import VqaArgs
-from tasks.vqa_data import choose_recipe, complete
+from tasks.finetune.args import VqaArgs
+from tasks.finetune.data import choose_recipe, complete
 from vqadata.sample import write_scenes
 
 SNAP = Path(__file__).parents[2] / "snap"

@@ -17,10 +17,10 @@ from torch import Tensor
 from transformers import BertConfig, BertModel, LxmertConfig, LxmertForPreTraining, LxmertForQuestionAnswering
 from transformers import LxmertModel as PublishedModel
 
+from common.errors import CheckpointError
 from lxmert.checkpoint import fit_features, load_weights
-from lxmert.files import CheckpointError
-from tasks.vqa_args import VqaArgs
-from tasks.vqa_model import ModelSpec, build
+from tasks.finetune.args import VqaArgs
+from tasks.finetune.model import ModelSpec, build
 
 SRC = Path(__file__).parents[2] / "src"
 SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "lxmert"
@@ -227,8 +227,8 @@ import sys
 import torch
 from pathlib import Path
 from lxmert.checkpoint import load_weights
-from tasks.vqa_args import VqaArgs
-from tasks.vqa_model import ModelSpec, build
+from tasks.finetune.args import VqaArgs
+from tasks.finetune.model import ModelSpec, build
 torch.set_num_threads(1)
 def peak():
     status = Path("/proc/self/status").read_text()

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from lxmert.tokens import load_tokenizer
-from tasks import vqa, vqa_data
-from tasks.vqa_args import VqaArgs
+from tasks import vqa
+from tasks.finetune import data as vqa_data
+from tasks.finetune.args import VqaArgs
 
 
 @pytest.fixture

@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from common.errors import Interrupted
 from tasks import vqa
-from tasks.vqa_args import STRATEGIES, VqaArgs, parse_args
-from training.checkpoint import Interrupted, StopSignal
+from tasks.finetune.args import VqaArgs, parse_args
+from tasks.finetune.strategies import STRATEGIES
+from training.checkpoint import StopSignal
 
 SRC = Path(__file__).parent.parent.parent / "src"
 TIMES = ("seconds", "examples_per_second")

@@ -12,9 +12,10 @@ from transformers import LxmertConfig
 
 from lxmert.units import list_units
 from tasks import vqa
-from tasks.vqa_args import VqaArgs
-from tasks.vqa_ask import describe_gates
-from tasks.vqa_checkpoint import Best, read_best
+from tasks.finetune.args import VqaArgs
+from tasks.finetune.ask import describe_gates
+from tasks.finetune.best import Best, read_best
+from tasks.finetune.strategies import STRATEGIES
 
 
 @pytest.fixture
@@ -66,7 +67,9 @@ def test_it_answers_as_the_evaluation_does(
         if strategy in ("standard", "Frozen"):
             assert gates.startswith(f"{strategy} has no gates")
         else:
-            units = list_units(LxmertConfig.from_pretrained(args.pretrained), strategy)
+            units = list_units(
+                LxmertConfig.from_pretrained(args.pretrained), STRATEGIES[strategy].granularity
+            )
             assert len(outcome["tuned"]) == sum(unit.width for unit in units)
             assert all(f"\n  {unit.stream} {unit.layer} " in gates for unit in units)
     assert set(Path("snap").rglob("*")) == before  # asking leaves nothing behind
@@ -76,12 +79,12 @@ def test_every_gate_of_the_base_size_is_shown_by_layer(args: VqaArgs) -> None:
     vqa.main(args)
     best: Best = read_best(Path("snap/vqa/run/BEST"))
     config = LxmertConfig()
-    blocks = list_units(config, "SpotTune_Block")
+    blocks = list_units(config, "layer")
     tuned = [number % 3 == 0 for number in range(19)]
     lines = list(describe_gates(best, blocks, tuned))
     assert len(lines) == 20 and "7 of 19 gates" in lines[0]
     assert [line.split()[-1] for line in lines[1:]] == ["tuned" if on else "frozen" for on in tuned]
-    components = list_units(config, "SpotTune")
+    components = list_units(config, "component")
     lines = list(describe_gates(best, components, [True] * 9 * 15 + [False] * (425 - 9 * 15)))
     assert "135 of 410 gates ran tuned (33%); 15 cannot reach the answer" in lines[0]
     assert lines[1].split()[:5] == ["language", "1", "100%", "tuned", "head"]

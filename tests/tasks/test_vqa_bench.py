@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import random_inputs, small_config
+from tests.helpers.small import random_inputs, small_config
 from transformers import LxmertForQuestionAnswering
 
-from lxmert.dropout import Dropout
-from lxmert.linear import Linear
+from kernels.dropout import Dropout
+from kernels.linear import Linear
 from tasks import vqa_bench
+from tasks.bench.memory import process_peak, tensor_peak
+from tasks.bench.variants import ANSWERS, Side, attention_step_by_step, build_side
 from tasks.vqa_bench import parse_args, trim
-from tasks.vqa_bench_memory import process_peak, tensor_peak
-from tasks.vqa_bench_sides import ANSWERS, Side, attention_step_by_step, build_side
 
 SIZES = [
     *("--hidden", "32", "--heads", "2", "--features", "16", "--layers", "1/1/1"),

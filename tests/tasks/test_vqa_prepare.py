@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from question_files import cp_test_ids, write_vqacp, write_vqav2
+from tests.helpers.question_files import cp_test_ids, write_vqacp, write_vqav2
 
 from tasks import vqa_prepare
 from vqadata.dataset import read_split

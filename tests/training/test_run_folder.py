@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import torch
 
+from common.errors import RunError
+from common.files import write_json
 from training import run_folder
-from training.run_folder import RunFolderError, describe_environment, open_run_folder, write_json
+from training.run_folder import describe_environment, open_run_folder
 
 ARGUMENTS: dict[str, Any] = {
     "lr": 5e-5,
@@ -42,7 +44,7 @@ def test_the_same_arguments_open_the_same_folder_again(tmp_path: Path) -> None:
 def test_other_arguments_are_refused_and_the_differing_ones_named(tmp_path: Path) -> None:
     open_run_folder(tmp_path, {**ARGUMENTS, "gone": 3}, free=FREE)
     before = (tmp_path / "args.json").read_bytes()
-    with pytest.raises(RunFolderError) as refusal:
+    with pytest.raises(RunError) as refusal:
         open_run_folder(tmp_path, {**ARGUMENTS, "lr": 1e-4, "added": "x"}, free=FREE)
     message = str(refusal.value)
     assert "lr was 5e-05 and is now 0.0001" in message
@@ -62,13 +64,13 @@ def test_free_arguments_may_differ_and_the_last_ones_are_kept(tmp_path: Path) ->
 @pytest.mark.parametrize("content", ["", '{"lr": 5e-0', "\0\0\0"])
 def test_damaged_arguments_are_one_sentence(tmp_path: Path, content: str) -> None:
     (tmp_path / "args.json").write_text(content)
-    with pytest.raises(RunFolderError, match=r"args\.json is damaged\. Delete .* or choose another"):
+    with pytest.raises(RunError, match=r"args\.json is damaged\. Delete .* or choose another"):
         open_run_folder(tmp_path, ARGUMENTS, free=FREE)
 
 
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunFolderError, match=r"cannot be written: Not a directory\.$"):
+    with pytest.raises(RunError, match=r"cannot be written: Not a directory\.$"):
         open_run_folder(tmp_path / "file" / "run", ARGUMENTS, free=FREE)
 
 
@@ -130,11 +132,11 @@ def test_a_reader_never_meets_half_a_file(tmp_path: Path, monkeypatch: pytest.Mo
     write_json(file, {"epoch": 1})
 
     def power_cut(source: Path, target: Path) -> None:
-        raise InterruptedError
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as context:
         context.setattr(Path, "replace", power_cut)
-        with pytest.raises(InterruptedError):
+        with pytest.raises(KeyboardInterrupt):
             write_json(file, {"epoch": 2})
     assert json.loads(file.read_text()) == {"epoch": 1}
     write_json(file, {"epoch": 2})

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from feature_files import HEIGHT, SIZE, WIDTH, image, line, read_tsv, write_tsv
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.helpers.feature_files import HEIGHT, SIZE, WIDTH, image, line, read_tsv, write_tsv
 
+from common.errors import StoreError
 from vqadata import tsv
 from vqadata.convert import convert
-from vqadata.feature_layout import MANIFEST, Layout, StoreError, intact_rows, store_checksum
+from vqadata.feature_layout import MANIFEST, Layout, intact_rows, store_checksum
 from vqadata.feature_writer import StoreWriter
 from vqadata.features import FeatureStore
 from vqadata.npz import NpzSource

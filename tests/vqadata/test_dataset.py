@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from common.errors import DataError
 from vqadata.dataset import VqaDataset, keep_images, read_split
 from vqadata.features import FeatureStores, write_store
-from vqadata.files import DataError, read_answer_list
+from vqadata.files import read_answer_list
 
 ANSWERS = ["yes", "no", "2", "red"]
 SIZE = 3

@@ -12,7 +12,8 @@ import numpy as np
 import psutil
 import pytest
 
-from vqadata.features import FeatureStore, FeatureStores, StoreError, write_store
+from common.errors import StoreError
+from vqadata.features import FeatureStore, FeatureStores, write_store
 
 SIZE = 6
 Image = tuple[np.ndarray, np.ndarray]

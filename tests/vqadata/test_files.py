@@ -14,18 +14,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from question_files import annotation, write_vqav2
+from tests.helpers.question_files import annotation, write_vqav2
 
+from common.errors import DataError
 from vqadata import files
-from vqadata.files import (
-    DataError,
-    Source,
-    find_source,
-    json_list,
-    read_answer_list,
-    read_json,
-    write_together,
-)
+from vqadata.files import Source, find_source, json_list, read_answer_list, read_json, write_together
 from vqadata.official import read_annotations, read_question_ids, read_questions, read_vqav2
 from vqadata.own import read_split
 from vqadata.questions import prepare_vqav2, read_minival_images, read_test_ids

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from common.errors import DataError
 from vqadata.features import write_store
-from vqadata.files import DataError
 from vqadata.own import features_folder, find_faults, prepare_own
 
 

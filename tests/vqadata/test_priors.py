@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vqadata.files import DataError
+from common.errors import DataError
 from vqadata.official import Annotation
 from vqadata.priors import changing_priors, prepare_priors, prior_shift, usual_answer, word_coverage
 

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from question_files import TRAIN, VAL, answers, cp_test_ids, numbers, write_vqacp, write_vqav2
+from tests.helpers.question_files import TRAIN, VAL, answers, cp_test_ids, numbers, write_vqacp, write_vqav2
 
+from common.errors import DataError
 from vqadata.answers import build_vocabulary, soft_target
-from vqadata.files import DataError, read_answer_list, read_json
+from vqadata.files import read_answer_list, read_json
 from vqadata.official import read_annotations, read_vqacp, read_vqav2, read_vqav2_test
 from vqadata.questions import (
     Prepared,

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from common.errors import DataError
 from vqadata.answers import agreement, normalise
-from vqadata.files import DataError
 from vqadata.scoring import (
     Annotations,
     load_annotations,

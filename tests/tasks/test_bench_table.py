@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from report.bench_table import bench_markdown
+from tasks.bench.table import bench_markdown
 
 
 def row(name: str, train: list[float], evaluation: list[float], tensors: list[float], *against: str) -> dict:

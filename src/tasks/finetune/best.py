@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import lxmert.best
-from lxmert.best import WEIGHTS, Best, BestError, write_best
+from common.errors import CheckpointError, UserError
+from lxmert.best import WEIGHTS, Best, write_best
 from lxmert.checkpoint import require_same_file
 from lxmert.weights import Pretrained
-from tasks.vqa_model import ModelError, ModelSpec
+from tasks.finetune.model import ModelSpec
 from training.checkpoint import open_aside, swap_in
 
 
@@ -44,25 +45,25 @@ def save_best(
 
 
 def read_best(folder: Path) -> Best:
-    """All but the tensors, with a `ModelSpec`; BestError if something is missing or damaged."""
+    """All but the tensors, with a `ModelSpec`; CheckpointError if something is missing or damaged."""
     best = lxmert.best.read_best(folder)
     try:
         return best._replace(spec=ModelSpec(**best.spec))
-    except (TypeError, ModelError) as error:
-        raise BestError(f"{folder} is damaged: {error}.") from None
+    except (TypeError, UserError) as error:
+        raise CheckpointError(f"{folder} is damaged: {error}.") from None
 
 
 def load_best(best: Best, model: nn.Module, weights: Pretrained) -> None:
     """Put the saved tensors over a model freshly built from the same pre-trained file.
 
-    BestError if that file is another one, or if not exactly the expected tensors are there.
+    CheckpointError if that file is another one, or if not exactly the expected tensors are there.
     """
     require_same_file(best, weights)
     file = best.folder / WEIGHTS
     try:
         tensors = load_file(file)
     except (OSError, SafetensorError) as error:
-        raise BestError(f"{file} cannot be read: {error}.") from None
+        raise CheckpointError(f"{file} cannot be read: {error}.") from None
     _overlay(_own_tensors(model, weights), tensors, file)
 
 
@@ -80,14 +81,14 @@ def _own_tensors(model: nn.Module, weights: Pretrained) -> dict[str, Tensor]:
 def _overlay(expected: dict[str, Tensor], tensors: dict[str, Tensor], file: Path) -> None:
     missing, unknown = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing or unknown:
-        raise BestError(
+        raise CheckpointError(
             f"{file} does not fit the model: {len(missing)} tensors are missing ({', '.join(missing[:3])}), "
             f"{len(unknown)} are unknown ({', '.join(unknown[:3])})."
         )
     with torch.no_grad():
         for name, tensor in expected.items():
             if tensor.shape != tensors[name].shape:
-                raise BestError(
+                raise CheckpointError(
                     f"{file}: {name} has the shape {tuple(tensors[name].shape)}; "
                     f"the model expects {tuple(tensor.shape)}."
                 )

@@ -6,10 +6,10 @@ import argparse
 import re
 from pathlib import Path
 
-from tasks.vqa_data import stores_folder
-from tasks.vqa_doctor import Finding, can_train, examine
+from common.errors import StoreError
+from tasks.finetune.data import stores_folder
+from tasks.prepare.doctor import Finding, can_train, examine
 from vqadata.convert import Conversion, Source, convert
-from vqadata.features import StoreError
 from vqadata.npz import NpzSource
 from vqadata.tsv import TsvSource
 

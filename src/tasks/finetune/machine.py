@@ -10,7 +10,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 
-from tasks.vqa_args import VqaArgs
+from tasks.finetune.args import VqaArgs
 from training.checkpoint import StopSignal
 from training.loader import make_loader
 from vqadata.dataset import VqaDataset, identity

@@ -15,10 +15,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lxmert.units import GRANULARITIES
+from common.errors import UserError
+from tasks.finetune.strategies import STRATEGIES
 from training.optim import OPTIMIZERS
 
-STRATEGIES = ("standard", "Frozen", *GRANULARITIES)
 POLICIES = ("lxmert", "light")
 FROZEN_DTYPES = ("auto", "fp32", "bf16")
 SCENES_MODEL = "snap/pretrained/lxmert-scenes"
@@ -45,7 +45,7 @@ class VqaArgs:
         "How to fine-tune: standard (everything), Frozen (encoder layers stay as pre-trained), or a decision "
         "for every example and component (SpotTune), sub-layer (SpotTune_Res) or layer (SpotTune_Block). "
         "Default: SpotTune, or what the checkpoint given with --load was trained with.",
-        choices=STRATEGIES,
+        choices=tuple(STRATEGIES),
     )
     seed: int = flag(9595, "Seed of initialisation, order, dropout and gate noise.")
     load: str | None = flag(None, "A BEST folder to start from, or with --test to evaluate.")
@@ -223,16 +223,16 @@ def parse_args(argv: Sequence[str] | None = None) -> VqaArgs:
     args = VqaArgs(**given)
     try:
         validate(args)
-    except ValueError as error:
+    except UserError as error:
         parser.error(str(error))
     return args
 
 
 def validate(args: VqaArgs) -> None:
-    """ValueError with one sentence for values that cannot be meant."""
+    """UserError with one sentence for values that cannot be meant."""
     for what, name in (("version", args.version), ("data set's", args.dataset)):
         if not name or not all(c.isalnum() or c in "._-" for c in name) or name[0] in ".-":
-            raise ValueError(f"the {what} name {name!r} may hold letters, digits, '.', '_' and '-' only")
+            raise UserError(f"the {what} name {name!r} may hold letters, digits, '.', '_' and '-' only")
     positive = (
         "batch_size", "lr", "epochs", "clip", "accumulate", "save_every", "log_every",
         "policy_lr", "policy_every", "temperature", "temperature_end",
@@ -240,29 +240,29 @@ def validate(args: VqaArgs) -> None:
     for field in positive:
         value = getattr(args, field)
         if value is not None and not value > 0:
-            raise ValueError(f"--{field} must be greater than 0, not {value}")
+            raise UserError(f"--{field} must be greater than 0, not {value}")
     if not 0 <= args.warmup <= 1:
-        raise ValueError(f"--warmup is a share of all steps, between 0 and 1, not {args.warmup}")
+        raise UserError(f"--warmup is a share of all steps, between 0 and 1, not {args.warmup}")
     if not 0 < args.policy_start < 1:
-        raise ValueError(f"--policy_start is a share above 0 and below 1, not {args.policy_start}")
+        raise UserError(f"--policy_start is a share above 0 and below 1, not {args.policy_start}")
     if args.dropout is not None and not 0 <= args.dropout < 1:
-        raise ValueError(f"--dropout must be at least 0 and below 1, not {args.dropout}")
+        raise UserError(f"--dropout must be at least 0 and below 1, not {args.dropout}")
     roads = [f for f in ("pretrained", "load_lxmert", "load_lxmert_qa", "from_scratch") if getattr(args, f)]
     if len(roads) > 1 and set(roads) != {"pretrained", "from_scratch"}:
-        raise ValueError(f"--{' and --'.join(roads)} exclude each other: the weights come from one place")
+        raise UserError(f"--{' and --'.join(roads)} exclude each other: the weights come from one place")
     if args.test and not args.load:
-        raise ValueError("--test needs --load, the BEST folder to evaluate")
+        raise UserError("--test needs --load, the BEST folder to evaluate")
     if (args.question is None) != (args.image_id is None):
         given, lacking = ("question", "image-id") if args.image_id is None else ("image-id", "question")
-        raise ValueError(f"--{given} needs --{lacking}: one question about one image")
+        raise UserError(f"--{given} needs --{lacking}: one question about one image")
     if args.question is not None and not args.load:
-        raise ValueError("--question needs --load, the BEST folder that is to answer it")
+        raise UserError("--question needs --load, the BEST folder that is to answer it")
     if args.question is not None and not args.question.strip():
-        raise ValueError("--question is empty: give a question in quotes")
+        raise UserError("--question is empty: give a question in quotes")
     if args.question is not None and args.test:
-        raise ValueError("--question and --test exclude each other: one question, or all of a split")
+        raise UserError("--question and --test exclude each other: one question, or all of a split")
     if args.tiny and args.fast:
-        raise ValueError("--tiny and --fast exclude each other")
+        raise UserError("--tiny and --fast exclude each other")
 
 
 def _add_flag(group: Any, field: dataclasses.Field, hint: Any) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 from tqdm import tqdm
 
 from report.policy_plot import draw_policy
-from tasks.vqa_args import VqaArgs
-from tasks.vqa_progress import Progress, share_by_split
+from tasks.finetune.args import VqaArgs
+from tasks.finetune.state import Progress, share_by_split
 from training.tracker import Tracker
 from vqadata.dataset import VqaDataset
 

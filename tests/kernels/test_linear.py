@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lxmert import linear
-from lxmert.linear import WORTHWHILE, Linear
+from kernels import linear
+from kernels.linear import WORTHWHILE, Linear
 
 SIZE = 512
 SHAPES = [(3, SIZE), (2, 5, SIZE), (1, SIZE), (SIZE,), (0, SIZE)]

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from tasks.vqa_args import VqaArgs
-from tasks.vqa_data import data_folder
+from tasks.finetune.args import VqaArgs
+from tasks.finetune.data import data_folder
 from vqadata.dataset import split_names
 from vqadata.scoring import Annotations, load_annotations, official_scores, oracle_scores, restrict
 

@@ -10,8 +10,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from common.errors import DataError
 from vqadata.answers import MIN_OCCURRENCES
-from vqadata.files import DataError, read_answer_list
+from vqadata.files import read_answer_list
 from vqadata.official import read_annotations, read_vqacp, read_vqav2, read_vqav2_test, require_vqav2
 from vqadata.own import features_folder, find_faults, prepare_own, read_split, read_vocabulary
 from vqadata.priors import TEST_SHARE, changing_priors, prepare_priors, prior_shift, word_coverage

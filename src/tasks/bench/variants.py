@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from transformers import LxmertConfig, LxmertForQuestionAnswering
 
+from kernels.dropout import Dropout
+from kernels.linear import Linear
 from lxmert.checkpoint import Pretrained
-from lxmert.dropout import Dropout
-from lxmert.linear import Linear
 from lxmert.modeling import Attention
-from tasks.vqa_args import POLICIES, VqaArgs
-from tasks.vqa_model import ModelSpec, VqaModel, build
+from tasks.finetune.args import POLICIES, VqaArgs
+from tasks.finetune.model import ModelSpec, VqaModel, build
 
 ANSWERS = 3129  # of the published VQA v2 vocabulary
 

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from tasks.vqa_data import VALID_SPLITS, choose_recipe, stores_folder
+from common.errors import DataError, StoreError
+from tasks.finetune.data import VALID_SPLITS, choose_recipe, stores_folder
 from vqadata.dataset import read_split, split_names
-from vqadata.feature_layout import MANIFEST, StoreError, check_sizes, intact_rows, store_checksum
+from vqadata.feature_layout import MANIFEST, check_sizes, intact_rows, store_checksum
 from vqadata.feature_writer import JOURNAL
 from vqadata.features import FeatureStore
-from vqadata.files import DataError, read_answer_list
+from vqadata.files import read_answer_list
 from vqadata.own import split_files
 
 # Splits that no training needs, for predictions and for the final figure; of other data sets, all the rest.

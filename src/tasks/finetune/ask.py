@@ -17,16 +17,16 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from common.errors import DataError, UserError
 from lxmert.checkpoint import weights_behind
 from lxmert.tokens import encode, load_tokenizer
 from lxmert.units import Unit
-from tasks.vqa_args import VqaArgs
-from tasks.vqa_checkpoint import Best, load_best
-from tasks.vqa_data import open_stores, stores_folder
-from tasks.vqa_model import INPUTS, ModelError, build
+from tasks.finetune.args import VqaArgs
+from tasks.finetune.best import Best, load_best
+from tasks.finetune.data import open_stores, stores_folder
+from tasks.finetune.model import INPUTS, build
 from vqadata.dataset import VqaDataset
 from vqadata.features import FeatureStores
-from vqadata.files import DataError
 
 ANSWERS_SHOWN = 5
 EXAMPLES = 3  # of image ids
@@ -41,7 +41,7 @@ def ask(args: VqaArgs, accelerator: Accelerator, best: Best) -> dict[str, Any]:
     if args.image_id not in stores:
         raise DataError(_unknown(args, stores))
     if stores.feature_size != best.features:
-        raise ModelError(
+        raise UserError(
             f"{best.folder} reads region features of size {best.features}, and those of --dataset "
             f"{args.dataset} have {stores.feature_size}; choose the data set that it was trained on"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lxmert.dropout import STEPS, Dropout
+from kernels.dropout import STEPS, Dropout
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])

@@ -6,12 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from common.errors import DataError
 from lxmert.tokens import encode
-from tasks.vqa_args import RECIPES, Recipe, VqaArgs, resolve
-from tasks.vqa_checkpoint import Best, read_best
+from tasks.finetune.args import RECIPES, Recipe, VqaArgs, resolve
+from tasks.finetune.best import Best, read_best
 from vqadata.dataset import VqaDataset, keep_images, read_split, split_names
 from vqadata.features import FeatureStores, read_manifest
-from vqadata.files import DataError, read_answer_list
+from vqadata.files import read_answer_list
 from vqadata.own import features_folder, split_files
 from vqadata.sample import ensure_scenes
 from vqadata.scenes import FEATURE_SIZE

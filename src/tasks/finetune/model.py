@@ -17,18 +17,16 @@ from torch import Tensor, nn
 
 from adaptive.adapt import Adaptive, adapt
 from adaptive.policy import GateHead
+from common.errors import UserError
 from lxmert.modeling import AnswerHead, LxmertModel
-from lxmert.units import GRANULARITIES, Unit, list_units, unused_modules
+from lxmert.units import Unit, list_units, unused_modules
 from lxmert.weights import Origin, Pretrained, answer_rows, fill
-from tasks.vqa_args import VqaArgs
+from tasks.finetune.args import VqaArgs
+from tasks.finetune.strategies import STRATEGIES
 from vqadata.answers import convert_answer
 
 # The columns of a batch that models and policies are called with.
 INPUTS = ("input_ids", "attention_mask", "visual_feats", "visual_pos", "visual_attention_mask")
-
-
-class ModelError(ValueError):
-    """A model that cannot be built as asked; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +43,9 @@ class ModelSpec(Origin):
     frozen_dtype: str = "auto"  # BEST folders older than this field do not have it
 
     def __post_init__(self) -> None:
-        if self.frozen_dtype == "bf16" and self.strategy not in GRANULARITIES:
-            raise ModelError(
-                f"--frozen-dtype {self.frozen_dtype} is for the frozen copies of {', '.join(GRANULARITIES)}; "
+        if self.frozen_dtype == "bf16" and not STRATEGIES[self.strategy].adaptive:
+            raise UserError(
+                f"--frozen-dtype {self.frozen_dtype} is for the frozen copies of adaptive strategies; "
                 f"--strategy {self.strategy} makes no copies, leave it out"
             )
 
@@ -178,20 +176,16 @@ def build(
     for name in unused_modules(weights.config):
         model.lxmert.get_submodule(name).requires_grad_(False)
 
-    if spec.strategy in GRANULARITIES:
-        units = list_units(weights.config, spec.strategy)
+    strategy = STRATEGIES[spec.strategy]
+    if strategy.adaptive:
+        units = list_units(weights.config, strategy.granularity)
         policy = POLICY_NETWORKS[spec.policy](spec, model.lxmert, sum(unit.width for unit in units))
         wanted = precision if spec.frozen_dtype == "auto" else spec.frozen_dtype
         frozen_dtype = torch.bfloat16 if wanted == "bf16" else None
         slots = adapt(model.lxmert, [(unit.modules, unit.width) for unit in units], frozen_dtype)
         return Adaptive(model, policy, slots, spec.temperature), units, report
-    if spec.strategy == "Frozen":
-        for layers in (
-            model.lxmert.encoder.layer,
-            model.lxmert.encoder.r_layers,
-            model.lxmert.encoder.x_layers,
-        ):
-            freeze(layers)
+    for name in strategy.keeps:
+        freeze(model.lxmert.get_submodule(name))
     return Adaptive(model), [], report
 
 
@@ -222,7 +216,7 @@ def _lxmert_policy(spec: ModelSpec, lxmert: LxmertModel, gates: int) -> LxmertPo
         ("policy_xlayers", spec.policy_xlayers, config.x_layers),
     ):
         if not 0 <= wanted <= there:
-            raise ModelError(
+            raise UserError(
                 f"--{name} {wanted}: the policy starts from the model's first layers, and it has {there}"
             )
     layers = spec.policy_llayers, spec.policy_rlayers, spec.policy_xlayers

@@ -1,0 +1,45 @@
+"""What every command has in common: how it reads its flags, how it ends, and with which exit code.
+
+0    done
+1    done, and the answer is no: a data set with faults, a comparison with failed runs
+2    a mistake of the user's, in one sentence
+130  stopped by Ctrl-C or SIGTERM; the same command goes on
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from common.errors import Interrupted, UserError
+
+DONE, FOUND_WANTING, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that says a mistake in one sentence, without the usage text, which can be a screen long.
+
+    Flags have to be written out: an abbreviation would change its meaning with the next flag.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **options})
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(MISTAKE, f"error: {message}\n")
+
+
+def run_command(command: Callable[[], int | None], interrupted: str) -> int:
+    """Run a command and return its exit code; `interrupted` is what Ctrl-C says."""
+    try:
+        return command() or DONE
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return MISTAKE
+    except Interrupted as stop:
+        print(f"\n{stop}")
+    except KeyboardInterrupt:
+        print(f"\n{interrupted}", file=sys.stderr)
+    return INTERRUPTED

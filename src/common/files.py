@@ -1,0 +1,217 @@
+"""Files and folders that are whole or absent, whenever the machine stops.
+
+What is new is written aside and brought to the disk before it gets its name, and what it replaces is removed
+only when the new name is on the disk too: a power cut leaves the one or the other, never a file of no bytes.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+
+Content = bytes | str | Iterable[str]  # a file's text may come in pieces
+
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+
+
+# ------------------------------------------------------------------------------------------------ writing
+
+
+def replace_file(path: Path, content: Content) -> None:
+    """Write one file whole; its folder is made if need be. UserError if that cannot be done."""
+    replace_files(path.parent, {path.name: content})
+
+
+def replace_files(folder: Path, files: Mapping[str, Content], stale: Iterable[str] = ()) -> None:
+    """Write several files, given by their paths below `folder`, all of them or none.
+
+    Only when the last one is complete do they get their names, in the place of the `stale` files. The last of
+    `files` is removed first and named last, so that whoever needs it never sees old and new files side by
+    side. UserError, with everything as it was, if the disk is full or the folder cannot be written.
+    """
+    asides: dict[Path, Path] = {}
+    try:
+        with write_errors_explained(folder):
+            for name, content in files.items():
+                path = folder / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                aside = path.with_name(f".{path.name}.new")
+                asides[aside] = path
+                _write(aside, content)
+            last = list(asides.values())[-1:] if len(asides) > 1 else []
+            for old in (*last, *(folder / name for name in stale)):
+                old.unlink(missing_ok=True)
+            for aside, path in asides.items():
+                aside.replace(path)
+            for parent in {path.parent for path in asides.values()}:
+                flush(parent)
+    finally:
+        for aside in asides:
+            aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def replace_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder to fill, which takes the place of `folder` when the block ends without an error.
+
+    Whenever the machine stops, `folder` or its predecessor is there and whole: see `latest_complete`. Files
+    are as readable as the user's umask says, whatever wrote them. UserError if the disk is full.
+    """
+    fresh, old = aside_of(folder), _beside(folder, "old")
+    with write_errors_explained(folder):
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        try:
+            yield fresh
+            _flush_tree(fresh)
+        except BaseException:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
+        fresh.rename(folder)
+        flush(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def aside_of(folder: Path) -> Path:
+    """Where `replace_folder` has its new folder filled, for processes that fill it together."""
+    return _beside(folder, "new")
+
+
+def latest_complete(folder: Path) -> Path | None:
+    """The folder, or the one it was about to replace when the machine stopped, or None."""
+    return next((path for path in (folder, _beside(folder, "old")) if path.is_dir()), None)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write one JSON file whole."""
+    replace_file(path, json.dumps(content, indent=1) + "\n")
+
+
+@contextmanager
+def write_errors_explained(where: Path, error: type[UserError] = UserError) -> Iterator[None]:
+    """Turn the system's refusal to write into a sentence."""
+    try:
+        yield
+    except OSError as refusal:
+        if refusal.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise error(f"{where} cannot be written: the disk is full. Free some space.") from None
+        raise error(f"{where} cannot be written: {refusal.strerror or refusal}.") from None
+
+
+# ------------------------------------------------------------------------------------------------ reading
+
+
+def read_text(path: Path, error: type[UserError] = UserError) -> str:
+    """The text of a file; `error` if it is missing, unreadable or not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise error(f"{path} is missing.") from None
+    except UnicodeDecodeError as fault:
+        raise error(f"{path} is not UTF-8 text (byte {fault.start}).") from None
+    except OSError as fault:
+        raise error(f"{path} cannot be read: {fault.strerror or fault}.") from None
+
+
+def read_json(path: Path, error: type[UserError] = UserError) -> Any:
+    """A JSON document; `error` if there is none."""
+    return parse_json(read_text(path, error), path, error=error)
+
+
+def parse_json(
+    text: str,
+    where: object,
+    hook: Callable[[dict[str, Any]], Any] | None = None,
+    *,
+    error: type[UserError] = UserError,
+) -> Any:
+    """The JSON document `text`, every object of it passed through `hook`; `error` if it is not valid.
+
+    NaN and infinity, which are no JSON, are refused. `where` is what the error names.
+    """
+    try:
+        return json.loads(text, object_hook=hook, parse_constant=_refuse_constant)
+    except json.JSONDecodeError as fault:
+        raise error(
+            f"{where} is not valid JSON (line {fault.lineno}, character {fault.pos} of {len(text)}: "
+            f"{fault.msg}); was a download or copy cut short?"
+        ) from None
+    except RecursionError:
+        raise error(f"{where} is not valid JSON for our purpose: it is nested too deeply.") from None
+    except ValueError as fault:
+        raise error(f"{where} is not valid JSON ({fault}).") from None
+
+
+def sha256_of(path: Path) -> str:
+    """Checksum of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def check_name(what: str, name: str, error: type[UserError] = UserError) -> str:
+    """`name`, if it can be that of a data set, split, feature store or run: it becomes part of a path."""
+    if not NAME.fullmatch(name):
+        raise error(
+            f"the {what} name {name!r} may hold letters, digits, '.', '_' and '-' only, and starts with a "
+            "letter, a digit or '_'"
+        )
+    return name
+
+
+# ------------------------------------------------------------------------------------------------ details
+
+
+def _write(path: Path, content: Content) -> None:
+    if isinstance(content, bytes):
+        with path.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        return
+    with path.open("w", encoding="utf-8") as text:
+        text.writelines([content] if isinstance(content, str) else content)
+        text.flush()
+        os.fsync(text.fileno())
+
+
+def _flush_tree(folder: Path) -> None:
+    """Bring all of a folder to the disk, files readable as the folder itself is."""
+    readable = folder.stat().st_mode & 0o666
+    for path in sorted(folder.rglob("*"), reverse=True):  # what a folder holds before the folder
+        if path.is_file():
+            path.chmod(readable)
+        flush(path)
+    flush(folder)
+
+
+def _beside(folder: Path, suffix: str) -> Path:
+    return folder.with_name(f"{folder.name}.{suffix}")
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number")

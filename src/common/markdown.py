@@ -1,0 +1,32 @@
+"""Blocks of a markdown file that commands write: what stands between two markers, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from common.errors import UserError
+from common.files import read_text, replace_file
+
+
+def write_block(file: Path, topic: str, block: str) -> None:
+    """Put `block` between <!-- topic:begin --> and <!-- topic:end --> of a file.
+
+    UserError, with the file as it was, unless each marker is there once and in this order.
+    """
+    replace_file(file, replace_block(read_text(file), topic, block, str(file)))
+
+
+def replace_block(text: str, topic: str, block: str, name: str) -> str:
+    """`text` with `block` between the two markers of `topic`, which stay; `name` is for the error."""
+    begin, end = (f"<!-- {topic}:{edge} -->" for edge in ("begin", "end"))
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise UserError(f"{name} must have the markers {begin} and {end}, each once and in this order.")
+    before, _, rest = text.partition(begin)
+    return f"{before}{begin}\n{block}\n{end}{rest.partition(end)[2]}"
+
+
+def table(rows: list[list[str]]) -> str:
+    """Rows of cells, the first the heading, as a table with numbers to the right of the first column."""
+    head, *body = rows
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *body))
