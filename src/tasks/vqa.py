@@ -44,7 +44,7 @@ from tasks.finetune.ask import ask
 from tasks.finetune.best import Best, load_best, save_best
 from tasks.finetune.data import complete, load_answers, load_split, prepare_data, required_files
 from tasks.finetune.machine import loader_over, make_accelerator, progress_bar, stop_agreed
-from tasks.finetune.model import INPUTS, ModelSpec, build, count_parameters, score, vqa_loss
+from tasks.finetune.model import ModelSpec, build, count_parameters, score, vqa_loss
 from tasks.finetune.scores import load_key, official
 from tasks.finetune.state import Progress
 from training.checkpoint import StopSignal, save_state, stop_on_signal, whole_folder
@@ -208,7 +208,7 @@ def train_epoch(run: Run) -> None:
             adaptive.train_policy = progress.updates % args.policy_every == 0
             adaptive.temperature = args.temperature_at(progress.updates / run.total_updates)
             with accelerator.accumulate(run.model):
-                logits, gates = run.model(**{name: batch[name] for name in INPUTS})
+                logits, gates = run.model(**batch["inputs"])
                 loss = vqa_loss(logits, batch["target"])
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
@@ -250,7 +250,7 @@ def evaluate(
     # Autocast around the whole loop: weights are rounded once for all batches and not once a batch.
     with accelerator.autocast(), progress_bar(args, accelerator, "evaluation", len(loader)) as bar:
         for batch in loader:
-            logits, gates = model(**{name: batch[name] for name in INPUTS})
+            logits, gates = model(**batch["inputs"])
             answered = (batch["question_id"], logits.argmax(1), score(logits, batch["target"]))
             if gates is None:
                 gates = logits.new_zeros(len(logits), 0)

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby, islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from torch.utils.data import default_convert
 
 from common.errors import DataError, UserError
 from lxmert.checkpoint import weights_behind
@@ -23,8 +24,8 @@ from lxmert.tokens import encode, load_tokenizer
 from lxmert.units import Unit
 from tasks.finetune.args import VqaArgs
 from tasks.finetune.best import Best, load_best
-from tasks.finetune.data import open_stores, stores_folder
-from tasks.finetune.model import INPUTS, build
+from tasks.finetune.data import data_folder, open_stores
+from tasks.finetune.model import build
 from vqadata.dataset import VqaDataset
 from vqadata.features import FeatureStores
 
@@ -51,9 +52,9 @@ def ask(args: VqaArgs, accelerator: Accelerator, best: Best) -> dict[str, Any]:
     record = {"question_id": 0, "img_id": args.image_id, "sent": args.question}
     ids, lengths = encode(load_tokenizer(weights.tokenizer), [args.question])
     dataset = VqaDataset([record], ids, lengths, stores, best.answers)
-    example = {name: column.to(accelerator.device) for name, column in dataset[0].items()}
+    inputs = send_to_device(default_convert(dataset[0]["inputs"]), accelerator.device)
     model = accelerator.prepare(model).eval()
-    logits, gates = model(**{name: example[name] for name in INPUTS})
+    logits, gates = model(**inputs)
     probability = logits[0].float().sigmoid()
     top = probability.topk(min(ANSWERS_SHOWN, len(best.answers)))
     answers = {best.answers[n]: p for n, p in zip(top.indices.tolist(), top.values.tolist(), strict=True)}
@@ -106,6 +107,6 @@ def _unknown(args: VqaArgs, stores: FeatureStores) -> str:
     ids = [image for store in stores.stores for image in islice(store.rows, EXAMPLES)][:EXAMPLES]
     count = sum(len(store.rows) for store in stores.stores)
     return (
-        f"There is no image {args.image_id} below {stores_folder(Path(args.data), args.dataset)}, which has "
+        f"There is no image {args.image_id} below {data_folder(args).features}, which has "
         f"{count:,} images, such as {', '.join(ids)}."
     )

@@ -10,22 +10,14 @@ from common.errors import DataError
 from lxmert.tokens import encode
 from tasks.finetune.args import RECIPES, Recipe, VqaArgs, resolve
 from tasks.finetune.best import Best, read_best
-from vqadata.dataset import VqaDataset, keep_images, read_split, split_names
-from vqadata.features import FeatureStores, read_manifest
-from vqadata.files import read_answer_list
-from vqadata.own import features_folder, split_files
+from vqadata.dataset import VqaDataset, keep_images, split_names
+from vqadata.features import FeatureStores
+from vqadata.folder import DataFolder
 from vqadata.sample import ensure_scenes
 from vqadata.scenes import FEATURE_SIZE
 
 DEFAULT_STRATEGY = "SpotTune"
 IMAGES_TINY, IMAGES_FAST = 512, 5000
-
-# VQA-CP v2 asks about the same images as VQA v2, so it shares its features.
-SHARED_FEATURES = {"vqacpv2": "vqav2"}
-
-# Default splits of a data set without a recipe of its own: those that are there, of the first line that fits.
-TRAIN_SPLITS = (("cp_train",), ("train", "nominival"))
-VALID_SPLITS = ("cp_val", "minival", "valid", "val")
 
 BANNER = """\
 ------------------------------------------------------------------------------
@@ -70,43 +62,26 @@ def choose_recipe(data: Path, dataset: str) -> Recipe:
     """
     if dataset in RECIPES:
         return RECIPES[dataset]
-    folder = data / dataset
-    if not folder.is_dir():
+    folder = DataFolder(data, dataset)
+    if not folder.exists():
         here = {path.name for path in data.glob("*") if path.is_dir()}
         names = ", ".join([*RECIPES, *sorted(here - RECIPES.keys())])
         raise DataError(
-            f"There is no data set {dataset}: {folder} is missing. --dataset takes {names}; data/README.md "
-            "says how to prepare one of your own."
+            f"There is no data set {dataset}: {folder.path} is missing. --dataset takes {names}; "
+            "data/README.md says how to prepare one of your own."
         )
-    there = {path.stem for path in folder.glob("*.json")}
-    train = next((names for names in TRAIN_SPLITS if there.issuperset(names[:1])), ())
-    valid = [name for name in VALID_SPLITS if name in there]
-    small = any(manifest["feature_size"] == FEATURE_SIZE for manifest in manifests(data, dataset))
-    return replace(
-        RECIPES["scenes" if small else "vqav2"],
-        train=",".join(name for name in train if name in there),
-        valid=",".join(valid[:1]),
-    )
-
-
-def stores_folder(data: Path, dataset: str) -> Path:
-    """Where the feature stores of a data set are, which may be those of another one."""
-    return features_folder(data / SHARED_FEATURES.get(dataset, dataset))
-
-
-def manifests(data: Path, dataset: str) -> list[dict[str, Any]]:
-    """The manifests of all feature stores of a data set that are finished."""
-    files = sorted(stores_folder(data, dataset).glob("*/manifest.json"))
-    return [read_manifest(file.parent) for file in files]
+    small = any(manifest["feature_size"] == FEATURE_SIZE for manifest in folder.manifests())
+    train, valid = folder.usual_splits()
+    return replace(RECIPES["scenes" if small else "vqav2"], train=",".join(train), valid=",".join(valid))
 
 
 def open_stores(args: VqaArgs) -> FeatureStores:
     """All feature stores of the data set."""
-    return FeatureStores(stores_folder(Path(args.data), args.dataset))
+    return data_folder(args).open_features()
 
 
-def data_folder(args: VqaArgs) -> Path:
-    return Path(args.data) / args.dataset
+def data_folder(args: VqaArgs) -> DataFolder:
+    return DataFolder(Path(args.data), args.dataset)
 
 
 def prepare_data(args: VqaArgs, *, banner: bool = False) -> None:
@@ -118,17 +93,13 @@ def prepare_data(args: VqaArgs, *, banner: bool = False) -> None:
     if args.dataset == "scenes":
         if banner and args.question is None:
             print(BANNER.format(data=args.data))
-        ensure_scenes(folder)
+        ensure_scenes(folder.path)
     evaluates = args.test or args.question
     for flag, splits in (("train", args.train), ("valid", args.valid)):
         if not splits and not evaluates:
-            here = ", ".join(path.stem for path in split_files(folder)) or "none"
-            raise DataError(f"Which splits of {folder} are for --{flag}? Name them; there are: {here}.")
-    missing = [path for path in required_files(args) if not path.exists()]
-    features = stores_folder(Path(args.data), args.dataset)
-    if not any(features.glob("*/manifest.json")):
-        missing.append(features / "<image set>" / "manifest.json")
-    if missing:
+            here = ", ".join(folder.splits()) or "none"
+            raise DataError(f"Which splits of {folder.path} are for --{flag}? Name them; there are: {here}.")
+    if missing := folder.missing(required_splits(args)):
         raise DataError(
             f"--dataset {args.dataset} needs files that are not there:\n"
             + "".join(f"  {path}\n" for path in missing)
@@ -136,25 +107,30 @@ def prepare_data(args: VqaArgs, *, banner: bool = False) -> None:
         )
 
 
-def required_files(args: VqaArgs) -> list[Path]:
-    """The question files of the splits that this run touches, and the answer list."""
+def required_splits(args: VqaArgs) -> list[str]:
+    """The splits that this run reads."""
     if args.question is not None:
         return []
-    splits = args.test if args.test else f"{args.train},{args.valid}"
+    return split_names(args.test if args.test else f"{args.train},{args.valid}")
+
+
+def required_files(args: VqaArgs) -> list[Path]:
+    """The question files of the splits that this run touches, and the answer list."""
     folder = data_folder(args)
-    return [folder / f"{name}.json" for name in split_names(splits)] + [folder / "answers.json"]
+    return [*map(folder.split_file, required_splits(args)), folder.answers_file]
 
 
 def load_answers(args: VqaArgs) -> list[str]:
     """The answers in label order."""
-    return read_answer_list(data_folder(args) / "answers.json")
+    return data_folder(args).read_answers()
 
 
 def load_split(args: VqaArgs, splits: str, tokenizer: Any, answers: list[str]) -> VqaDataset:
     """The data set of one or more splits, tokenised; with --tiny or --fast, some images of each split."""
     records = []
+    read = data_folder(args).read_splits(required_splits(args))
     for name in split_names(splits):
-        split = read_split(data_folder(args), name)
+        split = read[name]
         if args.tiny or args.fast:
             split = keep_images(split, IMAGES_TINY if args.tiny else IMAGES_FAST)
         records += split

@@ -7,13 +7,13 @@ from contextlib import AbstractContextManager
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import DistributedDataParallelKwargs
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Sampler, default_convert
 from tqdm import tqdm
 
 from tasks.finetune.args import VqaArgs
 from training.checkpoint import StopSignal
 from training.loader import make_loader
-from vqadata.dataset import VqaDataset, identity
+from vqadata.dataset import VqaDataset
 
 
 def make_accelerator(args: VqaArgs) -> Accelerator:
@@ -38,7 +38,7 @@ def loader_over(
     return make_loader(
         dataset,
         batch_size,
-        collate=identity,
+        collate=default_convert,
         sampler=order,
         workers=args.num_workers,
         pin_memory=torch.cuda.is_available(),

@@ -25,9 +25,6 @@ from tasks.finetune.args import VqaArgs
 from tasks.finetune.strategies import STRATEGIES
 from vqadata.answers import convert_answer
 
-# The columns of a batch that models and policies are called with.
-INPUTS = ("input_ids", "attention_mask", "visual_feats", "visual_pos", "visual_attention_mask")
-
 
 @dataclass(frozen=True)
 class ModelSpec(Origin):

@@ -10,29 +10,23 @@ import numpy as np
 from tasks.finetune.args import VqaArgs
 from tasks.finetune.data import data_folder
 from vqadata.dataset import split_names
-from vqadata.scoring import Annotations, load_annotations, official_scores, oracle_scores, restrict
+from vqadata.scoring import GroundTruth, official_scores, oracle_scores, restrict
 
 
-def load_key(args: VqaArgs, splits: str) -> Annotations | None:
-    """The human answers of comma-separated splits, or None if those of any are not there.
-
-    They lie in annotations/<split>.json below the data set, where `vqa_prepare` puts them.
-    """
-    files = [data_folder(args) / "annotations" / f"{name}.json" for name in split_names(splits)]
-    if not all(file.exists() for file in files):
-        return None
-    return {question: key for file in files for question, key in load_annotations(file).items()}
+def load_key(args: VqaArgs, splits: str) -> GroundTruth | None:
+    """What humans answered to the questions of these splits, or None if that of any is not there."""
+    return data_folder(args).ground_truth(split_names(splits))
 
 
 def official(
-    annotations: Annotations, question_ids: np.ndarray, chosen: np.ndarray, answers: Sequence[str]
+    truth: GroundTruth, question_ids: np.ndarray, chosen: np.ndarray, answers: Sequence[str]
 ) -> dict[str, Any]:
     """Official accuracy in per cent: overall, by answer type, by question type, and the vocabulary's bound.
 
     question_ids, chosen (N,): what was asked and the number of the answer given.
     """
     ids = question_ids.tolist()
-    asked = restrict(annotations, ids)
+    asked = restrict(truth, ids)
     scores = official_scores(asked, dict(zip(ids, (answers[number] for number in chosen), strict=True)))
     return {
         "overall": scores.overall,
