@@ -30,7 +30,7 @@ from common.errors import StoreError
 from vqadata.feature_layout import FORMAT, MANIFEST, Layout, cast, pack_row
 from vqadata.feature_writer import JOURNAL, StoreWriter
 
-DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError)
+DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, AttributeError)
 
 
 class Regions(NamedTuple):

@@ -111,7 +111,7 @@ class DataFolder:
     # --- what there is
 
     def exists(self) -> bool:
-        return self.path.is_dir()
+        return is_there(self.path) and self.path.is_dir()
 
     def splits(self) -> list[str]:
         """The splits there are, by name; DataError if there is no such folder."""

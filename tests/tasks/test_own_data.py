@@ -11,6 +11,7 @@ import pytest
 from tasks import vqa, vqa_prepare
 from tasks.finetune.args import VqaArgs
 from tasks.finetune.data import choose_recipe, complete
+from vqadata.folder import DataFolder
 from vqadata.sample import write_scenes
 
 SNAP = Path(__file__).parents[2] / "snap"
@@ -135,7 +136,7 @@ def test_a_model_for_other_features_is_refused(here: Path, capsys: pytest.Captur
     write_mine(here)
     prepare("features", "my_features", "--dataset", "mine", "--quiet")
     prepare("own", "--from", "my_questions", "--name", "mine")
-    assert choose_recipe(Path("data"), "mine").pretrained == "unc-nlp/lxmert-base-uncased"
+    assert choose_recipe(DataFolder(Path("data"), "mine")).pretrained == "unc-nlp/lxmert-base-uncased"
     assert vqa.cli(["--dataset=mine", "--pretrained=snap/pretrained/lxmert-scenes", "--wandb=off"]) == 2
     error = capsys.readouterr().err
     assert "and those of the data have 7; choose" in error

@@ -10,7 +10,7 @@ from common.errors import DataError
 from lxmert.tokens import encode
 from tasks.finetune.args import RECIPES, Recipe, VqaArgs, resolve
 from tasks.finetune.best import Best, read_best
-from vqadata.dataset import VqaDataset, keep_images, split_names
+from vqadata.dataset import VqaDataset, keep_images
 from vqadata.features import FeatureStores
 from vqadata.folder import DataFolder
 from vqadata.sample import ensure_scenes
@@ -25,6 +25,11 @@ No VQA data below {data}/: this run uses the EMBEDDED SCENES, a small synthetic
 data set that the repository draws itself. Its numbers illustrate the method;
 they are not VQA results. For VQA v2 and VQA-CP v2 see data/README.md.
 ------------------------------------------------------------------------------"""
+
+
+def split_names(splits: str) -> list[str]:
+    """ "train,nominival" -> ["train", "nominival"]."""
+    return [name for name in splits.split(",") if name]
 
 
 def complete(args: VqaArgs) -> tuple[VqaArgs, Best | None]:
@@ -46,7 +51,7 @@ def complete(args: VqaArgs) -> tuple[VqaArgs, Best | None]:
         args = replace(args, strategy=best.spec.strategy)
     dataset = choose_dataset(Path(args.data)) if dataset == "auto" else dataset
     args = replace(args, dataset=dataset, strategy=args.strategy or DEFAULT_STRATEGY)
-    return resolve(args, choose_recipe(Path(args.data), dataset)), best
+    return resolve(args, choose_recipe(DataFolder(Path(args.data), dataset))), best
 
 
 def choose_dataset(data: Path) -> str:
@@ -55,19 +60,18 @@ def choose_dataset(data: Path) -> str:
     return "vqav2" if any(folder.glob("*.json")) or any(folder.glob("features/*")) else "scenes"
 
 
-def choose_recipe(data: Path, dataset: str) -> Recipe:
+def choose_recipe(folder: DataFolder) -> Recipe:
     """The recipe of a data set; one of your own has that of the pre-trained model which reads its features.
 
-    Splits are left empty where the default ones are not there. DataError if there is no such data set.
+    Splits are left empty where the default ones do not exist. DataError if there is no such data set.
     """
-    if dataset in RECIPES:
-        return RECIPES[dataset]
-    folder = DataFolder(data, dataset)
+    if folder.name in RECIPES:
+        return RECIPES[folder.name]
     if not folder.exists():
-        here = {path.name for path in data.glob("*") if path.is_dir()}
+        here = {path.name for path in folder.path.parent.glob("*") if path.is_dir()}
         names = ", ".join([*RECIPES, *sorted(here - RECIPES.keys())])
         raise DataError(
-            f"There is no data set {dataset}: {folder.path} is missing. --dataset takes {names}; "
+            f"There is no data set {folder.name}: {folder.path} is missing. --dataset takes {names}; "
             "data/README.md says how to prepare one of your own."
         )
     small = any(manifest["feature_size"] == FEATURE_SIZE for manifest in folder.manifests())

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from tasks.finetune.args import VqaArgs
-from tasks.finetune.data import data_folder
-from vqadata.dataset import split_names
+from tasks.finetune.data import data_folder, split_names
 from vqadata.scoring import GroundTruth, official_scores, oracle_scores, restrict
 
 
