@@ -82,12 +82,8 @@ class StoreWriter:
     def __len__(self) -> int:
         return len(self.image_ids)
 
-    def append(self, image_id: str, parts: Sequence[memoryview], position: Any = None) -> None:
-        """Add the row that `pack_row` made; position: where the source goes on after it."""
-        self.extend([(image_id, parts, position)])
-
     def extend(self, rows: Sequence[tuple[str, Sequence[memoryview], Any]]) -> None:
-        """Add rows, each as `append` does, with one write an array."""
+        """Add rows: image id, the bytes that `pack_row` made, and where the source goes on after it."""
         if not rows:
             return
         first = len(self.image_ids)

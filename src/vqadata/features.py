@@ -68,7 +68,7 @@ def write_store(
                 raise StoreError(
                     f"Image {image_ids[index]} has {len(features)} regions; this store holds 1 to {regions}."
                 )
-            writer.append(image_ids[index], pack_row(layout, features, boxes))
+            writer.extend([(image_ids[index], pack_row(layout, features, boxes), None)])
         if len(writer) != len(image_ids):
             raise StoreError(f"{len(image_ids)} different images were announced and {len(writer)} came.")
         writer.finish()
