@@ -12,7 +12,6 @@ It is opened last, when everything that can be refused was refused: a failed sta
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import platform
@@ -33,6 +32,7 @@ from common.errors import RunError
 from common.files import (
     aside_of,
     latest_complete,
+    lock_file,
     read_json,
     replace_folder,
     sha256_of,
@@ -138,14 +138,13 @@ class RunFolder:
 
     def _take(self, lock: IO[str]) -> None:
         """Lock the folder until the file is closed; the system does that even for a killed process."""
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        locked = lock_file(lock)
+        if locked is False:
             lock.seek(0)
             raise RunError(
                 f"{self.path} is in use by another run ({lock.read().strip()}). Wait for it or stop it."
-            ) from None
-        except OSError:
+            )
+        if locked is None:
             self._notice = f"{self.path} {UNLOCKABLE}."
         lock.truncate(0)
         lock.write(f"{socket.gethostname()}, process {os.getpid()}, since {datetime.now():%Y-%m-%d %H:%M}\n")

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from vqadata.folder import DataFolder
 
 from common.errors import DataError, UserError
 from lxmert.tokens import encode, load_tokenizer
@@ -28,6 +27,7 @@ from tasks.finetune.strategies import STRATEGIES
 from training.machine import Machine
 from vqadata.dataset import VqaDataset
 from vqadata.features import FeatureStores
+from vqadata.folder import DataFolder
 
 ANSWERS_SHOWN = 5
 EXAMPLES = 3  # of image ids

@@ -1,23 +1,46 @@
-"""From splits to data sets of tokenised questions."""
+"""Which data set a run takes, with which recipe, and its splits as data sets of tokenised questions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
-
-from vqadata.folder import DataFolder
 
 from common.errors import DataError
 from lxmert.tokens import encode
-from vqadata.dataset import VqaDataset, keep_images
+from tasks.finetune.args import RECIPES, Recipe
+from vqadata.dataset import VqaDataset, keep_images, split_names
+from vqadata.folder import DataFolder
 from vqadata.sample import ensure_scenes
+from vqadata.scenes import FEATURE_SIZE
 
 SCENES = "scenes"
 
 
-def split_names(splits: str) -> list[str]:
-    """ "train,nominival" -> ["train", "nominival"]."""
-    return [name for name in splits.split(",") if name]
+def choose_dataset(data: Path) -> str:
+    """What `--dataset auto` means: vqav2 as soon as anything of it is there, else the embedded scenes."""
+    folder = data / "vqav2"
+    return "vqav2" if any(folder.glob("*.json")) or any(folder.glob("features/*")) else "scenes"
+
+
+def choose_recipe(folder: DataFolder) -> Recipe:
+    """The recipe of a data set; one of your own has that of the pre-trained model which reads its features.
+
+    Splits are left empty where the default ones do not exist. DataError if there is no such data set.
+    """
+    if folder.name in RECIPES:
+        return RECIPES[folder.name]
+    if not folder.exists():
+        found = {path.name for path in folder.path.parent.glob("*") if path.is_dir()}
+        names = ", ".join([*RECIPES, *sorted(found - RECIPES.keys())])
+        raise DataError(
+            f"There is no data set {folder.name}: {folder.path} is missing. --dataset takes {names}; "
+            "data/README.md says how to prepare one of your own."
+        )
+    train, valid = folder.usual_splits()
+    small = any(manifest["feature_size"] == FEATURE_SIZE for manifest in folder.manifests())
+    return replace(RECIPES["scenes" if small else "vqav2"], train=",".join(train), valid=",".join(valid))
 
 
 def write_scenes_if_missing(folder: DataFolder) -> None:

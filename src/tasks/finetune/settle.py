@@ -11,15 +11,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from vqadata.folder import DataFolder
-
-from common.errors import DataError, UserError
-from tasks.finetune.args import RECIPES, Recipe, VqaArgs
+from common.errors import UserError
+from tasks.finetune.args import VqaArgs
 from tasks.finetune.best import Best, read_best
-from tasks.finetune.data import SCENES
+from tasks.finetune.data import SCENES, choose_dataset, choose_recipe
 from tasks.finetune.spec import FIXED, LOCATIONS, ModelSpec
 from training.run_folder import recorded_arguments
-from vqadata.scenes import FEATURE_SIZE
+from vqadata.folder import DataFolder
 
 BANNER = """\
 ------------------------------------------------------------------------------
@@ -67,28 +65,3 @@ def with_checkpoint(args: VqaArgs, best: Best) -> VqaArgs:
     if not any(getattr(args, name) for name in LOCATIONS):
         kept += LOCATIONS
     return args.completed({name: getattr(best.spec, name) for name in kept})
-
-
-def choose_dataset(data: Path) -> str:
-    """What `--dataset auto` means: vqav2 as soon as anything of it is there, else the embedded scenes."""
-    folder = data / "vqav2"
-    return "vqav2" if any(folder.glob("*.json")) or any(folder.glob("features/*")) else "scenes"
-
-
-def choose_recipe(folder: DataFolder) -> Recipe:
-    """The recipe of a data set; one of your own has that of the pre-trained model which reads its features.
-
-    Splits are left empty where the default ones do not exist. DataError if there is no such data set.
-    """
-    if folder.name in RECIPES:
-        return RECIPES[folder.name]
-    if not folder.exists():
-        found = {path.name for path in folder.path.parent.glob("*") if path.is_dir()}
-        names = ", ".join([*RECIPES, *sorted(found - RECIPES.keys())])
-        raise DataError(
-            f"There is no data set {folder.name}: {folder.path} is missing. --dataset takes {names}; "
-            "data/README.md says how to prepare one of your own."
-        )
-    train, valid = folder.usual_splits()
-    small = any(manifest["feature_size"] == FEATURE_SIZE for manifest in folder.manifests())
-    return replace(RECIPES["scenes" if small else "vqav2"], train=",".join(train), valid=",".join(valid))

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from vqadata.folder import DataFolder
 
 from adaptive.adapt import Adaptive
 from common.errors import UserError
@@ -16,12 +15,13 @@ from lxmert.units import gate_labels
 from lxmert.weights import Pretrained
 from tasks.finetune.args import VqaArgs
 from tasks.finetune.best import Best, load_base_weights, load_best
-from tasks.finetune.data import load_splits, require_data, split_names, write_scenes_if_missing
+from tasks.finetune.data import load_splits, require_data, write_scenes_if_missing
 from tasks.finetune.evaluate import Exam
 from tasks.finetune.model import build, count_parameters
 from tasks.finetune.spec import ModelSpec
 from training.machine import Machine
-from vqadata.dataset import VqaDataset
+from vqadata.dataset import VqaDataset, split_names
+from vqadata.folder import DataFolder
 
 
 class Setup(NamedTuple):
