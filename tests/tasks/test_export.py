@@ -32,20 +32,10 @@ ADAPTIVE = tuple(name for name, strategy in STRATEGIES.items() if strategy.adapt
 
 
 @pytest.fixture
-def args(data: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VqaArgs:
-    """A short run from a pre-trained model that the test may move away."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(pretrained, "model")
-    return VqaArgs(
-        version="run",
-        dataset="vqav2",
-        data=str(data),
-        pretrained="model",
-        epochs=1,
-        lr=3e-3,
-        tqdm=False,
-        wandb="off",
-    )
+def args(args: VqaArgs) -> VqaArgs:
+    """One epoch from a pre-trained model that the test may move away."""
+    shutil.copytree(args.pretrained, "model")
+    return replace(args, strategy=None, pretrained="model", epochs=1)
 
 
 def run_logits(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
