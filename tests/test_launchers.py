@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.helpers.paths import ROOT
 
-REPOSITORY = Path(__file__).parents[1]
-RUN = REPOSITORY / "run"
-LAUNCHERS = sorted(RUN.glob("*.bash")) + [REPOSITORY / ".ci" / "run"]
+RUN = ROOT / "run"
+LAUNCHERS = sorted(RUN.glob("*.bash")) + [ROOT / ".ci" / "run"]
 TOOLS = ("bash", "env", "cat", "cp", "dirname", "flock", "grep", "mkdir", "readlink", "rm", "sed", "sleep")
 
 # Says which Python runs it and with what, so that tests can look at both.
@@ -336,7 +336,7 @@ def test_interactive_flags_run_the_tests_in_one_process(sandbox: Sandbox, flag: 
 
 
 def test_continuous_integration_runs_the_test_launcher_in_the_root(sandbox: Sandbox, tmp_path: Path) -> None:
-    shutil.copytree(REPOSITORY / ".ci", sandbox.root / ".ci")
+    shutil.copytree(ROOT / ".ci", sandbox.root / ".ci")
     sandbox.write("run/test.bash", "pwd; exit 3")
     done = sandbox.launch(str(sandbox.root / ".ci" / "run"), cwd=tmp_path)
     assert (done.stdout.strip(), done.returncode) == (str(sandbox.root.resolve()), 3)

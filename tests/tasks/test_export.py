@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.helpers.paths import SRC
 from tests.helpers.small import ANSWERS
 from transformers import AutoTokenizer, BertConfig, BertModel, LxmertForQuestionAnswering
 from transformers import LxmertModel as PublishedModel
@@ -26,7 +27,7 @@ from tasks.finetune.model import build
 from tasks.finetune.strategies import STRATEGIES
 
 RUN = "snap/vqa/run"
-SCRIPT = Path(__file__).parents[2] / "src" / "lxmert" / "checkpoint.py"
+SCRIPT = SRC / "lxmert" / "checkpoint.py"
 
 ADAPTIVE = tuple(name for name, strategy in STRATEGIES.items() if strategy.adaptive)
 
