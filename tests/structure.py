@@ -27,12 +27,7 @@ Sources = Mapping[str, str]  # text of every Python file, by its path below src/
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 TRAINER = "tasks/vqa.py"
-FILES, CLI, RECORDS, STRATEGIES = (
-    "common/files.py",
-    "common/cli.py",
-    "vqadata/records.py",
-    "tasks/finetune/strategies.py",
-)
+FILES, CLI, RECORDS = "common/files.py", "common/cli.py", "vqadata/records.py"
 LONGEST, MOST_PARAMETERS = 60, 6
 STRATEGY_NAMES = {"standard", "Frozen", "SpotTune", "SpotTune_Res", "SpotTune_Block"}
 RECORD_FIELDS = {"question_id", "img_id", "sent", "label", "question_type", "answer_type"}
@@ -146,14 +141,20 @@ def record_validators(sources: Sources) -> list[str]:
 
 
 def adaptive_questions(sources: Sources) -> list[str]:
-    """Ways to ask whether a run is adaptive: `.adaptive` of the strategy, and every other."""
-    asked = [f"{STRATEGIES} .adaptive"] if "def adaptive" in sources.get(STRATEGIES, "") else []
-    for path, text in sources.items():
-        if path.startswith("adaptive/") or path == STRATEGIES:
-            continue
-        found = {(node.lineno, ast.unparse(node)) for node in _questions(ast.parse(text))}
-        asked += [f"{path}:{line} {question}" for line, question in sorted(found)]
-    return asked
+    """Ways to ask whether a run is adaptive: `.adaptive`, and every other outside the engine.
+
+    What the property itself looks at, of a strategy or of a run folder, belongs to that one way.
+    """
+    trees = {path: ast.parse(text) for path, text in sources.items() if not path.startswith("adaptive/")}
+    asked = set()
+    for path, tree in trees.items():
+        if any(isinstance(node, ast.Attribute) and node.attr == "adaptive" for node in ast.walk(tree)):
+            asked.add(("", 0, ".adaptive"))
+        for node in ast.walk(tree):
+            if isinstance(node, Function) and node.name == "adaptive":
+                node.body = []
+        asked |= {(path, node.lineno, ast.unparse(node)) for node in _questions(tree)}
+    return [f"{path}:{line} {question}" if path else question for path, line, question in sorted(asked)]
 
 
 def lines(sources: Sources) -> list[str]:
@@ -268,7 +269,7 @@ def _owners(sources: Sources, owner: str, does_it: Callable[[ast.AST], bool]) ->
     return [found[path] for path in sorted(found, key=lambda path: path != owner)]
 
 
-def _questions(tree: ast.Module) -> Iterator[ast.expr]:
+def _questions(tree: ast.AST) -> Iterator[ast.expr]:
     """Expressions that ask whether something is adaptive by what only adaptive runs have, or by names."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Compare) and (_compares_with_none(node) or _looks_up(node)):
