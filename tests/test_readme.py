@@ -154,7 +154,11 @@ def test_a_command_with_a_mistake_would_be_noticed(
 
 
 def test_commands_are_found_in_every_form() -> None:
-    text = "Run `bash run/test.bash\n-x` or\n\n    bash run/a.bash 0 \\\n        v    # why\n    python b.py [c]   d\n"
+    text = (
+        "Run `bash run/test.bash\n-x` or\n\n"
+        "    bash run/a.bash 0 \\\n        v  # comment\n"
+        "    python b.py [c]   described\n"
+    )
     assert [words_of(command) for command in commands_of(text)] == [
         ["bash", "run/a.bash", "0", "v"],
         ["python", "b.py"],
