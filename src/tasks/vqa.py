@@ -127,8 +127,8 @@ def train(args: VqaArgs, accelerator: Accelerator, start: Best | None, stop: Sto
         load_best(start, model, weights)
         loaded.append(f"fine-tuned weights of {start.folder}")
     model.model.lxmert.encoder.gradient_checkpointing = args.gradient_checkpointing
-    if model.slots:
-        model.slots.dense = args.routing == "dense"
+    if model.gates:
+        model.gates.dense = args.routing == "dense"
     labels = gate_labels(units)
     sizes = {"parameters": count_parameters(model), "gates": report.count_gates(labels)}
     tracker.say(report.opening(args, len(train_set), len(valid_set), loaded, **sizes))
@@ -208,7 +208,7 @@ def train_epoch(run: Run) -> None:
             adaptive.train_policy = progress.updates % args.policy_every == 0
             adaptive.temperature = args.temperature_at(progress.updates / run.total_updates)
             with accelerator.accumulate(run.model):
-                logits, gates = run.model(**{name: batch[name] for name in INPUTS})
+                logits, gates, _ = run.model(**{name: batch[name] for name in INPUTS})
                 loss = vqa_loss(logits, batch["target"])
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
@@ -250,7 +250,7 @@ def evaluate(
     # Autocast around the whole loop: weights are rounded once for all batches and not once a batch.
     with accelerator.autocast(), progress_bar(args, accelerator, "evaluation", len(loader)) as bar:
         for batch in loader:
-            logits, gates = model(**{name: batch[name] for name in INPUTS})
+            logits, gates, _ = model(**{name: batch[name] for name in INPUTS})
             answered = (batch["question_id"], logits.argmax(1), score(logits, batch["target"]))
             if gates is None:
                 gates = logits.new_zeros(len(logits), 0)

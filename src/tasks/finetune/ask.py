@@ -53,7 +53,7 @@ def ask(args: VqaArgs, accelerator: Accelerator, best: Best) -> dict[str, Any]:
     dataset = VqaDataset([record], ids, lengths, stores, best.answers)
     example = {name: column.to(accelerator.device) for name, column in dataset[0].items()}
     model = accelerator.prepare(model).eval()
-    logits, gates = model(**{name: example[name] for name in INPUTS})
+    logits, gates, _ = model(**{name: example[name] for name in INPUTS})
     probability = logits[0].float().sigmoid()
     top = probability.topk(min(ANSWERS_SHOWN, len(best.answers)))
     answers = {best.answers[n]: p for n, p in zip(top.indices.tolist(), top.values.tolist(), strict=True)}

@@ -182,8 +182,8 @@ def build(
         policy = POLICY_NETWORKS[spec.policy](spec, model.lxmert, sum(unit.width for unit in units))
         wanted = precision if spec.frozen_dtype == "auto" else spec.frozen_dtype
         frozen_dtype = torch.bfloat16 if wanted == "bf16" else None
-        slots = adapt(model.lxmert, [(unit.modules, unit.width) for unit in units], frozen_dtype)
-        return Adaptive(model, policy, slots, spec.temperature), units, report
+        gates = adapt(model.lxmert, [(unit.modules, unit.width) for unit in units], frozen_dtype)
+        return Adaptive(model, policy, gates, spec.temperature), units, report
     for name in strategy.keeps:
         freeze(model.lxmert.get_submodule(name))
     return Adaptive(model), [], report
