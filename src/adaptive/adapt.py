@@ -2,14 +2,14 @@
 
     gates = adapt(model, [(["layer.0"], 1), (["layer.1.up", "layer.1.down"], 1)])
     adaptive = Adaptive(model, policy, gates)     # policy(**inputs) -> logits (B, gates.total, 2)
-    outputs, gates, policy_logits = adaptive(**inputs)
+    output = adaptive(**inputs)                   # .outputs of the model, .gates (B, G), .policy_logits
 
 Load the pre-trained weights before `adapt`: the frozen copies are copies of what is there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -23,27 +23,25 @@ from adaptive.policy import choose_gates, sample_gates
 
 def adapt(
     model: nn.Module,
-    units: Iterable[tuple[Sequence[str], int]],
+    units: Sequence[tuple[Sequence[str], int]],
     frozen_dtype: torch.dtype | None = None,
     copies: Callable[[nn.Module, torch.dtype | None], tuple[nn.Module, nn.Module]] = full_copy,
 ) -> Gates:
     """Swap the submodules of each unit, (their names, width), for `GatedPair`s, in place.
 
     Gates are numbered in the order of the units; a unit takes as many as it is wide, and its submodules share
-    them. So do all calls of a module that is called several times in one forward pass. AttributeError for an
-    unknown name. `copies(submodule, frozen_dtype)` makes the frozen and the tuned copy of a submodule, the
-    frozen one with its matrices stored in that type (None: as they are).
+    them, as do all calls of a module within one forward pass. AttributeError for an unknown name. `copies`
+    makes both copies of a submodule, the frozen one with its matrices in `frozen_dtype` (None: as they are).
 
     A submodule must be a function of its arguments (no cache that it writes to) with the batch as the first
     dimension of every tensor that differs between examples; for its outputs see `routing.map_tensors`.
     """
-    units = list(units)
     gates = Gates(sum(width for _, width in units))
     start = 0
     for names, width in units:
         for name in names:
-            pair = GatedPair(*copies(model.get_submodule(name), frozen_dtype), gates, start, width)
             parent, _, child = name.rpartition(".")
+            pair = GatedPair(*copies(model.get_submodule(name), frozen_dtype), gates, start, width)
             setattr(model.get_submodule(parent), child, pair)
         start += width
     return gates

@@ -1,8 +1,8 @@
-"""Where the two copies of a gated module come from, and how a frozen copy is kept in half the memory.
+"""Where the two copies of a gated module come from, and how the frozen one fits into half the memory.
 
-A frozen copy's matrices may be stored in a 16-bit type; its arithmetic is then that of autocast to that type.
-So where autocast to it is on anyway, no number changes: autocast would round the same matrices at each call.
-Vectors (biases, layer norms) stay as they are: they weigh next to nothing.
+Its matrices may be stored in a 16-bit type; its arithmetic is then that of autocast to that type. So where
+autocast to it is on anyway, no number changes: autocast would round the same matrices at each call. Vectors
+(biases, layer norms) stay as they are: they weigh next to nothing.
 """
 
 from __future__ import annotations
@@ -34,23 +34,19 @@ def cast_matrices(module: nn.Module, dtype: torch.dtype) -> None:
         matrix.data = matrix.data.to(dtype)
 
 
-def call_in_dtype(
-    call: Callable[..., Any], module: nn.Module, like: nn.Module, *args: Any, **kwargs: Any
-) -> Any:
+def call_in_dtype(call: Callable, module: nn.Module, like: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """The output of `call`, a method of `module`, in the type in which `like` would return it.
 
     Where autocast is on, it decides about both. Else, if the matrices of `module` are stored in another type
     than those of `like`, the call runs under autocast to that type and its output is cast back.
     """
     matrix, target = (next(_matrices(either), None) for either in (module, like))
-    if matrix is None or target is None or matrix.dtype == target.dtype:
+    same = matrix is None or target is None or matrix.dtype == target.dtype
+    if same or torch.is_autocast_enabled(matrix.device.type):
         return call(*args, **kwargs)
-    device, stored = matrix.device.type, matrix.dtype
-    if torch.is_autocast_enabled(device):
-        return call(*args, **kwargs)
-    with torch.autocast(device, stored):
+    with torch.autocast(matrix.device.type, matrix.dtype):
         output = call(*args, **kwargs)
-    return map_tensors(lambda value: value.to(target.dtype) if value.dtype == stored else value, output)
+    return map_tensors(lambda value: value.to(target.dtype) if value.dtype == matrix.dtype else value, output)
 
 
 def _matrices(module: nn.Module) -> Iterator[Tensor]:

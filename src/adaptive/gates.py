@@ -38,40 +38,31 @@ class Gates:
         return vars(Gates(self.total, dense=self.dense))
 
     def fill(self, gates: Tensor) -> None:
-        """Set the gates (B, G), each 0 or 1, of the coming forward pass.
-
-        One transfer from the device (how many rows chose tuned at each gate) serves all pairs: nothing else
-        in a forward pass has to wait for the device. ValueError if G is not `total`.
-        """
+        """Set the gates (B, G), each 0 or 1, of the coming forward pass. ValueError if G is not `total`."""
         if gates.shape[1:] != (self.total,):
             raise ValueError(f"gates have the shape {tuple(gates.shape)}; expected (batch, {self.total})")
         hard = gates.detach() > 0.5
         self._values = gates
         # Per gate the frozen rows first, then the tuned ones, each in their order.
         self._order = hard.to(torch.uint8).argsort(dim=0, stable=True).t().contiguous()
+        # One transfer from the device serves all pairs: nothing else in a forward pass has to wait for it.
         self._tuned: list[int] = hard.sum(0).tolist()
 
     def detach(self) -> None:
-        """Let go of the graph that computed the gates, at the end of the forward pass.
+        """Let go of the policy's graph at the end of the forward pass; the values stay, as a leaf.
 
-        The values stay, as a leaf: gradient checkpointing runs pairs again in backward, to save the same
-        tensors once more. Gradients come from the first graph, unless the second one is used instead, as by
-        `use_reentrant=True`: they would end in the leaf, so that is an error.
+        Gradient checkpointing needs them to run pairs again in backward. It takes gradients through the first
+        graph and not through this second one, except with `use_reentrant=True`, which is refused here.
         """
-        if self._values is not None and self._values.requires_grad:
+        if self._values.requires_grad:
             self._values = self._values.detach().requires_grad_()
             self._values.register_hook(_refuse_gradient)
 
     def of(self, start: int, width: int) -> Tensor:
-        """The gates (B, w) of one pair. RuntimeError before the first forward pass."""
+        """The gates (B, w) of one pair, as part of the graph where there is one. RuntimeError if not filled."""
         if self._values is None:
             raise RuntimeError("a gated pair was called without gates: call Adaptive, not its model")
         return self._values[:, start : start + width]
-
-    @property
-    def need_gradient(self) -> bool:
-        """Whether gates get gradients, which need the values of the copies that were not chosen."""
-        return torch.is_grad_enabled() and self._values.requires_grad
 
     def share_tuned(self, start: int, width: int) -> float:
         """The share of decisions of `width` gates that are for tuned: 0.0 and 1.0 are exact."""

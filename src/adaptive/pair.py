@@ -31,9 +31,8 @@ class Sliced(Protocol):
 class GatedPair(nn.Module):
     """Two copies of a module, called on the same input, with gates that choose between their outputs.
 
-    With width w, a gate decides over each of w equal slices of the output's last dimension. Outputs may be
-    whatever `routing.map_tensors` knows. The frozen copy is the pre-trained function: without gradients and
-    always in evaluation mode, so that its dropout is off.
+    With width w, a gate decides over each of w equal slices of the output's last dimension. The frozen copy
+    is the pre-trained function: without gradients and always in evaluation mode, so that its dropout is off.
     """
 
     def __init__(self, frozen: nn.Module, tuned: nn.Module, gates: Gates, start: int, width: int = 1) -> None:
@@ -68,7 +67,7 @@ class GatedPair(nn.Module):
         """All examples chose the same copy."""
         chosen, other = (self.tuned, self._frozen) if all_tuned else (self._frozen, self.tuned)
         output = chosen(*args, **kwargs)
-        if not self.gates.need_gradient:
+        if not gate.requires_grad:
             return output
         with torch.no_grad():
             value = other(*args, **kwargs)
@@ -79,37 +78,32 @@ class GatedPair(nn.Module):
     def _by_rows(self, gate: Tensor, args: Any, kwargs: Any) -> Any:
         """Each copy runs the examples that chose it, and the others for their value if a gate needs it."""
         rows, batch = self.gates.rows(self.start), len(gate)
-        halves = [split(value, rows, batch) for value in args]
+        parts = [split(value, rows, batch) for value in args]
         named = {name: split(value, rows, batch) for name, value in kwargs.items()}
-        (frozen_args, frozen_kwargs), (tuned_args, tuned_kwargs) = (
-            ([half[copy] for half in halves], {name: half[copy] for name, half in named.items()})
-            for copy in (FROZEN, TUNED)
-        )
-        frozen = self._frozen(*frozen_args, **frozen_kwargs)
-        tuned = self.tuned(*tuned_args, **tuned_kwargs)
+        frozen_args, tuned_args = ([part[copy] for part in parts] for copy in (FROZEN, TUNED))
+        frozen_named, tuned_named = ({n: part[copy] for n, part in named.items()} for copy in (FROZEN, TUNED))
+        frozen = self._frozen(*frozen_args, **frozen_named)
+        tuned = self.tuned(*tuned_args, **tuned_named)
         others = ()
-        if self.gates.need_gradient:
+        if gate.requires_grad:
             with torch.no_grad():
-                others = (
-                    self.tuned(*frozen_args, **frozen_kwargs),
-                    self._frozen(*tuned_args, **tuned_kwargs),
-                )
+                others = self.tuned(*frozen_args, **frozen_named), self._frozen(*tuned_args, **tuned_named)
         return merge(gate, rows, frozen, tuned, *others)
 
     def _by_slices(self, gate: Tensor, args: Any) -> Any:
         """Both copies project, the chosen slices are combined once with and once without a graph."""
         tuned = self.tuned.project(*args)
         frozen = call_in_dtype(self.frozen.project, self.frozen, self.tuned, *args)
+
+        def combine(choice: Tensor) -> Tensor:
+            picked = map_tensors(lambda t, f: torch.where(per_slice(choice, t), t, f), tuned, frozen)
+            return self.tuned.combine(picked, choice, *args)
+
         choice = gate.detach() > 0.5
-        output = self.tuned.combine(_pick(choice, tuned, frozen), choice, *args)
-        if not self.gates.need_gradient:
+        output = combine(choice)
+        if not gate.requires_grad:
             return output
         with torch.no_grad():
-            other = self.tuned.combine(_pick(~choice, tuned, frozen), ~choice, *args)
+            other = combine(~choice)
             difference = torch.where(per_slice(choice, output), output - other, other - output)
         return with_gate_gradient(gate, output, difference)
-
-
-def _pick(choice: Tensor, tuned: tuple[Tensor, ...], frozen: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The tuned slices where choice (B, w) is true, else the frozen ones."""
-    return map_tensors(lambda t, f: torch.where(per_slice(choice, t), t, f), tuned, frozen)

@@ -1,8 +1,7 @@
 """How the rows of a batch run in the copies they chose, with exact gradients and without wasted work.
 
-The naive formula for a gate g is `g * tuned(x) + (1 - g) * frozen(x)` for all rows: both forwards,
-both backwards, both sets of saved activations. With hard gates the same values and the same gradients cost
-less:
+The naive formula for a gate g is `g * tuned(x) + (1 - g) * frozen(x)` for all rows: both forwards, both
+backwards, both sets of saved activations. With hard gates the same values and gradients cost less:
 
 - the output of a row is that of the copy it chose, and only that copy's graph carries gradients;
 - the gradient of its gate is <dL/doutput, tuned(x) - frozen(x)>: it needs the value of the other copy, but no
@@ -103,10 +102,8 @@ def per_slice(gate: Tensor, like: Tensor) -> Tensor:
 
 def _gate_gradient(grad: Tensor, difference: Tensor, width: int) -> Tensor:
     """Sum of grad * difference over each of `width` slices of the last dimension: (B, width)."""
-    product = grad.flatten(1, -2) if grad.dim() > 2 else grad.unsqueeze(1)
-    other = difference.reshape(product.shape)
-    sliced = (len(grad), product.shape[1], width, -1)
-    return torch.einsum("bswn,bswn->bw", product.reshape(sliced).float(), other.reshape(sliced).float())
+    shape = (len(grad), -1, width, grad.shape[-1] // width if grad.dim() > 1 else 1)
+    return torch.einsum("bswn,bswn->bw", grad.reshape(shape).float(), difference.reshape(shape).float())
 
 
 class _Split(torch.autograd.Function):
