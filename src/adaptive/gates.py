@@ -59,10 +59,11 @@ class Gates:
             self._values.register_hook(_refuse_gradient)
 
     def of(self, start: int, width: int) -> Tensor:
-        """The gates (B, w) of one pair, as part of the graph where there is one. RuntimeError if not filled."""
+        """The gates (B, w) of one pair, without a graph where autograd is off. RuntimeError if not filled."""
         if self._values is None:
             raise RuntimeError("a gated pair was called without gates: call Adaptive, not its model")
-        return self._values[:, start : start + width]
+        values = self._values if torch.is_grad_enabled() else self._values.detach()
+        return values[:, start : start + width]
 
     def share_tuned(self, start: int, width: int) -> float:
         """The share of decisions of `width` gates that are for tuned: 0.0 and 1.0 are exact."""
