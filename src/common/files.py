@@ -107,10 +107,10 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def lock_file(file: IO[Any], *, wait: bool = False) -> bool:
+def lock_file(file: IO[Any], *, wait: bool = False) -> bool | None:
     """Lock an open file until it is closed or this process ends; false if another process has the lock.
 
-    wait: for the other process instead. A disk without locks (some network file systems) refuses nobody.
+    wait: for the other process instead. None on a disk without locks, as some network file systems are.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -119,6 +119,7 @@ def lock_file(file: IO[Any], *, wait: bool = False) -> bool:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
+        return None
     return True
 
 

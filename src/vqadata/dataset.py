@@ -16,6 +16,11 @@ from common.errors import DataError
 from vqadata.features import FeatureStores
 
 
+def split_names(splits: str) -> list[str]:
+    """ "train,nominival" -> ["train", "nominival"]."""
+    return [name for name in splits.split(",") if name]
+
+
 def keep_images(records: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
     """The records of the first `count` images, in order of appearance."""
     images = dict.fromkeys(record["img_id"] for record in records)

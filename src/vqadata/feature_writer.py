@@ -54,7 +54,7 @@ class StoreWriter:
             if (self.path / MANIFEST).exists():
                 raise StoreError(f"{self.path} holds a finished store: delete the folder to write another.")
             self._journal = stack.enter_context((self.path / JOURNAL).open("a+b"))
-            if not lock_file(self._journal):
+            if lock_file(self._journal) is False:
                 raise StoreError(f"Another process is writing {self.path}.")
             self._files = {
                 name: stack.enter_context(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 import shutil
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.helpers.feature_files import image, line
 
 from common.errors import DataError, StoreError
 from tasks import vqa_prepare
@@ -181,17 +181,9 @@ def test_two_stores_with_one_image_are_found(folder: Path, capsys: pytest.Captur
 
 
 def write_tsv(file: Path, image_ids: list[str], faulty: str = "") -> None:
-    def encode(array: np.ndarray) -> str:
-        return base64.b64encode(array.tobytes()).decode()
-
-    ids, scores = np.zeros(2, np.int64), np.zeros(2, np.float32)
-    boxes, features = np.float32([[0, 0, 8, 4]] * 2), np.ones((2, 3), np.float32)
-    for image_id in image_ids:
-        height = "-" if image_id == faulty else "4"
-        arrays = (encode(array) for array in (ids, scores, ids, scores))
-        columns = [image_id, height, "8", *arrays, "2", encode(boxes), encode(features)]
-        with file.open("a", encoding="utf-8") as text:
-            text.write("\t".join(columns) + "\n")
+    """Features of the size that `folder` has, the height of one image no number."""
+    rows = [image(0, boxes=2, size=3) | {"img_id": image_id} for image_id in image_ids]
+    file.write_bytes(b"".join(line(row, **{"img_h": "-"} if row["img_id"] == faulty else {}) for row in rows))
 
 
 def test_features_go_where_training_looks_for_them(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.helpers.paths import LXMERT_LISTS, VQA_SUBSET, needs_shared_data
 from tests.helpers.question_files import TRAIN, VAL, answers, cp_test_ids, numbers, write_vqacp, write_vqav2
 
 from common.errors import DataError
@@ -29,8 +30,6 @@ from vqadata.questions import (
 )
 from vqadata.records import read_answers
 
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
-SUBSET = SHARED / "vqa_v2_subset"
 MINIVAL = {f"COCO_val2014_{image:012d}" for image in (501, 502, 507)}
 
 
@@ -246,13 +245,12 @@ def test_held_out_images_depend_on_seed_and_set_only() -> None:
 
 
 @pytest.mark.slow
+@needs_shared_data
 def test_the_real_questions(tmp_path: Path) -> None:
     """57,038 questions: prepared in time, equal from both sources, a vocabulary inside the published one."""
-    if not SUBSET.is_dir():
-        pytest.skip("the real questions are not beside the checkout")
-    published = read_answers(SHARED / "lxmert" / "trainval_label2ans.json")
+    published = read_answers(LXMERT_LISTS / "trainval_label2ans.json")
     start = time.perf_counter()
-    parts = read_vqav2(SUBSET)
+    parts = read_vqav2(VQA_SUBSET)
     images = list(dict.fromkeys(pair.question.image_id for pair in parts[1]))[:5000]
     prepared = prepare_vqav2(*parts, [], set(images), answers=published)
     DataFolder(tmp_path, "out").write(prepared)
@@ -261,7 +259,7 @@ def test_the_real_questions(tmp_path: Path) -> None:
 
     raw = {}
     for image_set in (TRAIN, VAL):
-        with gzip.open(SUBSET / f"v2_mscoco_{image_set}_annotations.json.gz") as file:
+        with gzip.open(VQA_SUBSET / f"v2_mscoco_{image_set}_annotations.json.gz") as file:
             for record in json.load(file)["annotations"]:
                 raw[record["question_id"]] = [entry["answer"] for entry in record["answers"]]
     other = prepare_lxmert(write_lxmert(tmp_path / "lxmert", prepared, raw))

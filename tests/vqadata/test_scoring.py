@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.helpers.paths import ROOT, VQA_SUBSET, needs_shared_data
 
 from common.errors import DataError
 from vqadata.answers import agreement, normalise
@@ -25,9 +26,6 @@ from vqadata.scoring import (
     read_predictions,
     restrict,
 )
-
-ROOT = Path(__file__).parents[2]
-SUBSET = ROOT.parent / "shared" / "data" / "vqa_v2_subset"
 
 
 def annotation(
@@ -256,11 +254,9 @@ def test_command_scores_part_and_explains_mistakes(
     )
 
 
+@needs_shared_data
 def test_the_real_subset_is_scored_fast_and_between_its_bounds() -> None:
-    path = SUBSET / "v2_mscoco_train2014_annotations.json.gz"
-    if not path.exists():
-        pytest.skip("the real questions are not beside the checkout")
-    annotations = read_ground_truth(path)
+    annotations = read_ground_truth(VQA_SUBSET / "v2_mscoco_train2014_annotations.json.gz")
     rng = random.Random(0)
     predictions = {
         number: rng.choice(list(key.accuracy)).capitalize() + rng.choice(["", ".", " "])

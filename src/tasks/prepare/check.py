@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from common.errors import DataError, StoreError, UserError
-from tasks.finetune.data import choose_recipe, split_names
+from tasks.finetune.data import choose_recipe
 from tasks.prepare.command import Command
+from vqadata.dataset import split_names
 from vqadata.feature_layout import MANIFEST, check_sizes, intact_rows, store_checksum
 from vqadata.feature_writer import JOURNAL
 from vqadata.features import DAMAGE, FeatureStore

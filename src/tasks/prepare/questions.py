@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import DataError
-from tasks.finetune.data import split_names
 from tasks.prepare.command import Command, share, whole_number
 from vqadata.answers import MIN_OCCURRENCES
+from vqadata.dataset import split_names
 from vqadata.feature_layout import IMAGE_IDS
 from vqadata.files import is_there
 from vqadata.folder import DataFolder, Prepared
