@@ -40,7 +40,7 @@ from tqdm import tqdm
 
 from common.errors import RunError, StoreError
 from report.results_table import replace_block
-from vqadata.convert import convert
+from vqadata.convert import Options, convert
 from vqadata.dataset import VqaDataset
 from vqadata.features import FeatureStores
 from vqadata.tsv import COLUMNS, TsvSource
@@ -110,7 +110,7 @@ def ours(path: Path, store: Path, boxes: int) -> Figures:
     """The conversion, from the file to a finished store on the disk."""
     _read_through(path)
     start, used = time.perf_counter(), _cpu()
-    done = convert(TsvSource(path), store, regions=boxes, progress=False)
+    done = convert(TsvSource(path), store, Options(regions=boxes), progress=False)
     return _conversion(done.images, start, used)
 
 

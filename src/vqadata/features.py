@@ -45,10 +45,7 @@ def write_store(
     path: Path,
     image_ids: Sequence[str],
     rows: Iterable[tuple[np.ndarray, np.ndarray]],
-    *,
-    regions: int,
-    feature_size: int,
-    dtype: str = "float16",
+    layout: Layout,
     source: str = "",
 ) -> None:
     """Write one store, row by row, in constant memory, over whatever store is there.
@@ -59,14 +56,14 @@ def write_store(
     """
     for name in (MANIFEST, JOURNAL):
         (path / name).unlink(missing_ok=True)
-    layout = Layout(regions, feature_size, dtype)
     with StoreWriter(path, layout, {"source": source}) as writer:
         for index, (features, boxes) in enumerate(rows):
             if index == len(image_ids):
                 raise StoreError(f"{len(image_ids)} images were announced and more came.")
-            if not 1 <= len(features) <= regions:
+            if not 1 <= len(features) <= layout.regions:
                 raise StoreError(
-                    f"Image {image_ids[index]} has {len(features)} regions; this store holds 1 to {regions}."
+                    f"Image {image_ids[index]} has {len(features)} regions; this store holds 1 to "
+                    f"{layout.regions}."
                 )
             writer.extend([(image_ids[index], pack_row(layout, features, boxes), None)])
         if len(writer) != len(image_ids):

@@ -23,8 +23,8 @@ Record = dict[str, Any]
 def prepare_own(source: DataFolder, occurrences: int = 1) -> Prepared:
     """The examples of a folder; DataError with the first fault if it has one.
 
-    The vocabulary is `answers.json` if it is there; else every answer, as it is written, that is given to at
-    least `occurrences` questions, the most frequent first.
+    The vocabulary is the folder's answer list if it has one; else every answer, as it is written, that is
+    given to at least `occurrences` questions, the most frequent first.
     """
     records = source.read_splits(source.splits())
     if not records:

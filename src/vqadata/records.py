@@ -84,7 +84,7 @@ def read_list(source: Source | Path, key: str) -> list[Any]:
 
 
 def read_answers(path: Path) -> list[str]:
-    """Answers in label order, as in `answers.json` and in LXMERT's `trainval_label2ans.json`."""
+    """The answer list of a data set, or LXMERT's `trainval_label2ans.json`, in label order."""
     answers = read_json(path)
     if not isinstance(answers, list) or not answers or not all(map(_is_text, answers)):
         raise DataError(f"{path} is not a list of answers.")

@@ -16,6 +16,7 @@ from common.errors import DataError, StoreError
 from tasks import vqa_prepare
 from tasks.prepare.check import can_train, examine
 from tasks.prepare.features import image_set
+from vqadata.feature_layout import Layout
 from vqadata.features import write_store
 from vqadata.folder import DataFolder
 
@@ -28,7 +29,7 @@ def run(*argv: object) -> int:
 
 def write_images(path: Path, image_ids: list[str]) -> None:
     rows = [(np.ones((2, 3), np.float32), np.ones((2, 4), np.float32))] * len(image_ids)
-    write_store(path, image_ids, rows, regions=2, feature_size=3)
+    write_store(path, image_ids, rows, Layout(2, 3))
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from common.errors import StoreError
 from tasks.prepare.command import Command, whole_number
-from vqadata.convert import convert
+from vqadata.convert import Options, convert
 from vqadata.folder import DataFolder
 from vqadata.npz import NpzSource
 from vqadata.tsv import TsvSource
@@ -28,9 +28,7 @@ def run(args: argparse.Namespace) -> int:
             done = convert(
                 NpzSource(file) if file.is_dir() else TsvSource(file),
                 folder,
-                regions=args.max_regions,
-                dtype=DTYPES[args.dtype],
-                detections=args.with_detections,
+                Options(args.max_regions, DTYPES[args.dtype], args.with_detections),
                 max_faults=args.max_faults,
                 progress=not args.quiet,
             )

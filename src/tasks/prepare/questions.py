@@ -13,7 +13,7 @@ from vqadata.answers import MIN_OCCURRENCES
 from vqadata.dataset import split_names
 from vqadata.feature_layout import IMAGE_IDS
 from vqadata.files import is_there
-from vqadata.folder import DataFolder, Prepared
+from vqadata.folder import ANSWERS, DataFolder, Prepared
 from vqadata.official import read_annotations, read_vqacp, read_vqav2, read_vqav2_test, require_vqav2
 from vqadata.own import prepare_own
 from vqadata.priors import TEST_SHARE, changing_priors, prepare_priors, prior_shift, word_coverage
@@ -185,7 +185,7 @@ COMMANDS = {
         prepare_questions,
         "VQA v2, from the published or from LXMERT's files",
         f"""\
-VQA v2: train, nominival, minival and test. Writes <split>.json, answers.json
+VQA v2: train, nominival, minival and test. Writes <split>.json, {ANSWERS}
 and, for official scores, annotations/<split>.json to data/vqav2/. minival is
 the first {MINIVAL_IMAGES} images in the row order of val2014_obj36.tsv, nominival the rest
 of val2014; test needs the question file of test2015 and is left out without it.""",
@@ -257,7 +257,7 @@ Your own questions and answers. Reads every <split>.json of a folder: a list of
 records with question_id, img_id, sent and answers (1 to 10), answer or label.
 Writes data/<name>/ with soft targets, vocabulary and annotations.""",
         {
-            "--from": _from("folder of your <split>.json files, and of answers.json to set the vocabulary"),
+            "--from": _from(f"folder of your <split>.json files, and of {ANSWERS} to set the vocabulary"),
             **NAME,
             "--occurrences": {"type": whole_number, "default": 1, "help": "questions an answer needs (1)"},
         },
