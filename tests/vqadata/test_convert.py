@@ -219,7 +219,10 @@ def test_a_full_disk_is_one_sentence_and_the_conversion_goes_on_later(
 
     with (
         monkeypatch.context() as patch,
-        pytest.raises(StoreError, match=r"disk below .* is full after 4 images"),
+        pytest.raises(
+            StoreError,
+            match=r"whose 4 images the same command goes on from\) .* the disk is full",
+        ),
     ):
         patch.setattr(os, "pwritev", write_while_there_is_room)
         patch.setattr("vqadata.convert.CHUNK", 4)

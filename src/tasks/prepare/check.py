@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from vqadata.scoring import read_ground_truth, restrict
 
 FAULTS_SHOWN = 10
 
-# Splits that no training needs, for predictions and for the final figure; of other data sets, all the rest.
+# Splits that no training needs, for predictions and for the final figure.
 EXTRA_SPLITS = {"vqav2": ["test"], "vqacpv2": ["cp_test"]}
 
 LXMERT = "https://github.com/airsplay/lxmert"
@@ -110,7 +110,8 @@ def examine(folder: DataFolder, *, verify: bool = False) -> Iterator[Finding]:
         finding, records = _split(folder, split, split in needed, seen if split in needed else set())
         yield finding
         if records and is_there(folder.ground_truth_file(split)):
-            yield _ground_truth(folder, split, [record["question_id"] for record in records])
+            question_ids = [record["question_id"] for record in records]
+            yield _ground_truth(folder, split, question_ids, split in split_names(recipe.valid))
         images[split] = {}
         for index, record in enumerate(records):
             images[split].setdefault(record["img_id"], index)
@@ -126,9 +127,8 @@ def can_train(findings: Sequence[Finding]) -> bool:
 
 
 def _extra_splits(folder: DataFolder, needed: Sequence[str]) -> list[str]:
-    if folder.name in EXTRA_SPLITS:
-        return EXTRA_SPLITS[folder.name]
     splits = folder.splits() if folder.exists() else []
+    splits = dict.fromkeys([*EXTRA_SPLITS.get(folder.name, []), *splits])
     return [split for split in splits if split not in needed]
 
 
@@ -143,43 +143,41 @@ def _feature_source(owner: str, name: str) -> str:
     return QUESTION_SOURCES.get(owner) or OWN_FEATURES.format(dataset=owner)
 
 
-def _answers(folder: DataFolder) -> Finding:
-    path, source = folder.answers_file, _question_source(folder.name)
+def _read(path: Path, dataset: str, needed: bool, read: Callable[[], Any]) -> tuple[Finding | None, Any]:
+    """What `read` makes of a file, or the finding that it is missing or damaged."""
     if not is_there(path):
-        return Finding("missing", str(path), source)
+        return Finding("missing", str(path), _question_source(dataset), needed), None
     try:
-        return Finding("ok", f"{path}: {len(folder.read_answers()):,} answers")
+        return None, read()
     except DataError as error:
-        return Finding("damaged", str(error), source)
+        what = str(error) if str(path) in str(error) else f"{path}: {error}"
+        return Finding("damaged", what, _question_source(dataset), needed), None
+
+
+def _answers(folder: DataFolder) -> Finding:
+    finding, answers = _read(folder.answers_file, folder.name, True, folder.read_answers)
+    return finding or Finding("ok", f"{folder.answers_file}: {len(answers):,} answers")
 
 
 def _split(
     folder: DataFolder, split: str, needed: bool, seen: set[int]
 ) -> tuple[Finding, list[dict[str, Any]]]:
     """A file of questions, and its records if all of them can be used."""
-    path, source = folder.split_file(split), _question_source(folder.name)
-    if not is_there(path):
-        return Finding("missing", str(path), source, needed), []
-    try:
-        records = folder.read_list(split)
-    except DataError as error:
-        return Finding("damaged", str(error), source, needed), []
-    faults = list(folder.find_faults(split, records, seen))
-    if faults:
+    path = folder.split_file(split)
+    finding, records = _read(path, folder.name, needed, lambda: folder.read_list(split))
+    if finding:
+        return finding, []
+    if faults := list(folder.find_faults(split, records, seen)):
         what = f"{path}: {len(faults):,} of {len(records):,} questions cannot be used"
-        return Finding("faulty", what, source, needed, faults[: FAULTS_SHOWN + 1]), []
+        return Finding("faulty", what, _question_source(folder.name), needed, faults[: FAULTS_SHOWN + 1]), []
     return Finding("ok", f"{path}: {len(records):,} questions", needed=needed), records
 
 
-def _ground_truth(folder: DataFolder, split: str, question_ids: Collection[int]) -> Finding:
-    """What humans answered to a split's questions; evaluation on it is impossible unless it is ok."""
+def _ground_truth(folder: DataFolder, split: str, question_ids: Collection[int], needed: bool) -> Finding:
+    """What humans answered to a split's questions: a run does without, but not with a damaged file."""
     path = folder.ground_truth_file(split)
-    try:
-        restrict(read_ground_truth(path), question_ids)
-    except DataError as error:
-        what = str(error) if str(path) in str(error) else f"{path}: {error}"
-        return Finding("damaged", what, _question_source(folder.name), needed=False)
-    return Finding("ok", f"{path}: what humans answered", needed=False)
+    finding, _ = _read(path, folder.name, needed, lambda: restrict(read_ground_truth(path), question_ids))
+    return finding or Finding("ok", f"{path}: what humans answered", needed=needed)
 
 
 def _features(folder: DataFolder, verify: bool, images: set[str]) -> Iterator[Finding]:
