@@ -116,6 +116,31 @@ def results(
     return {"output": output.detach(), "input": x.grad, "gates": gates.grad, **tuned}
 
 
+def test_a_full_copy_tunes_the_module_itself_and_freezes_a_duplicate() -> None:
+    layer = Layer()
+    frozen, tuned = full_copy(layer)
+    assert tuned is layer
+    storages = {p.data_ptr() for p in tuned.parameters()} & {p.data_ptr() for p in frozen.parameters()}
+    assert not storages
+    assert all(torch.equal(frozen.state_dict()[name], t) for name, t in layer.state_dict().items())
+
+
+def test_adapt_takes_the_copies_from_the_function_it_is_given() -> None:
+    """And hands it the type of the frozen ones; what comes back is what the gates choose between."""
+    requested = []
+
+    def constant(module: nn.Module, frozen_dtype: torch.dtype | None) -> tuple[nn.Module, nn.Module]:
+        requested.append((module, frozen_dtype))
+        return module, nn.Sequential(module, nn.Threshold(torch.inf, -1.0))
+
+    model = nn.Sequential(layer := nn.Linear(SIZE, SIZE))
+    gates = adapt(model, [(["0"], 1)], BF16, constant)
+    assert requested == [(layer, BF16)]
+    x = torch.randn(2, SIZE)
+    gates.fill(torch.tensor([[0.0], [1.0]]))
+    assert torch.allclose(model(x), torch.stack([layer(x)[0], -torch.ones(SIZE)]), atol=1e-6)
+
+
 def bytes_of(model: nn.Module, copy: str) -> int:
     named = model.named_parameters()
     return sum(p.numel() * p.element_size() for name, p in named if f".{copy}." in name)
