@@ -15,12 +15,13 @@ from matplotlib.collections import PatchCollection, QuadMesh
 from matplotlib.colors import to_hex, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from tests.helpers.paths import SRC
 
 from common.errors import RunError
 from report.panels import DEAD_LABEL
 from report.policy_plot import draw_policy, main, policy_figure, question_type_figure
 
-SCRIPT = Path(__file__).parents[2] / "src" / "report" / "policy_plot.py"
+SCRIPT = SRC / "report" / "policy_plot.py"
 SMALL, BASE = (3, 2, 2, 4), (9, 5, 5, 12)  # language, vision, cross layers; heads
 RNG = np.random.default_rng
 

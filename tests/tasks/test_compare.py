@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.helpers.paths import SRC
 
-COMPARE = Path(__file__).parents[2] / "src" / "tasks" / "compare.py"
 COMMAND = (sys.executable, "src/tasks/compare.py")
 
 # Fails as Frozen; with --wait counts the interrupts it gets within half a second of the first one.
@@ -43,7 +43,7 @@ def root(tmp_path: Path) -> Path:
     """A repository of three scripts."""
     for package in ("tasks", "report"):
         (tmp_path / "src" / package).mkdir(parents=True)
-    shutil.copy(COMPARE, tmp_path / "src" / "tasks")
+    shutil.copy(SRC / "tasks" / "compare.py", tmp_path / "src" / "tasks")
     (tmp_path / "src" / "tasks" / "vqa.py").write_text(TRAINER)
     (tmp_path / "src" / "report" / "results_table.py").write_text(RESULTS_TABLE)
     return tmp_path
