@@ -220,3 +220,14 @@ def test_outputs_have_the_type_of_the_tuned_copys(amp: bool, gate: float, width:
     gates.fill(torch.full((BATCH, width), gate))
     with autocast(amp):
         assert pair(torch.randn(BATCH, SIZE)).dtype == (BF16 if amp else torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, BF16], ids=["fp64", "bf16"])
+def test_a_model_in_another_type_as_a_whole_stays_in_it(dtype: torch.dtype) -> None:
+    """All gates 0 is then the layer itself, bit for bit and without autocast."""
+    torch.manual_seed(0)
+    layer = Layer().to(dtype)
+    pair = GatedPair(*full_copy(layer), gates := Gates(1), 0)
+    gates.fill(torch.zeros(BATCH, 1))
+    x = torch.randn(BATCH, TOKENS, SIZE, dtype=dtype)
+    assert torch.equal(pair(x)[0], layer(x)[0]) and pair(x)[0].dtype == dtype
