@@ -51,6 +51,10 @@ class AdaptiveOutput(NamedTuple):
     outputs: Any  # whatever the model returns
     gates: Tensor | None  # (B, G), None without a policy
 
+    def gates_of(self, batch: Tensor) -> Tensor:
+        """The gates (B, G) of a batch (B, ...) of examples; without a policy G is 0."""
+        return batch.new_zeros(len(batch), 0) if self.gates is None else self.gates
+
 
 class Adaptive(nn.Module):
     """A model and its policy as one module: prepared, clipped, saved and loaded together.

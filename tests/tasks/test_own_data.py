@@ -12,7 +12,9 @@ from tests.helpers.paths import ROOT
 
 from tasks import vqa, vqa_prepare
 from tasks.finetune.args import VqaArgs
-from tasks.finetune.data import choose_recipe, complete
+from tasks.finetune.data import choose_recipe
+from tasks.finetune.settle import settle
+from vqadata.folder import DataFolder
 from vqadata.sample import write_scenes
 
 SIZE = 7  # of a region's features: no pre-trained model here reads that
@@ -114,7 +116,7 @@ def test_splits_that_are_not_there_by_a_known_name_are_asked_for(
     assert vqa.cli(["--dataset=mine", "--wandb=off"]) == 2
     error = capsys.readouterr().err
     assert "are for --valid? Name them; there are: held_out, test, train." in error
-    args, _ = complete(VqaArgs(dataset="mine", valid="held_out"))
+    args, _ = settle(VqaArgs(dataset="mine", valid="held_out"), print)
     assert (args.train, args.valid, args.epochs) == ("train", "held_out", 4)
 
 
@@ -133,7 +135,7 @@ def test_a_model_for_other_features_is_refused(here: Path, capsys: pytest.Captur
     write_mine(here)
     prepare("features", "my_features", "--dataset", "mine", "--quiet")
     prepare("own", "--from", "my_questions", "--name", "mine")
-    assert choose_recipe(Path("data"), "mine").pretrained == "unc-nlp/lxmert-base-uncased"
+    assert choose_recipe(DataFolder(Path("data"), "mine")).pretrained == "unc-nlp/lxmert-base-uncased"
     assert vqa.cli(["--dataset=mine", "--pretrained=snap/pretrained/lxmert-scenes", "--wandb=off"]) == 2
     error = capsys.readouterr().err
     assert "and those of the data have 7; choose" in error
