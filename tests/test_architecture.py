@@ -51,7 +51,7 @@ def test_every_package_has_its_rule() -> None:
 
 
 def test_tests_mirror_the_source() -> None:
-    assert PACKAGES <= {path.parent.name for path in (SRC.parent / "tests").glob("*/test_*.py")}
+    assert {path.parent.name for path in (SRC.parent / "tests").glob("*/test_*.py")} >= PACKAGES
 
 
 @pytest.mark.parametrize("package", MAY_IMPORT)
