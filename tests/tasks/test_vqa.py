@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 from tests.helpers.paths import SRC
+from training.checkpoint import StopSignal
 
 from common.errors import Interrupted
 from tasks import vqa
 from tasks.finetune.args import VqaArgs, parse_args
 from tasks.finetune.strategies import STRATEGIES
-from training.checkpoint import StopSignal
 
 TIMES = ("seconds", "examples_per_second")
 

@@ -76,7 +76,7 @@ def build_side(side: Side, config: LxmertConfig) -> nn.Module:
     model = build(spec, weights, [""] * ANSWERS, side.precision)[0]
     if model.policy is not None:
         model.policy = FixedShare(model.policy, side.share)
-        model.slots.dense = side.dense
+        model.gates.dense = side.dense
     if side.dense:
         model.model.__class__ = WholeModel
         encoder, policy = model.model.lxmert.encoder, model.policy.policy.lxmert

@@ -75,8 +75,8 @@ def build(
         policy = POLICIES[spec.policy].build(spec, model.lxmert, sum(unit.width for unit in units))
         held_in = precision if spec.frozen_dtype == "auto" else spec.frozen_dtype
         frozen_dtype = torch.bfloat16 if held_in == "bf16" else None
-        slots = adapt(model.lxmert, [(unit.modules, unit.width) for unit in units], frozen_dtype)
-        return Adaptive(model, policy, slots, spec.temperature), units, messages
+        gates = adapt(model.lxmert, [(unit.modules, unit.width) for unit in units], frozen_dtype)
+        return Adaptive(model, policy, gates, spec.temperature), units, messages
     for name in strategy.keeps:
         freeze(model.lxmert.get_submodule(name))
     return Adaptive(model), [], messages

@@ -70,8 +70,8 @@ def set_up(args: VqaArgs, machine: Machine, best: Best | None) -> Setup:
         load_best(best, model, weights)
         loaded.append(f"fine-tuned weights of {best.folder}")
     model.model.lxmert.encoder.gradient_checkpointing = args.gradient_checkpointing
-    if model.slots:
-        model.slots.dense = args.routing == "dense"
+    if model.gates:
+        model.gates.dense = args.routing == "dense"
     splits = [split for names in args.splits.values() for split in split_names(names)]
     labels = gate_labels(units)
     truth = folder.ground_truth(split_names(list(args.splits.values())[-1]))
