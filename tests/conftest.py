@@ -1,4 +1,4 @@
-"""Fixtures of all tests; what they hold is made by `tests.helpers.small`."""
+"""Fixtures of all tests; the model and the data set are those of `tests.helpers.small`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from tests.helpers.small import random_inputs, write_dataset, write_pretrained
+
+from tasks.finetune.args import VqaArgs
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +27,27 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def inputs() -> dict[str, torch.Tensor]:
     return random_inputs(6)
+
+
+@pytest.fixture
+def args(data: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VqaArgs:
+    """A run of three epochs of four steps, in an empty working folder.
+
+    Tests change it with `dataclasses.replace`; a module whose tests all change the same says so once, in a
+    fixture of the same name that takes this one.
+    """
+    monkeypatch.chdir(tmp_path)
+    return VqaArgs(
+        version="run",
+        strategy="SpotTune_Block",
+        dataset="vqav2",
+        data=str(data),
+        pretrained=str(pretrained),
+        epochs=3,
+        batch_size=28,
+        lr=3e-3,
+        log_every=1,
+        tqdm=False,
+        wandb="off",
+        seed=1,
+    )

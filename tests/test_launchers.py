@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.helpers.paths import ROOT
 
-REPOSITORY = Path(__file__).parents[1]
-RUN = REPOSITORY / "run"
-LAUNCHERS = sorted(RUN.glob("*.bash")) + [REPOSITORY / ".ci" / "run"]
+RUN = ROOT / "run"
+LAUNCHERS = sorted(RUN.glob("*.bash")) + [ROOT / ".ci" / "run"]
 TOOLS = ("bash", "env", "cat", "cp", "dirname", "flock", "grep", "mkdir", "readlink", "rm", "sed", "sleep")
 
 # Says which Python runs it and with what, so that tests can look at both.
@@ -336,13 +336,28 @@ def test_interactive_flags_run_the_tests_in_one_process(sandbox: Sandbox, flag: 
 
 
 def test_continuous_integration_runs_the_test_launcher_in_the_root(sandbox: Sandbox, tmp_path: Path) -> None:
-    shutil.copytree(REPOSITORY / ".ci", sandbox.root / ".ci")
+    shutil.copytree(ROOT / ".ci", sandbox.root / ".ci")
     sandbox.write("run/test.bash", "pwd; exit 3")
     done = sandbox.launch(str(sandbox.root / ".ci" / "run"), cwd=tmp_path)
     assert (done.stdout.strip(), done.returncode) == (str(sandbox.root.resolve()), 3)
 
 
-def test_comparison_hands_its_flags_on(sandbox: Sandbox) -> None:
-    sandbox.write("src/tasks/compare.py", TRAINER)
-    done = sandbox.equipped().launch("run/compare.bash", "--seeds", "0", "--", "--data", "my data")
-    assert trainer_call(done)[1:] == ["--seeds", "0", "--", "--data", "my data"]
+# ---- Launchers of the other commands
+
+
+PLAIN = [
+    path
+    for path in sorted(RUN.glob("*.bash"))
+    if path.stem not in ("env", "test", "vqa_finetune", "vqa_test")
+]
+
+
+@pytest.mark.parametrize("launcher", PLAIN, ids=lambda path: path.name)
+def test_launcher_hands_its_flags_on_and_its_exit_code_back(sandbox: Sandbox, launcher: Path) -> None:
+    (script,) = re.findall(r"^[^#\n]*(src/tasks/\w+\.py)", launcher.read_text(encoding="utf-8"), flags=re.M)
+    assert (ROOT / script).is_file()
+    sandbox.write(script, TRAINER + "sys.exit(3 if 'fail' in sys.argv else 0)")
+    sandbox.equipped()
+    flags = ["--seeds", "0", "--", "--data", "my data"]
+    assert trainer_call(sandbox.launch(f"run/{launcher.name}", *flags))[1:] == flags
+    assert sandbox.launch(f"run/{launcher.name}", "fail").returncode == 3

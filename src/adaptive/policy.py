@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-FROZEN, TUNED = 0, 1  # the meaning of the last dimension of policy logits
+from adaptive.gates import FROZEN, TUNED
 
 
 def sample_gates(logits: Tensor, temperature: float) -> Tensor:

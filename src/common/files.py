@@ -7,6 +7,7 @@ only when the new name is on the disk too: a power cut leaves the one or the oth
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -15,11 +16,13 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from common.errors import UserError
 
 Content = bytes | str | Iterable[str]  # a file's text may come in pieces
+
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # what a disk says that has none
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
@@ -102,6 +105,22 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def lock_file(file: IO[Any], *, wait: bool = False) -> bool | None:
+    """Lock an open file until it is closed or this process ends; false if another process has the lock.
+
+    wait: for the other process instead. None on a disk without locks, as some network file systems are.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return None
+    return True
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -153,7 +153,7 @@ def _cells(rows: Sequence[Row], brief: bool = False) -> list[list[str]]:
     cells = [head]
     for row in rows:
         accuracies = (row.train_accuracy, row.val_accuracy, row.gap, row.best_val_accuracy)
-        share = _text(row.share_tuned, 2) if row.share_tuned else "none"
+        share = _text(row.share_tuned, 2) if row.adaptive else "none"
         time = _text(row.seconds, 0 if unit == "s" else 1, 1 / seconds)
         cells.append([row.name, *(_text(summary, 1) for summary in accuracies), share, time])
     if brief:

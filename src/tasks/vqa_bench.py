@@ -39,7 +39,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import LxmertConfig
 
-from adaptive.adapt import Adaptive
 from common.cli import Parser, run_command
 from common.errors import UserError
 from common.files import read_json, write_json
@@ -193,13 +192,13 @@ def measure_memory(
 def training_step(variant: Variant, model: nn.Module, device: torch.device) -> Step:
     """A step of training, with its optimizer."""
     model.train()
-    parts = [model.model] + ([model.policy] if model.policy is not None else [])
+    parts = [model.model] + ([model.policy] if variant.adaptive else [])
     optimizer = JointOptimizer([make_optimizer("adamw", part, 1e-5, 0.01) for part in parts])
     for group in optimizer.param_groups:
         group["fused"] = not variant.dense
 
     def step(number: int, inputs: dict[str, Tensor], target: Tensor) -> None:
-        if isinstance(model, Adaptive):
+        if variant.adaptive:
             model.train_policy = number % variant.policy_every == 0
         with autocast(variant, device):
             loss = vqa_loss(model(**inputs)[0], target)

@@ -75,6 +75,11 @@ def warm_up_then_decay(steps: int, warmup: float) -> Callable[[int], float]:
     return lambda step: step / rise if step < rise else max(0.0, (steps - step) / max(1, steps - rise))
 
 
+def geometric(start: float, end: float | None, share_done: float) -> float:
+    """What goes from `start` to `end` (None: it stays) by equal factors, after a share of all steps."""
+    return start if end is None else start * (end / start) ** share_done
+
+
 def make_schedule(optimizer: JointOptimizer, factor: Callable[[int], float]) -> LambdaLR:
     """`factor` on the rate of the first of the joint optimizers; the others keep theirs."""
     first = len(optimizer.optimizers[0].param_groups)

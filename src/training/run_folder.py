@@ -1,41 +1,176 @@
-"""The run folder: what was asked for (args.json) and with what (env.json)."""
+"""The run folder, snap/vqa/<version>/: who works in it, with what, how far it is, and what came out.
+
+    args.json    the arguments; a run made with others is refused
+    env.json     commit, versions, device, checksums of what was read
+    LAST/        the full state; the same command goes on from here
+    BEST/        the best epoch, written by the task
+    result.json  the end
+    .lock        who works in it now
+
+It is opened last, when everything that can be refused was refused: a failed start leaves nothing behind.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
 import platform
+import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from accelerate import Accelerator
 
 from common.errors import RunError
+from common.files import (
+    aside_of,
+    latest_complete,
+    lock_file,
+    read_json,
+    replace_folder,
+    sha256_of,
+    write_errors_explained,
+    write_json,
+)
+from training.tracker import Tracker, open_tracker
 
 PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "numpy")
+UNLOCKABLE = "cannot be locked on this disk: make sure yourself that no other run works in it"
 
 
-def open_run_folder(folder: Path, arguments: Mapping[str, Any], *, free: frozenset[str]) -> None:
-    """Make the folder, or make sure that an existing one was made with the same arguments.
+class RunFolder:
+    """A run folder that this process, and its siblings if there are several, have to themselves.
 
-    Arguments named in `free` do not influence the result and may differ. Writes args.json.
+    `path` may be read by anybody; all writing goes through the methods, on the main process only.
     """
-    arguments = json.loads(json.dumps(arguments, default=str))
-    file = folder / "args.json"
+
+    def __init__(self, path: Path, accelerator: Accelerator) -> None:
+        self.path = path
+        self.tracker = Tracker([])  # silent until it is started, and on other processes for good
+        self._notice = ""  # what the user should know about the folder
+        self._accelerator = accelerator
+
+    @classmethod
+    @contextmanager
+    def open(
+        cls, path: Path, arguments: Mapping[str, Any], free: frozenset[str], accelerator: Accelerator
+    ) -> Iterator[RunFolder]:
+        """Begin the run of these arguments, or take it up; RunError if the folder is not for them.
+
+        Arguments named in `free` do not influence the result and may differ. If the run fails before its
+        state was first saved, the folder is as absent as it was: nothing blocks the corrected command.
+        """
+        folder = cls(path, accelerator)
+        if not accelerator.is_main_process:
+            accelerator.wait_for_everyone()
+            yield folder
+            return
+        found, begun = path.exists(), (path / "args.json").exists()
+        with ExitStack() as stack:
+            try:
+                with write_errors_explained(path, RunError):
+                    path.mkdir(parents=True, exist_ok=True)
+                    lock = stack.enter_context((path / ".lock").open("a+", encoding="utf-8"))
+                folder._take(lock)
+                require_same_arguments(path, arguments, free)
+                write_json(path / "args.json", _plain(arguments))
+                accelerator.wait_for_everyone()
+                yield folder
+            except BaseException:
+                folder.tracker.close()
+                if not begun and folder.last is None and not (path / "BEST").exists():
+                    (path / "args.json").unlink(missing_ok=True)
+                    if not found:
+                        shutil.rmtree(path, ignore_errors=True)
+                raise
+            folder.tracker.close()
+
+    def start_tracker(self, config: Mapping[str, Any], wandb: str, resumed_at: int) -> Tracker:
+        """Begin to report; see `training.tracker.open_tracker`."""
+        if self._accelerator.is_main_process:
+            self.tracker = open_tracker(self.path, config, wandb, resumed_at)
+            if self._notice:
+                self.tracker.say(self._notice)
+        return self.tracker
+
+    @property
+    def last(self) -> Path | None:
+        """The latest whole state, or None before the first."""
+        return latest_complete(self.path / "LAST")
+
+    def save_state(self) -> None:
+        """Save everything prepared or registered, and the random states of every process, as one folder."""
+        folder, accelerator = self.path / "LAST", self._accelerator
+        with ExitStack() as stack:
+            if accelerator.is_main_process:
+                stack.enter_context(replace_folder(folder))
+            accelerator.wait_for_everyone()
+            accelerator.save_state(str(aside_of(folder)))
+            accelerator.wait_for_everyone()
+        accelerator.wait_for_everyone()
+
+    def load_state(self) -> bool:
+        """Load the latest state into everything prepared or registered; false if there is none."""
+        last = self.last
+        if last is None:
+            return False
+        self._accelerator.load_state(str(last))
+        return True
+
+    def write_environment(self, read: Iterable[Path], others: Mapping[str, Any]) -> None:
+        """env.json: commit, versions, device, a sha256 of each file of `read`, and `others`."""
+        if self._accelerator.is_main_process:
+            write_json(
+                self.path / "env.json", describe_environment(self._accelerator.device, read) | {**others}
+            )
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """result.json, which says that the run is complete."""
+        if self._accelerator.is_main_process:
+            write_json(self.path / "result.json", result)
+
+    def _take(self, lock: IO[str]) -> None:
+        """Lock the folder until the file is closed; the system does that even for a killed process."""
+        locked = lock_file(lock)
+        if locked is False:
+            lock.seek(0)
+            raise RunError(
+                f"{self.path} is in use by another run ({lock.read().strip()}). Wait for it or stop it."
+            )
+        if locked is None:
+            self._notice = f"{self.path} {UNLOCKABLE}."
+        lock.truncate(0)
+        lock.write(f"{socket.gethostname()}, process {os.getpid()}, since {datetime.now():%Y-%m-%d %H:%M}\n")
+        lock.flush()
+
+
+def recorded_arguments(path: Path) -> dict[str, Any] | None:
+    """The arguments that a run folder was made with, None without such a folder; RunError if damaged."""
+    file = path / "args.json"
+    if not file.is_file():
+        return None
+    advice = f"Delete {path} or choose another version name."
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if file.exists():
-            _require_same(json.loads(file.read_text(encoding="utf-8")), arguments, free, folder)
-        write_json(file, arguments)
-    except OSError as error:
-        raise RunError(f"The run folder {folder} cannot be written: {error.strerror}.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
-        raise RunError(f"{file} is damaged. Delete {folder} or choose another version name.") from None
+        arguments = read_json(file, RunError)
+    except RunError as error:
+        raise RunError(f"{error} {advice}") from None
+    if not isinstance(arguments, dict):
+        raise RunError(f"{file} is damaged. {advice}")
+    return arguments
 
 
-def _require_same(old: dict[str, Any], new: dict[str, Any], free: frozenset[str], folder: Path) -> None:
+def require_same_arguments(path: Path, arguments: Mapping[str, Any], free: frozenset[str]) -> None:
+    """RunError, naming every difference, if the folder holds a run with other arguments; `free` ones may."""
+    old, new = recorded_arguments(path), _plain(arguments)
+    if old is None:
+        return
     differing = [
         f"{name} was {old.get(name)!r} and is now {new.get(name)!r}"
         for name in sorted({*old, *new} - free)
@@ -43,38 +178,28 @@ def _require_same(old: dict[str, Any], new: dict[str, Any], free: frozenset[str]
     ]
     if differing:
         raise RunError(
-            f"{folder} holds a run made with other arguments ({'; '.join(differing)}). "
+            f"{path} holds a run made with other arguments ({'; '.join(differing)}). "
             "Choose another version name, repeat the earlier arguments to go on, or delete the folder."
         )
 
 
-def describe_environment(device: str, data_files: list[Path]) -> dict[str, Any]:
-    """Commit, versions, device, and a sha256 of each data file."""
+def describe_environment(device: object, read: Iterable[Path]) -> dict[str, Any]:
+    """Commit, versions, device, and a sha256 of each file that was read."""
     return {
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: version(name) for name in PACKAGES},
-        "device": device,
+        "device": str(device),
         "command": sys.argv,
-        "data_sha256": {str(path): sha256_of(path) for path in data_files},
+        "data_sha256": {str(path): sha256_of(path) for path in read},
     }
 
 
-def sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write aside and rename, so that a reader never meets half a file."""
-    aside = path.with_name(path.name + ".new")
-    aside.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
-    aside.replace(path)
+def _plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments as they come back from JSON."""
+    return json.loads(json.dumps(arguments))
 
 
 def _git(*arguments: str) -> str | None:

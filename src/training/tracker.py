@@ -1,72 +1,134 @@
-"""What a run says: to the terminal and train.log, to metrics.jsonl, and to Weights & Biases."""
+"""What a run says: to the terminal, train.log, metrics.jsonl and Weights & Biases.
+
+Each of them is a sink. What only reports never ends what trains: a sink that fails is left out from there on.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import netrc
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlparse
 
 from tqdm import tqdm
 
+from common.files import read_text, replace_file
+
 DEFAULT_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # before and since W&B moved
 LOGIN_TIMEOUT = 20  # seconds; a network that does not answer must not hold up a training run
 
+Values = Mapping[str, Any]  # by name: numbers, dictionaries of numbers, and paths of pictures
+
+
+class Sink(Protocol):
+    """Somewhere that a run's words and numbers go."""
+
+    def write(self, text: str, values: Values, step: int) -> None:
+        """Take a text for people and values for programs; either may be empty. step: optimizer steps done."""
+
+    def close(self) -> None: ...
+
 
 class Tracker:
-    """Speaks on the main process only; silent elsewhere.
+    """All sinks of a run; none on processes other than the main one, which are silent."""
 
-    `wandb` is "auto" (online if logged in, else offline), "online", "offline" or "off".
-    """
+    def __init__(self, sinks: Sequence[Sink]) -> None:
+        self.sinks = list(sinks)
 
-    def __init__(self, folder: Path, config: Mapping[str, Any], *, wandb: str, speaks: bool = True) -> None:
-        self.folder = folder
-        self.speaks = speaks
-        self._wandb = None
-        if speaks and wandb != "off":
-            self._wandb = self._start_wandb(wandb, config)
+    def add(self, make: Callable[[], Sink]) -> None:
+        """Open one more sink; a broken installation of W&B, say, is no reason not to train."""
+        try:
+            self.sinks.append(make())
+        except Exception as error:
+            self.say(f"One way of reporting is left out ({type(error).__name__}: {error}).")
 
     def say(self, text: str = "") -> None:
-        """A line for people: above the progress bar and in train.log."""
-        if not self.speaks:
-            return
-        tqdm.write(text)
-        with (self.folder / "train.log").open("a", encoding="utf-8") as file:
-            file.write(text + "\n")
+        """A text for people: above the progress bar and in train.log."""
+        self._write(text or "\n", {}, 0)
 
-    def record(self, metrics: Mapping[str, Any], step: int) -> None:
-        """A line for programs; floats, with the optimizer step that they belong to."""
-        if not self.speaks:
-            return
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **metrics}) + "\n")
-        if self._wandb:
-            self._wandb.log(dict(metrics), step=step)
-
-    def picture(self, name: str, path: Path, step: int) -> None:
-        """Hand a picture to W&B (its file is the caller's)."""
-        if self._wandb:
-            import wandb
-
-            self._wandb.log({name: wandb.Image(str(path))}, step=step)
-
-    def rewind(self, step: int) -> None:
-        """Forget metrics after `step`: the run is taken up there and will record them again."""
-        file = self.folder / "metrics.jsonl"
-        if self.speaks and file.exists():
-            lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-            file.write_text("".join(kept), encoding="utf-8")
+    def record(self, values: Values, step: int, text: str = "") -> None:
+        """Numbers and pictures of an optimizer step, and what people read of them."""
+        self._write(text, values, step)
 
     def close(self) -> None:
-        if self._wandb:
-            self._wandb.finish()
+        for sink in list(self.sinks):
+            self._attempt(sink, sink.close)
 
-    def _start_wandb(self, mode: str, config: Mapping[str, Any]) -> Any:
+    def _write(self, text: str, values: Values, step: int) -> None:
+        for sink in list(self.sinks):
+            self._attempt(sink, lambda sink=sink: sink.write(text, values, step))
+
+    def _attempt(self, sink: Sink, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except Exception as error:  # a sink may be anybody's code; the run is worth more than its report
+            self.sinks.remove(sink)
+            self.say(f"{type(sink).__name__} failed and is left out from here on: {error}")
+
+
+class Terminal:
+    """Text above the progress bar."""
+
+    def write(self, text: str, values: Values, step: int) -> None:
+        if text:
+            tqdm.write(text.rstrip("\n"))
+
+    def close(self) -> None:
+        pass
+
+
+class LogFile:
+    """Text at the end of a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write(self, text: str, values: Values, step: int) -> None:
+        if text:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(text.rstrip("\n") + "\n")
+
+    def close(self) -> None:
+        pass
+
+
+class JsonLines:
+    """Numbers at the end of a file, a JSON object for each time. A number that is none becomes null.
+
+    What the file has beyond step `resumed_at` is dropped: the run goes on there and will write it again.
+    """
+
+    def __init__(self, path: Path, resumed_at: int) -> None:
+        self.path = path
+        if path.exists():
+            lines = read_text(path).splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and _step(line) <= resumed_at]
+            if kept != lines:
+                replace_file(path, kept)
+
+    def write(self, text: str, values: Values, step: int) -> None:
+        numbers = {name: _json(value) for name, value in values.items() if not isinstance(value, Path)}
+        if numbers:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **numbers}, allow_nan=False) + "\n")
+
+    def close(self) -> None:
+        pass
+
+
+class Wandb:
+    """Curves and pictures in Weights & Biases; a resumed run goes on with its own curves.
+
+    mode: "auto" (online if logged in, else offline), "online" or "offline". Where the server does not answer,
+    curves are kept offline, and `say` is told.
+    """
+
+    def __init__(self, folder: Path, config: Values, mode: str, say: Callable[[str], None]) -> None:
         # Imported here: it takes a second, and those who turn it off should not pay.
         import wandb
 
@@ -78,22 +140,59 @@ class Tracker:
         settings = wandb.Settings(silent=True, init_timeout=LOGIN_TIMEOUT, console="off")
         options = {
             "project": "lxmert-spottune",
-            "name": self.folder.name,
-            "id": self._run_id(),  # a resumed run goes on with its curves
+            "name": folder.name,
+            "id": _run_id(folder / "wandb_id"),
             "resume": "allow",
-            "dir": str(self.folder),
+            "dir": str(folder),
+            "config": dict(config),
+            "settings": settings,
         }
         try:
-            return wandb.init(mode=mode, config=dict(config), settings=settings, **options)
+            self._run = wandb.init(mode=mode, **options)
         except (wandb.errors.Error, OSError) as error:
-            self.say(f"W&B did not answer ({error}); curves are kept offline in {self.folder / 'wandb'}.")
-            return wandb.init(mode="offline", config=dict(config), settings=settings, **options)
+            say(f"W&B did not answer ({error}); curves are kept offline in {folder / 'wandb'}.")
+            self._run = wandb.init(mode="offline", **options)
+        self._image = wandb.Image
 
-    def _run_id(self) -> str:
-        file = self.folder / "wandb_id"
-        if not file.exists():
-            file.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
-        return file.read_text(encoding="utf-8")
+    def write(self, text: str, values: Values, step: int) -> None:
+        if values:
+            shown = {k: self._image(str(v)) if isinstance(v, Path) else v for k, v in values.items()}
+            self._run.log(shown, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def open_tracker(folder: Path, config: Values, wandb: str, resumed_at: int) -> Tracker:
+    """The sinks of a run in `folder`; `wandb` is a mode of `Wandb`, or "off"."""
+    tracker = Tracker([Terminal(), LogFile(folder / "train.log")])
+    tracker.add(lambda: JsonLines(folder / "metrics.jsonl", resumed_at))
+    if wandb != "off":
+        tracker.add(lambda: Wandb(folder, config, wandb, tracker.say))
+    return tracker
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _json(part) for name, part in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _step(line: str) -> float:
+    """The step of a line of metrics.jsonl; infinite if the line is damaged, so that it is dropped."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def _run_id(file: Path) -> str:
+    """The id of the run in W&B, kept from one call to the next."""
+    name = file.read_text(encoding="utf-8").strip() if file.exists() else ""
+    if not name.isalnum():
+        name = uuid.uuid4().hex[:12]
+        replace_file(file, name)
+    return name
 
 
 def _logged_in() -> bool:

@@ -1,35 +1,24 @@
-"""Questions, soft targets and region features, as batches of tensors.
+"""Questions, soft targets and region features, as batches.
 
-A data set is a folder (see data/README.md): `<split>.json`, `answers.json` and feature stores in `features/`.
-A batch is assembled at once (`__getitems__`) from columns and memory-mapped arrays.
+A batch is assembled at once (`__getitems__`), as arrays: a loader over it collates with torch's
+`default_convert`, which makes tensors of them without a copy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from common.errors import DataError
 from vqadata.features import FeatureStores
-from vqadata.files import read_json
-
-FIELDS = ("question_id", "img_id", "sent")
 
 
 def split_names(splits: str) -> list[str]:
     """ "train,nominival" -> ["train", "nominival"]."""
     return [name for name in splits.split(",") if name]
-
-
-def read_split(folder: Path, splits: str) -> list[dict[str, Any]]:
-    """The records of one or more comma-separated splits, in file order, checked field by field."""
-    return [record for name in split_names(splits) for record in _read_records(folder / f"{name}.json")]
 
 
 def keep_images(records: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
@@ -42,7 +31,7 @@ def keep_images(records: list[dict[str, Any]], count: int) -> list[dict[str, Any
 class VqaDataset(Dataset):
     """Examples held as columns; N examples, T word pieces, A answers.
 
-    records: as `read_split` gives them. token_ids (N, T), token_lengths (N,): their questions, tokenised.
+    records: as `DataFolder` reads them. token_ids (N, T), token_lengths (N,): their questions, tokenised.
     DataError if an image has no features.
     """
 
@@ -76,30 +65,31 @@ class VqaDataset(Dataset):
     def __len__(self) -> int:
         return len(self.question_ids)
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         return self.__getitems__([index])
 
-    def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
         """A batch of B examples, trimmed to its longest question and fullest image.
 
-        input_ids, attention_mask (B, T); visual_feats (B, R, D); visual_pos (B, R, 4);
-        visual_attention_mask (B, R); target (B, A); question_id, question_type (B,).
+        inputs: what the model is called with: input_ids, attention_mask (B, T); visual_feats (B, R, D);
+        visual_pos (B, R, 4); visual_attention_mask (B, R). target (B, A); question_id, question_type (B,).
         """
         indices = np.asarray(indices)
         lengths = self.token_lengths[indices]
         longest = int(lengths.max())
         regions = self.stores.read(self.places[indices])
-        batch = {
-            "input_ids": self.token_ids[indices, :longest].astype(np.int64),
-            "attention_mask": np.arange(longest) < lengths[:, None],
-            "visual_feats": regions.features,
-            "visual_pos": regions.boxes,
-            "visual_attention_mask": regions.mask,
+        return {
+            "inputs": {
+                "input_ids": self.token_ids[indices, :longest].astype(np.int64),
+                "attention_mask": np.arange(longest) < lengths[:, None],
+                "visual_feats": regions.features,
+                "visual_pos": regions.boxes,
+                "visual_attention_mask": regions.mask,
+            },
             "target": self.targets(indices),
             "question_id": self.question_ids[indices],
             "question_type": self.question_type[indices].astype(np.int64),
         }
-        return {name: torch.from_numpy(array) for name, array in batch.items()}
 
     def targets(self, indices: np.ndarray) -> np.ndarray:
         """Soft targets (B, A) in [0, 1]; all zero where no human answer is in the vocabulary."""
@@ -108,11 +98,6 @@ class VqaDataset(Dataset):
             labels = slice(self._label_start[index], self._label_start[index + 1])
             target[row, self._label_answer[labels]] = self._label_score[labels]
         return target
-
-
-def identity(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The collate function of a data set that assembles its batches itself."""
-    return batch
 
 
 def _pack_labels(
@@ -128,30 +113,3 @@ def _pack_labels(
                 scores.append(score)
         starts.append(len(chosen))
     return np.array(starts), np.array(chosen, np.int32), np.array(scores, np.float32)
-
-
-def _read_records(path: Path) -> list[dict[str, Any]]:
-    records = read_json(path)
-    if not isinstance(records, list) or not records:
-        raise DataError(f"{path} is not a list of examples.")
-    for index, record in enumerate(records):
-        fault = _fault(record)
-        if fault:
-            raise DataError(f"{path}, record {index}: {fault}.")
-    return records
-
-
-def _fault(record: Any) -> str | None:
-    if not isinstance(record, dict):
-        return "is not an object"
-    lacking = [field for field in FIELDS if field not in record]
-    if lacking:
-        return f"lacks {', '.join(lacking)}"
-    if not isinstance(record["question_id"], int):
-        return "question_id is not an integer"
-    if not isinstance(record["img_id"], str) or not isinstance(record["sent"], str):
-        return "img_id and sent must be strings"
-    label = record.get("label", {})
-    if not isinstance(label, dict) or not all(isinstance(score, int | float) for score in label.values()):
-        return "label is not an object of answer: score"
-    return None

@@ -2,14 +2,13 @@
 
 Rows are written with plain writes rather than through a memory map: a full disk is then an error that can be
 reported instead of a signal that kills the process, and what was written does not count as the process's
-memory. While a store is being written its folder holds `journal.jsonl`, a line for each row that is in the
+memory. While a store is being written its folder holds `journal.jsonl`, one line for each row that is in the
 arrays. When all are there the arrays get their headers, and last of all the folder its manifest.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import io
 import json
 import os
@@ -25,6 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common.errors import StoreError
+from common.files import lock_file, replace_file, write_json
 from vqadata.feature_layout import FORMAT, IMAGE_IDS, MANIFEST, Layout, crc32, store_checksum
 
 JOURNAL = "journal.jsonl"
@@ -54,10 +54,8 @@ class StoreWriter:
             if (self.path / MANIFEST).exists():
                 raise StoreError(f"{self.path} holds a finished store: delete the folder to write another.")
             self._journal = stack.enter_context((self.path / JOURNAL).open("a+b"))
-            try:
-                fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise StoreError(f"Another process is writing {self.path}.") from None
+            if lock_file(self._journal) is False:
+                raise StoreError(f"Another process is writing {self.path}.")
             self._files = {
                 name: stack.enter_context(
                     os.fdopen(os.open(self._file(name), os.O_RDWR | os.O_CREAT, 0o644), "r+b", 0)
@@ -124,7 +122,7 @@ class StoreWriter:
                 os.fsync(file.fileno())
                 sizes[f"{name}.npy"] = file.seek(0, os.SEEK_END)
             ids = json.dumps(list(self.image_ids))
-            write_text(self.path / IMAGE_IDS, ids)
+            replace_file(self.path / IMAGE_IDS, ids)
             manifest = {
                 "format": FORMAT,
                 "images": count,
@@ -134,7 +132,7 @@ class StoreWriter:
                 "bytes": sizes | {IMAGE_IDS: len(ids.encode())},
                 "checksum": store_checksum(self.path),
             }
-            write_text(self.path / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+            write_json(self.path / MANIFEST, manifest)
         (self.path / JOURNAL).unlink()
 
     def _start_flush(self) -> None:
@@ -208,16 +206,6 @@ class StoreWriter:
                 f"The disk below {self.path} is full after {len(self)} images. Free some space and run the "
                 "same command again: it goes on from there."
             ) from None
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file under another name first, so that a half-written one never has this name."""
-    aside = path.with_name(f".{path.name}.part")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
 
 
 def _write_at(file: int, parts: Sequence[bytes | memoryview], offset: int) -> None:

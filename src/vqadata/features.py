@@ -9,7 +9,7 @@
       row_crc32.npy     (images,)                        uint32: of the image's bytes in all other arrays
       image_sizes.npy   (images, 2)                      int32: width and height in pixels, if known
       object_ids.npy, object_scores.npy, attribute_ids.npy, attribute_scores.npy
-                        (images, regions)                the detector's findings, if wanted
+                        (images, regions)                the detector's findings, if kept
 
 Opening reads ids and counts only, so a 30 GB store opens at once. A batch is read with plain reads into its
 own memory: all processes share the pages of the one file in the operating system's cache, and unlike pages of
@@ -30,9 +30,7 @@ from common.errors import StoreError
 from vqadata.feature_layout import FORMAT, MANIFEST, Layout, cast, pack_row
 from vqadata.feature_writer import JOURNAL, StoreWriter
 
-__all__ = ["FeatureStore", "FeatureStores", "Regions", "StoreError", "write_store"]
-
-DAMAGE = (FileNotFoundError, ValueError, KeyError, TypeError, EOFError)
+DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError)
 
 
 class Regions(NamedTuple):
@@ -94,6 +92,8 @@ def _damaged(path: Path, error: Exception) -> StoreError:
             f"{path} is not a finished feature store: {Path(error.filename).name} is missing. "
             "Delete the folder and write it again."
         )
+    if isinstance(error, OSError) and error.strerror:
+        return StoreError(f"{error.filename or path} cannot be read: {error.strerror}.")
     return StoreError(f"The feature store {path} is damaged ({error}). Write it again.")
 
 

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from common.errors import DataError
+from vqadata.folder import Prepared
 from vqadata.official import Annotation
-from vqadata.questions import Prepared, hold_out
+from vqadata.questions import hold_out
 
 TEST_SHARE = 1 / 3
 

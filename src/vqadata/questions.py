@@ -3,56 +3,31 @@
     VQA v2       train, nominival, minival, test
     VQA-CP v2    cp_train, cp_val (images held out of the published training split), cp_test
 
-Examples are LXMERT's records. The soft targets of both roads are equal: human answers counted as they are and
-looked up in the vocabulary.
+Examples are LXMERT's records. The soft targets from either source are equal: human answers counted as they
+are and looked up in the vocabulary.
 """
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from common.errors import DataError
 from vqadata.answers import MIN_OCCURRENCES, build_vocabulary, soft_target
-from vqadata.files import find_source, json_list, read_answer_list, read_json, read_text, write_together
-from vqadata.official import (
-    Annotated,
-    Annotation,
-    Question,
-    annotation_json,
-    lacking,
-    read_question_ids,
-    read_records,
-    read_vqav2,
-    refuse_duplicates,
-    require,
-)
+from vqadata.files import find_source, read_json, read_source
+from vqadata.folder import Prepared
+from vqadata.official import Annotated, Annotation, Question, read_question_ids, read_vqav2, require
+from vqadata.records import read_answers, read_records, record_fault
 
 MINIVAL_IMAGES = 5000  # the first of val2014_obj36.tsv
 HOLDOUT = 0.05  # share of VQA-CP's training images that cp_val takes
 
 LXMERT_SPLITS = ("train", "nominival", "minival", "test")
-ANSWERS = "answers.json"
-RECORD = "prepared.json"  # the files that are written together
-OURS = re.compile(r"(annotations/)?[^/\\]+\.json")
-
 LXMERT_ANSWERS = "trainval_label2ans.json"
-
-
-class Prepared(NamedTuple):
-    """A data set in memory."""
-
-    splits: dict[str, list[dict[str, Any]]]  # LXMERT's records by split
-    annotations: dict[str, list[Annotation]]  # for official scoring; splits without answers have none
-    answers: list[str]  # in label order
-
-
-# ------------------------------------------------------------------------------------------------- roads
 
 
 def prepare_vqav2(
@@ -95,17 +70,12 @@ def prepare_lxmert(folder: Path, answers: Sequence[str] | None = None) -> Prepar
     """
     names = [name for name in LXMERT_SPLITS if name != "test" or find_source(folder, "test.json")]
     require(folder, {f"{name}.json": "https://nlp.cs.unc.edu/data/lxmert_data/vqa/" for name in names})
-    answers = list(answers) if answers else read_answer_list(folder / LXMERT_ANSWERS)
+    answers = list(answers) if answers else read_answers(folder / LXMERT_ANSWERS)
     vocabulary = set(answers)
-    splits = {}
+    splits, seen = {}, set()
     for name in names:
-        source = find_source(folder, f"{name}.json")
-        records = read_records(source, "questions")
-        for index, record in enumerate(records):
-            if fault := lxmert_fault(record, vocabulary if name != "test" else None):
-                raise DataError(f"{source}, record {index}: {fault}.")
-        refuse_duplicates([record["question_id"] for record in records], source)
-        splits[name] = records
+        fault_of = record_fault if name == "test" else partial(record_fault, vocabulary=vocabulary)
+        splits[name] = read_records(find_source(folder, f"{name}.json"), "questions", fault_of, seen)
     return Prepared(splits, {}, answers)
 
 
@@ -176,7 +146,7 @@ def rebuild_vqacp(folder: Path, test_ids: Collection[int]) -> tuple[Annotated, A
     train = vqav2.choose([i for i, chosen in enumerate(inside) if not chosen])
     test = vqav2.choose([i for i, chosen in enumerate(inside) if chosen])
     if not train.questions or not test.questions:
-        raise DataError("The test question ids leave one side of the split empty.")
+        raise DataError("The test question ids leave one part of the split empty.")
     return train, test
 
 
@@ -196,8 +166,8 @@ def read_minival_images(path: Path) -> set[str]:
 
 
 def read_test_ids(path: Path) -> set[int]:
-    """Question ids from a text file, one a line, or from a JSON list of ids or of records that have them."""
-    text = read_text(path)
+    """Question ids from a text file, one per line, or from a JSON list of ids or of records."""
+    text = read_source(path)
     if text.lstrip().startswith(("[", "{")):
         return read_question_ids(path)
     ids = set()
@@ -207,57 +177,6 @@ def read_test_ids(path: Path) -> set[int]:
                 raise DataError(f"{path}, line {number}: {line.strip()[:40]!r} is not a question id.")
             ids.add(int(line))
     return ids
-
-
-def lxmert_fault(record: Any, vocabulary: Collection[str] | None) -> str | None:
-    """What is wrong with one of LXMERT's records, naming the field; without `vocabulary` it has no label."""
-    fields = ("question_id", "img_id", "sent")
-    if fault := lacking(record, fields if vocabulary is None else (*fields, "label")):
-        return fault
-    for field in ("img_id", "sent", "question_type", "answer_type"):
-        if not isinstance(record.get(field, ""), str):
-            return f"{field} is not a string"
-    label = record.get("label", {})
-    if not isinstance(label, dict):
-        return "label is not an object of answer: score"
-    for answer, score in label.items():
-        if type(score) not in (int, float) or not 0 <= score <= 1:
-            return f"label gives {answer!r} the score {score!r}, which is not between 0 and 1"
-        if vocabulary is not None and answer not in vocabulary:
-            return f"label holds {answer!r}, which is not in the answer list"
-    return None
-
-
-# ----------------------------------------------------------------------------------------------- writing
-
-
-def write_prepared(folder: Path, prepared: Prepared, others: Mapping[str, Any] | None = None) -> list[str]:
-    """Write `<split>.json`, `annotations/<split>.json`, `answers.json` and `others`, all of them or none.
-
-    `prepared.json` lists them, and what an earlier call wrote beyond them is removed: returns those files.
-    """
-    files = {f"{name}.json": json_list(records) for name, records in prepared.splits.items()}
-    for name, answered in prepared.annotations.items():
-        rows = (annotation_json(annotation) for annotation in answered)
-        files[f"annotations/{name}.json"] = json_list(rows, '{"annotations": [', "]}")
-    files |= {name: [json.dumps(document, indent=1), "\n"] for name, document in (others or {}).items()}
-    names = [*files, ANSWERS]
-    stale = [name for name in _written_before(folder) if name not in names and (folder / name).exists()]
-    files[RECORD] = json_list(names)
-    files[ANSWERS] = json_list(prepared.answers)  # the last: without it no run begins
-    write_together(folder, files, stale)
-    return stale
-
-
-def _written_before(folder: Path) -> list[str]:
-    """What an earlier call wrote, by its record; paths that lead elsewhere are not ours."""
-    if not (folder / RECORD).exists():
-        return []
-    names = read_json(folder / RECORD)
-    known = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    if not known or not all(OURS.fullmatch(name) for name in names):
-        raise DataError(f"{folder / RECORD} is not the list of files that an earlier call wrote; delete it.")
-    return names
 
 
 # ----------------------------------------------------------------------------------------------- details

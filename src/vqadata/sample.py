@@ -1,12 +1,10 @@
 """The embedded data set: 700 scenes the repository draws itself, in the layout of every other data set.
 
-    <root>/
-      train.json nominival.json   320 + 80 scenes x 8 questions, to fine-tune on
-      minival.json                300 other scenes x 8 questions, to validate on
-      answers.json                the answers in label order
-      features/scenes/            one feature store for all scenes
-      images/<img_id>.png         for reports
-      manifest.json               written last: recipe, library versions, checksums
+    train.json nominival.json   320 + 80 scenes x 8 questions, to fine-tune on
+    minival.json                300 other scenes x 8 questions, to validate on
+    features/scenes/            one feature store for all scenes
+    images/<img_id>.png         for reports
+    manifest.json               written last: recipe, library versions, checksums
 
 The scenes differ from those of pre-training in style and wording, and some answers are replaced by another of
 their family, as annotators disagree: enough to make it matter how the pre-trained model is adapted.
@@ -14,7 +12,6 @@ their family, as annotators disagree: enough to make it matter how the pre-train
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 from collections import defaultdict
@@ -27,8 +24,12 @@ import PIL
 from PIL import Image
 from tqdm import tqdm
 
+from common.errors import DataError
+from common.files import Content, lock_file, read_json, replace_files, write_errors_explained
 from vqadata import scenes
+from vqadata.answers import guess_answer_type
 from vqadata.features import write_store
+from vqadata.folder import DataFolder
 from vqadata.scenes import Question
 
 GENERATOR = 3  # to be raised with every change of what is written, so that old folders are written again
@@ -48,18 +49,20 @@ def ensure_scenes(root: Path, *, seed: int = SEED, splits: Mapping[str, int] = S
     """
     if _is_written(root, seed, splits):
         return False
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if _is_written(root, seed, splits):  # by the process that had the lock
-            return False
-        write_scenes(root, seed=seed, splits=splits)
-        return True
+    with write_errors_explained(root, DataError):
+        root.mkdir(parents=True, exist_ok=True)
+        with (root / ".lock").open("w") as lock:
+            lock_file(lock, wait=True)
+            if _is_written(root, seed, splits):  # by the process that had the lock
+                return False
+            write_scenes(root, seed=seed, splits=splits)
+            return True
 
 
 def write_scenes(root: Path, *, seed: int = SEED, splits: Mapping[str, int] = SPLITS) -> None:
     """Write the data set into `root`, over whatever version of it is there; the seed determines it."""
-    (root / "manifest.json").unlink(missing_ok=True)
+    folder = DataFolder.at(root)
+    folder.manifest_file.unlink(missing_ok=True)
     (root / "images").mkdir(parents=True, exist_ok=True)
     image_ids = [f"scene_{number:06d}" for number in range(sum(splits.values()))]
     questions: list[list[Question]] = []
@@ -76,7 +79,7 @@ def write_scenes(root: Path, *, seed: int = SEED, splits: Mapping[str, int] = SP
             yield scene.features, scene.boxes
 
     write_store(
-        root / "features" / "scenes",
+        folder.own_features / "scenes",
         image_ids,
         rows(),
         regions=scenes.MAX_OBJECTS,
@@ -84,39 +87,37 @@ def write_scenes(root: Path, *, seed: int = SEED, splits: Mapping[str, int] = SP
         source=f"drawn by vqadata.sample, generator {GENERATOR}, seed {seed}",
     )
     checksums = {"images (pixels)": pixels.hexdigest(), "features and boxes": regions.hexdigest()}
-    files: dict[str, Any] = {"answers": list(scenes.ANSWERS)}
+    contents: dict[Path, Any] = {folder.answers_file: list(scenes.ANSWERS)}
     first = 0
     for position, (split, size) in enumerate(splits.items()):
         rng = np.random.default_rng([seed, scenes.DISAGREEMENT, position])
         answered = disagree(questions[first : first + size], DISAGREEMENT, rng)
-        files[split] = [
+        contents[folder.split_file(split)] = [
             _record(first + offset, number, question)
-            for offset, asked in enumerate(answered)
-            for number, question in enumerate(asked)
+            for offset, questions_of_scene in enumerate(answered)
+            for number, question in enumerate(questions_of_scene)
         ]
         first += size
-    for name, content in files.items():
-        text = json.dumps(content, indent=1) + "\n"
-        (root / f"{name}.json").write_text(text, encoding="utf-8")
-        checksums[f"{name}.json"] = hashlib.sha256(text.encode()).hexdigest()
-    manifest = _recipe(seed, splits) | {
-        "numpy": np.__version__,
-        "pillow": PIL.__version__,
-        "sha256": checksums,
+    files: dict[str, Content] = {
+        path.name: json.dumps(content, indent=1) + "\n" for path, content in contents.items()
     }
-    (root / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    checksums |= {name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()}
+    libraries = {"numpy": np.__version__, "pillow": PIL.__version__}
+    manifest = _recipe(seed, splits) | libraries | {"sha256": checksums}
+    files[folder.manifest_file.name] = json.dumps(manifest, indent=1) + "\n"
+    replace_files(root, files)
 
 
 def disagree(
-    asked: Sequence[Sequence[Question]], share: float, rng: np.random.Generator
+    questions: Sequence[Sequence[Question]], share: float, rng: np.random.Generator
 ) -> list[list[Question]]:
     """Give a random share of the questions the answer of a random question of their family.
 
-    `asked` holds the questions of each scene. By chance the other answer may be the same one: of a yes/no
-    family only about half of the share ends up wrong.
+    `questions` are those of each scene. By chance the other answer may be the same one: of a yes/no family
+    only about half of the share ends up wrong.
     """
     pools: defaultdict[str, list[str]] = defaultdict(list)
-    for question in (question for questions in asked for question in questions):
+    for question in (question for of_scene in questions for question in of_scene):
         pools[question.family].append(question.answer)
 
     def answer(question: Question) -> Question:
@@ -125,14 +126,7 @@ def disagree(
         pool = pools[question.family]
         return question._replace(answer=pool[rng.integers(len(pool))])
 
-    return [[answer(question) for question in questions] for questions in asked]
-
-
-def answer_type(answer: str) -> str:
-    """The coarse type that VQA results are reported by."""
-    if answer in scenes.YES_NO:
-        return "yes/no"
-    return "number" if answer in scenes.NUMBERS else "other"
+    return [[answer(question) for question in of_scene] for of_scene in questions]
 
 
 def _record(scene: int, number: int, question: Question) -> dict[str, Any]:
@@ -142,7 +136,7 @@ def _record(scene: int, number: int, question: Question) -> dict[str, Any]:
         "img_id": f"scene_{scene:06d}",
         "sent": question.text,
         "label": {question.answer: 1.0},
-        "answer_type": answer_type(question.answer),
+        "answer_type": guess_answer_type(question.answer),
         "question_type": question.family,
     }
 
@@ -161,7 +155,7 @@ def _recipe(seed: int, splits: Mapping[str, int]) -> dict[str, Any]:
 
 def _is_written(root: Path, seed: int, splits: Mapping[str, int]) -> bool:
     try:
-        manifest = json.loads((root / "manifest.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+        manifest = read_json(DataFolder.at(root).manifest_file, DataError)
+    except DataError:
         return False
-    return _recipe(seed, splits).items() <= manifest.items()
+    return isinstance(manifest, dict) and _recipe(seed, splits).items() <= manifest.items()

@@ -13,7 +13,9 @@ from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, ViTConfig
 from transformers.models.bert.modeling_bert import BertLayer, BertSelfAttention
 
 from adaptive.adapt import Adaptive, adapt
-from adaptive.pair import GatedPair, Slots
+from adaptive.copies import full_copy
+from adaptive.gates import Gates
+from adaptive.pair import GatedPair
 from adaptive.policy import GateHead
 
 BATCH, TOKENS, SIZE, HEADS, LAYERS = 6, 5, 32, 4, 2
@@ -161,13 +163,13 @@ def plain(case: Case, dropout: float = 0.0) -> tuple[nn.Module, nn.Module]:
     return pretrained, tuned
 
 
-def adapted(case: Case, dropout: float = 0.0) -> tuple[nn.Module, Slots]:
+def adapted(case: Case, dropout: float = 0.0) -> tuple[nn.Module, Gates]:
     """Both of them in one: pairs of the pre-trained and the other weights."""
     model, tuned = plain(case, dropout)
-    slots = adapt(model, case.units)
+    gates = adapt(model, case.units)
     for name in (name for names, _ in case.units for name in names):
         model.get_submodule(name).tuned.load_state_dict(tuned.get_submodule(name).state_dict())
-    return model, slots
+    return model, gates
 
 
 def run(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
@@ -175,8 +177,8 @@ def run(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     return output if isinstance(output, Tensor) else output.last_hidden_state
 
 
-def random_gates(slots: Slots, seed: int = 1) -> Tensor:
-    return (torch.rand(BATCH, slots.total, generator=torch.Generator().manual_seed(seed)) < 0.5).float()
+def random_gates(gates: Gates, seed: int = 1) -> Tensor:
+    return (torch.rand(BATCH, gates.total, generator=torch.Generator().manual_seed(seed)) < 0.5).float()
 
 
 class Naive(nn.Module):
@@ -218,19 +220,19 @@ def naive(case: Case, gates: Tensor) -> nn.Module:
 @pytest.mark.parametrize("with_gradient", [False, True])
 def test_all_gates_equal_is_that_model_bit_for_bit(case: Case, gate: int, with_gradient: bool) -> None:
     expected = run(plain(case)[gate], case.inputs())
-    model, slots = adapted(case)
-    slots.fill(torch.full((BATCH, slots.total), float(gate), requires_grad=with_gradient))
+    model, gates = adapted(case)
+    gates.fill(torch.full((BATCH, gates.total), float(gate), requires_grad=with_gradient))
     assert torch.equal(run(model, case.inputs()), expected)
 
 
 @every_case
 def test_a_mixed_batch_equals_its_rows_one_by_one(case: Case) -> None:
-    model, slots = adapted(case)
-    inputs, gates = case.inputs(), random_gates(slots)
-    slots.fill(gates)
+    model, gates = adapted(case)
+    inputs, values = case.inputs(), random_gates(gates)
+    gates.fill(values)
     together = run(model, inputs)
     for row in range(BATCH):
-        slots.fill(gates[row : row + 1])
+        gates.fill(values[row : row + 1])
         alone = run(model, {name: value[row : row + 1] for name, value in inputs.items()})
         assert torch.allclose(together[row], alone[0], atol=1e-5)
 
@@ -240,9 +242,9 @@ def test_before_training_any_gates_give_the_pretrained_output(case: Case) -> Non
     model, _ = plain(case)
     inputs = case.inputs()
     before = run(model, inputs)
-    slots = adapt(model, case.units)
+    gates = adapt(model, case.units)
     for seed in range(3):
-        slots.fill(random_gates(slots, seed))
+        gates.fill(random_gates(gates, seed))
         assert torch.allclose(run(model, inputs), before, atol=1e-5)
 
 
@@ -263,13 +265,13 @@ def gradients(model: nn.Module, inputs: dict[str, Tensor], gates: Tensor) -> dic
 @every_case
 @pytest.mark.parametrize("dense", [False, True], ids=["routed", "dense"])
 def test_values_and_all_gradients_equal_the_naive_formula(case: Case, dense: bool) -> None:
-    model, slots = adapted(case)
-    slots.dense = dense
-    gates = random_gates(slots).requires_grad_()
-    slots.fill(gates)
-    actual = gradients(model, case.inputs(), gates)
-    same_gates = gates.detach().clone().requires_grad_()
-    expected = gradients(naive(case, same_gates), case.inputs(), same_gates)
+    model, gates = adapted(case)
+    gates.dense = dense
+    values = random_gates(gates).requires_grad_()
+    gates.fill(values)
+    actual = gradients(model, case.inputs(), values)
+    same_values = values.detach().clone().requires_grad_()
+    expected = gradients(naive(case, same_values), case.inputs(), same_values)
     assert actual.keys() == expected.keys()
     for name, value in expected.items():
         assert value.any() or name.endswith(("key.bias", "k_proj.bias"))  # which a softmax cannot see
@@ -289,12 +291,12 @@ class Policy(nn.Module):
 
 
 def adaptive(case: Case) -> Adaptive:
-    model, slots = adapted(case)
-    return Adaptive(model, Policy(case.inputs(), slots.total), slots).train()
+    model, gates = adapted(case)
+    return Adaptive(model, Policy(case.inputs(), gates.total), gates).train()
 
 
 def loss_and_gates(model: Adaptive, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    output, gates = model(**inputs)
+    output, gates, _ = model(**inputs)
     output = output if isinstance(output, Tensor) else output.last_hidden_state
     weight = torch.randn(output.shape, generator=torch.Generator().manual_seed(2))
     return (output * weight).sum(), gates
@@ -328,7 +330,7 @@ def test_every_gate_gets_a_gradient(case: Case) -> None:
 
 @every_whole_case
 def test_frozen_copies_have_no_dropout_in_training_and_tuned_ones_do(case: Case) -> None:
-    model, slots = adapted(case, dropout=0.5)
+    model, gates = adapted(case, dropout=0.5)
     pairs = [module for module in model.modules() if isinstance(module, GatedPair)]
     inside = {module for pair in pairs for module in pair.modules()}
     model.train()
@@ -337,7 +339,7 @@ def test_frozen_copies_have_no_dropout_in_training_and_tuned_ones_do(case: Case)
             module.eval()  # of the embeddings, which are not gated
     torch.manual_seed(0)
     for gate, equal in ((0.0, True), (1.0, False)):
-        slots.fill(torch.full((BATCH, slots.total), gate))
+        gates.fill(torch.full((BATCH, gates.total), gate))
         assert torch.equal(run(model, case.inputs()), run(model, case.inputs())) == equal
 
 
@@ -356,16 +358,16 @@ def test_each_example_keeps_its_attention_mask(
     torch.manual_seed(0)
     tokens = 2 * HEADS if width > 1 and attention == "eager" else TOKENS
     shape = tuple(tokens if length == TOKENS else length for length in shape)
-    slots = Slots(width)
-    pair = GatedPair(module(bert_config(attention)).eval(), slots, 0, width)
+    gates = Gates(width)
+    pair = GatedPair(*full_copy(module(bert_config(attention)).eval()), gates, 0, width)
     with torch.no_grad():
         for parameter in pair.tuned.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    x, gates = torch.randn(BATCH, tokens, SIZE), random_gates(slots)
+    x, values = torch.randn(BATCH, tokens, SIZE), random_gates(gates)
     mask = torch.where(torch.rand(shape) < 0.5, 0.0, -1e4)
 
     def call(rows: slice) -> Tensor:
-        slots.fill(gates[rows])
+        gates.fill(values[rows])
         named = {"attention_mask": mask[rows]} if by_name else {}
         output = pair(x[rows], *([] if by_name else [mask[rows]]), **named)
         return output[0] if isinstance(output, tuple) else output

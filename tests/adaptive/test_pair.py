@@ -41,8 +41,7 @@ def adapted(seed: int = 0) -> tuple[Toy, Adaptive]:
     """An adaptive toy whose tuned copies have moved, and an unadapted copy of the tuned weights."""
     torch.manual_seed(seed)
     toy = Toy()
-    slots = adapt(toy, UNITS)
-    adaptive = Adaptive(toy, nn.Linear(1, 1), slots)
+    adaptive = Adaptive(toy, nn.Linear(1, 1), adapt(toy, UNITS))
     with torch.no_grad():
         for name, parameter in toy.named_parameters():
             if ".tuned." in name:
@@ -59,7 +58,7 @@ def plain(toy: Toy, copy: str) -> Toy:
 
 
 def run(toy: Toy, adaptive: Adaptive, x: Tensor, gates: Tensor) -> Tensor:
-    adaptive.slots.fill(gates)
+    adaptive.gates.fill(gates)
     return toy(x)
 
 
@@ -135,10 +134,10 @@ def test_a_shared_module_has_one_gate_and_collects_both_calls_gradients() -> Non
     toy, adaptive = adapted()
     toy.eval()
     x, gates = torch.randn(3, 6), torch.ones(3, 5, requires_grad=True)
-    assert adaptive.slots.total == 5
+    assert adaptive.gates.total == 5
     run(toy, adaptive, x, gates).sum().backward()
     step = 1e-3  # the naive formula is smooth in the gate: compare with a difference quotient
-    adaptive.slots.dense = True
+    adaptive.gates.dense = True
     with torch.no_grad():
         moved = [torch.ones(3, 5), torch.ones(3, 5)]
         moved[0][:, 0] += step

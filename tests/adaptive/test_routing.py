@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from adaptive.adapt import adapt
-from adaptive.routing import Plan, merge, split
+from adaptive.gates import Gates
+from adaptive.routing import merge, split
 
 BATCH, TOKENS, SIZE, SLICES = 6, 3, 8, 4
 
@@ -39,12 +40,12 @@ class SlicedPart(nn.Module):
     def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.key(x), self.value(x)
 
-    def combine(self, projected: tuple[Tensor, Tensor], dropped: Tensor | None, x: Tensor) -> Tensor:
+    def combine(self, projected: tuple[Tensor, Tensor], tuned: Tensor | None, x: Tensor) -> Tensor:
         key, value = (p.unflatten(-1, (SLICES, -1)).transpose(1, 2) for p in projected)
         weights = (key @ key.transpose(-1, -2)).softmax(-1)
         if self.training and self.dropout:
             thinned = nn.functional.dropout(weights, self.dropout)
-            weights = thinned if dropped is None else torch.where(dropped[..., None, None], thinned, weights)
+            weights = thinned if tuned is None else torch.where(tuned[..., None, None], thinned, weights)
         return (weights @ value).transpose(1, 2).flatten(2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -118,11 +119,10 @@ def toys() -> tuple[Toy, Toy]:
 
 def adapted(dense: bool) -> Toy:
     tuned, frozen = toys()
-    slots = adapt(frozen, UNITS)
-    slots.dense = dense
+    frozen.gates = adapt(frozen, UNITS)
+    frozen.gates.dense = dense
     for (name,), _ in UNITS:
         frozen.get_submodule(name).tuned.load_state_dict(tuned.get_submodule(name).state_dict())
-    frozen.slots = slots
     return frozen
 
 
@@ -143,7 +143,7 @@ def test_values_and_all_gradients_equal_the_naive_formula(name: str, gates: Tens
     model = adapted(dense)
     x.requires_grad_()
     gates = gates.clone().requires_grad_()
-    model.slots.fill(gates)
+    model.gates.fill(gates)
     output = model(x, mask)
     (output * weight).sum().backward()
 
@@ -163,7 +163,7 @@ def test_weight_gradients_do_not_depend_on_whether_gates_get_one(name: str, gate
     gradients = []
     for needed in (False, True):
         model = adapted(dense=False)
-        model.slots.fill(gates.clone().requires_grad_(needed))
+        model.gates.fill(gates.clone().requires_grad_(needed))
         model(x, mask).square().sum().backward()
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
     assert len(gradients[0]) == len(gradients[1])
@@ -189,7 +189,7 @@ class Counter:
 def ran(gates: Tensor, needed: bool, grad: bool = True) -> dict[tuple[str, bool], int]:
     model = adapted(dense=False)
     counter = Counter(model)
-    model.slots.fill(gates.clone().requires_grad_(needed))
+    model.gates.fill(gates.clone().requires_grad_(needed))
     with torch.set_grad_enabled(grad):
         model(torch.randn(len(gates), TOKENS, SIZE), torch.ones(len(gates), TOKENS))
     return counter.rows
@@ -223,7 +223,7 @@ def saved_bytes(model: Toy, gates: Tensor) -> int:
             kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    model.slots.fill(gates)
+    model.gates.fill(gates)
     x = torch.randn(len(gates), TOKENS, SIZE, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         output = model(x, torch.ones(len(gates), TOKENS))  # alive while it is counted
@@ -248,7 +248,7 @@ def test_frozen_slices_have_no_dropout_and_tuned_ones_do() -> None:
     x = torch.randn(BATCH, TOKENS, SIZE)
     gates = torch.zeros(BATCH, GATES)
     gates[:, 2] = 1  # the second slice
-    model.slots.fill(gates)
+    model.gates.fill(gates)
     first, second = model.sliced(x), model.sliced(x)
     width = SIZE // SLICES
     changed = (first != second).any(0).any(0).unflatten(0, (SLICES, width)).any(1)
@@ -266,7 +266,7 @@ def test_bfloat16_agrees_with_the_naive_formula_as_far_as_it_can() -> None:
         model = adapted(dense)
         leaf = gates.clone().requires_grad_()
         with torch.autocast("cpu", torch.bfloat16):
-            model.slots.fill(leaf)
+            model.gates.fill(leaf)
             output = model(x, mask)
         output.float().square().sum().backward()
         results.append((output.float(), leaf.grad, model.part.tuned.a.weight.grad))
@@ -274,27 +274,33 @@ def test_bfloat16_agrees_with_the_naive_formula_as_far_as_it_can() -> None:
         assert (routed - dense).norm() < 0.03 * dense.norm()
 
 
-def test_a_plan_partitions_the_rows_of_every_gate() -> None:
-    gates = (torch.rand(9, 5, generator=torch.Generator().manual_seed(0)) < 0.5).float()
-    plan = Plan(gates)
+def filled(values: Tensor) -> Gates:
+    gates = Gates(values.shape[1])
+    gates.fill(values)
+    return gates
+
+
+def test_gates_partition_the_rows_of_every_one_of_them() -> None:
+    values = (torch.rand(9, 5, generator=torch.Generator().manual_seed(0)) < 0.5).float()
+    gates = filled(values)
     for g in range(5):
-        frozen, tuned = plan.rows(g)
-        assert gates[frozen, g].sum() == 0 and gates[tuned, g].all()
+        frozen, tuned = gates.rows(g)
+        assert values[frozen, g].sum() == 0 and values[tuned, g].all()
         assert sorted([*frozen.tolist(), *tuned.tolist()]) == list(range(9))
-    assert plan.tuned_share(0, 5) == pytest.approx(gates.mean().item())
+    assert gates.share_tuned(0, 5) == pytest.approx(values.mean().item())
 
 
 def test_splitting_and_merging_is_the_identity_with_its_gradient() -> None:
     gates = torch.tensor([[1.0], [0.0], [1.0]])
-    rows = Plan(gates).rows(0)
+    rows = filled(gates).rows(0)
     x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
-    joined = merge(gates, rows, *split(x, rows, 3), None)
+    joined = merge(gates, rows, *split(x, rows, 3))
     assert torch.equal(joined, x)
-    assert torch.autograd.gradcheck(lambda v: merge(gates, rows, *split(v, rows, 3), None), (x,))
+    assert torch.autograd.gradcheck(lambda v: merge(gates, rows, *split(v, rows, 3)), (x,))
 
 
-def test_arguments_without_a_batch_dimension_go_whole_to_both_sides() -> None:
-    rows = Plan(torch.tensor([[1.0], [0.0], [1.0]])).rows(0)
+def test_arguments_without_a_batch_dimension_go_whole_to_both_copies() -> None:
+    rows = filled(torch.tensor([[1.0], [0.0], [1.0]])).rows(0)
     shared = torch.randn(1, 4)
     for value in (shared, 0.5, None, "x", torch.tensor(3.0)):
         assert split(value, rows, 3) == (value, value) or split(value, rows, 3)[0] is value
@@ -307,7 +313,7 @@ def test_gradient_checkpointing_runs_the_same_rows_again() -> None:
     for checkpointing in (False, True):
         model = adapted(dense=False)
         leaf = gates.clone().requires_grad_()
-        model.slots.fill(leaf)
+        model.gates.fill(leaf)
         run = partial(checkpoint, model, use_reentrant=False) if checkpointing else model
         output = run(x, mask)
         output.square().sum().backward()

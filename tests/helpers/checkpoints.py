@@ -11,7 +11,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import LxmertConfig, LxmertForPreTraining, LxmertForQuestionAnswering
 
-SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "lxmert"
 ANSWERS = ["yes", "no", "2", "gray", "cat"]
 
 
@@ -38,13 +37,18 @@ def small_config(**changes: Any) -> LxmertConfig:
 def original_tensors(rows: int = len(ANSWERS)) -> dict[str, Tensor]:
     """What the original code would save: the published pre-training class under the prefix `bert.`."""
     torch.manual_seed(0)
-    tensors = LxmertForPreTraining(small_config(num_qa_labels=rows)).state_dict()
-    return {name.replace("lxmert.", "bert.", 1): tensor.clone() for name, tensor in tensors.items()}
+    return original_names(LxmertForPreTraining(small_config(num_qa_labels=rows)))
 
 
-def write_original(folder: Path, **options: Any) -> Path:
+def original_names(model: LxmertForPreTraining, prefix: str = "") -> dict[str, Tensor]:
+    """The tensors of a model under the names of the original code."""
+    tensors = model.state_dict().items()
+    return {prefix + name.replace("lxmert.", "bert.", 1): tensor.clone() for name, tensor in tensors}
+
+
+def write_original(folder: Path, tensors: dict[str, Tensor] | None = None, **options: Any) -> Path:
     """Write m_LXRT.pth and all_ans.json; returns the path as users give it, without the ending."""
-    torch.save(original_tensors(), folder / "m_LXRT.pth", **options)
+    torch.save(tensors or original_tensors(), folder / "m_LXRT.pth", **options)
     (folder / "all_ans.json").write_text(json.dumps([{"ans": a, "dsets": ["vqa"]} for a in ANSWERS]))
     return folder / "m"
 

@@ -21,8 +21,8 @@ def encode(array: np.ndarray) -> str:
     return base64.b64encode(array.tobytes()).decode()
 
 
-def image(number: int, boxes: int = 3) -> dict[str, Any]:
-    """One image's values, under the names of the columns."""
+def image(number: int, boxes: int = 3, size: int = SIZE) -> dict[str, Any]:
+    """One image's values, under the names of the columns; `size` is that of a region's features."""
     rng = np.random.default_rng(number)
     corners = np.sort(rng.random((boxes, 2, 2), dtype=np.float32), axis=1) * np.float32([WIDTH, HEIGHT])
     return {
@@ -35,7 +35,7 @@ def image(number: int, boxes: int = 3) -> dict[str, Any]:
         "attrs_conf": rng.random(boxes, dtype=np.float32),
         "num_boxes": boxes,
         "boxes": corners.reshape(boxes, 4),
-        "features": np.maximum(rng.normal(size=(boxes, SIZE)), 0).astype(np.float32),
+        "features": np.maximum(rng.normal(size=(boxes, size)), 0).astype(np.float32),
     }
 
 
@@ -50,6 +50,12 @@ def write_tsv(path: Path, count: int) -> list[dict[str, Any]]:
     images = [image(number, 1 + number % 4) for number in range(count)]
     path.write_bytes(b"".join(map(line, images)))
     return images
+
+
+def write_npz(folder: Path, values: dict[str, Any], **other: Any) -> None:
+    """An image as an .npz file of its own, some arrays replaced."""
+    arrays = {"x": values["features"], "bbox": values["boxes"], "image_w": WIDTH, "image_h": HEIGHT}
+    np.savez(folder / f"{values['img_id']}.npz", **arrays | other)
 
 
 def read_tsv(path: Path) -> list[dict[str, Any]]:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.helpers.checkpoints import ANSWERS, SHARED, assert_same, small_config, write_folder
+from tests.helpers.checkpoints import ANSWERS, assert_same, small_config, write_folder
+from tests.helpers.paths import LXMERT_LISTS, needs_shared_data
 from torch import Tensor, nn
 from transformers import LxmertForPreTraining, LxmertForQuestionAnswering
 from transformers import LxmertModel as PublishedModel
@@ -74,14 +75,13 @@ def test_placeholder_labels_are_no_answers(tmp_path: Path) -> None:
     )
 
 
+@needs_shared_data
 @pytest.mark.parametrize(("rows", "name"), [(9500, "all_ans.json"), (3129, "trainval_label2ans.json")])
 def test_published_heads_without_labels_get_the_published_lists_and_the_report_says_so(
     tmp_path: Path, rows: int, name: str
 ) -> None:
-    if not SHARED.is_dir():
-        pytest.skip("LXMERT's answer lists are not beside the checkout")
     write_folder(tmp_path, num_qa_labels=rows, id2label={0: "LABEL_0", 1: "LABEL_1"}, label2id={})
-    text = (SHARED / name).read_text()
+    text = (LXMERT_LISTS / name).read_text()
     (tmp_path / name).write_text(text)
     loaded = load_pretrained(tmp_path)
     assert loaded.answers == [a["ans"] if isinstance(a, dict) else a for a in json.loads(text)]

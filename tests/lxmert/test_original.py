@@ -10,12 +10,12 @@ import pytest
 import torch
 from tests.helpers.checkpoints import (
     ANSWERS,
-    SHARED,
     assert_same,
     original_tensors,
     small_config,
     write_original,
 )
+from tests.helpers.paths import LXMERT_LISTS, needs_shared_data
 from transformers import LxmertModel as PublishedModel
 
 from common.errors import CheckpointError
@@ -127,15 +127,14 @@ def test_a_missing_answer_list_says_where_to_get_it(tmp_path: Path, monkeypatch:
     assert load_original(path, with_head=True, heads=4).answers == ANSWERS
 
 
+@needs_shared_data
 def test_lxmerts_own_list_labels_the_9500_rows_by_position(tmp_path: Path) -> None:
-    if not SHARED.is_dir():
-        pytest.skip("LXMERT's answer lists are not beside the checkout")
     torch.save(original_tensors(9500), tmp_path / "m_LXRT.pth")
-    text = (SHARED / "all_ans.json").read_text()
+    text = (LXMERT_LISTS / "all_ans.json").read_text()
     (tmp_path / "all_ans.json").write_text(text)
     loaded = load_original(tmp_path / "m", with_head=True, heads=4)
     assert loaded.answers == [entry["ans"] for entry in json.loads(text)]
-    vqa = json.loads((SHARED / "trainval_label2ans.json").read_text())
+    vqa = json.loads((LXMERT_LISTS / "trainval_label2ans.json").read_text())
     head, unmatched = answer_rows(loaded.answer_head, loaded.answers, vqa, str.lower)
     assert unmatched == ["", "visilab", "5 star", "1 4", "1 world"]
     row = loaded.answers.index("surfing")

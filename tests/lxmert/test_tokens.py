@@ -3,13 +3,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from huggingface_hub.utils import filter_repo_objects
+from tests.helpers.paths import SHARED, needs_shared_data
 
 import lxmert.files
 import lxmert.tokens
 from common.errors import CheckpointError
 from lxmert.tokens import encode, load_tokenizer
 
-VOCABULARY = Path(__file__).parents[2].parent / "shared" / "data" / "bert-base-uncased-vocab.txt"
+VOCABULARY = SHARED / "bert-base-uncased-vocab.txt"
 SMALL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "what", "color", "##s", "is", "the", "cat", "?"]
 PAD, UNK, CLS, SEP, WHAT, COLOR, PLURAL, IS, THE, CAT, MARK = range(11)
 
@@ -22,8 +23,6 @@ def small(tmp_path: Path) -> str:
 
 @pytest.fixture
 def real(tmp_path: Path) -> str:
-    if not VOCABULARY.is_file():
-        pytest.skip("BERT's vocabulary is not beside the checkout")
     (tmp_path / "vocab.txt").write_text(VOCABULARY.read_text(encoding="utf-8"), encoding="utf-8")
     return str(tmp_path)
 
@@ -65,6 +64,7 @@ def test_a_long_question_keeps_its_first_18_word_pieces_and_both_ends(small: str
     assert ids[0].tolist() == [CLS] + [CAT] * 17 + [WHAT, SEP]
 
 
+@needs_shared_data
 def test_real_vocabulary_agrees_with_the_algorithm_written_out(real: str) -> None:
     pieces = VOCABULARY.read_text(encoding="utf-8").splitlines()
     vocabulary = {piece: index for index, piece in enumerate(pieces)}
@@ -83,6 +83,7 @@ def test_real_vocabulary_agrees_with_the_algorithm_written_out(real: str) -> Non
     assert vocabulary["[CLS]"] == 101
 
 
+@needs_shared_data
 def test_accents_are_dropped_as_in_the_uncased_vocabulary(real: str) -> None:
     ids, _ = encode(load_tokenizer(real), ["Café?", "cafe?"])
     assert ids[0].tolist() == ids[1].tolist()

@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.helpers.paths import SRC
 
 from tasks import compare as command
 from tasks.finetune.strategies import STRATEGIES, Strategy
 
-SOURCES = Path(__file__).parents[2] / "src"
 COMMAND = (sys.executable, "src/tasks/compare.py")
 
 # Fails as Frozen; with --wait counts the interrupts it gets within half a second of the first one.
@@ -51,7 +51,7 @@ RESULT = {
 def root(tmp_path: Path) -> Path:
     """What a comparison needs of the repository, with another trainer."""
     for path in ("common", "report", "tasks/compare.py", "tasks/finetune/strategies.py"):
-        source, target = SOURCES / path, tmp_path / "src" / path
+        source, target = SRC / path, tmp_path / "src" / path
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
     (tmp_path / "src" / "tasks" / "vqa.py").write_text(TRAINER.replace("RESULT |", f"{RESULT!r} |"))

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.helpers.paths import SRC
 from tests.helpers.small import ANSWERS
 from transformers import AutoTokenizer, BertConfig, BertModel, LxmertForQuestionAnswering
 from transformers import LxmertModel as PublishedModel
@@ -26,26 +27,16 @@ from tasks.finetune.model import build
 from tasks.finetune.strategies import STRATEGIES
 
 RUN = "snap/vqa/run"
-SCRIPT = Path(__file__).parents[2] / "src" / "lxmert" / "checkpoint.py"
+SCRIPT = SRC / "lxmert" / "checkpoint.py"
 
 ADAPTIVE = tuple(name for name, strategy in STRATEGIES.items() if strategy.adaptive)
 
 
 @pytest.fixture
-def args(data: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VqaArgs:
-    """A short run from a pre-trained model that the test may move away."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(pretrained, "model")
-    return VqaArgs(
-        version="run",
-        dataset="vqav2",
-        data=str(data),
-        pretrained="model",
-        epochs=1,
-        lr=3e-3,
-        tqdm=False,
-        wandb="off",
-    )
+def args(args: VqaArgs) -> VqaArgs:
+    """One epoch from a pre-trained model that the test may move away."""
+    shutil.copytree(args.pretrained, "model")
+    return replace(args, strategy=None, pretrained="model", epochs=1)
 
 
 def run_logits(inputs: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -13,6 +13,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from tests.helpers.small import ANSWERS
 from torch import Tensor
+from training.checkpoint import StopSignal
 
 from adaptive.adapt import Adaptive
 from common.errors import Interrupted
@@ -22,29 +23,14 @@ from tasks.finetune.args import VqaArgs, parse_args
 from tasks.finetune.best import read_best
 from tasks.finetune.model import ModelSpec, build, vqa_loss
 from tasks.finetune.strategies import STRATEGIES
-from training.checkpoint import StopSignal
 
 ADAPTIVE = tuple(name for name, strategy in STRATEGIES.items() if strategy.adaptive)
 
 
 @pytest.fixture
-def args(data: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VqaArgs:
-    """Two epochs of four steps with frozen copies in bf16, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    return VqaArgs(
-        version="run",
-        strategy="SpotTune",
-        dataset="vqav2",
-        data=str(data),
-        pretrained=str(pretrained),
-        frozen_dtype="bf16",
-        epochs=2,
-        batch_size=28,
-        lr=3e-3,
-        log_every=1,
-        tqdm=False,
-        wandb="off",
-    )
+def args(args: VqaArgs) -> VqaArgs:
+    """Two epochs with frozen copies in bf16."""
+    return replace(args, strategy="SpotTune", frozen_dtype="bf16", epochs=2)
 
 
 def make(pretrained: Path, strategy: str, frozen_dtype: str) -> Adaptive:
@@ -66,7 +52,7 @@ def numbers(model: Adaptive, inputs: dict[str, Tensor], gates: Tensor, amp: bool
     model.eval()
     leaf = gates.clone().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=amp):
-        model.slots.fill(leaf)
+        model.gates.fill(leaf)
         logits = model.model(**inputs)
     vqa_loss(logits, torch.full((6, len(ANSWERS)), 0.3)).backward()
     named = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -79,7 +65,7 @@ def test_with_bf16_arithmetic_nothing_changes_and_without_it_little(
     pretrained: Path, inputs: dict, strategy: str, gate: float
 ) -> None:
     usual, held = (make(pretrained, strategy, kind) for kind in ("fp32", "bf16"))
-    gates = (torch.rand(6, held.slots.total, generator=torch.Generator().manual_seed(1)) < gate).float()
+    gates = (torch.rand(6, held.gates.total, generator=torch.Generator().manual_seed(1)) < gate).float()
     expected, found = (numbers(model, inputs, gates, amp=True) for model in (usual, held))
     assert expected.keys() == found.keys()
     assert all(torch.equal(found[name], value) for name, value in expected.items())

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.helpers.paths import ASSETS
 from tests.helpers.small import write_dataset, write_pretrained
 
 from tasks import vqa
 from tasks.finetune.args import VqaArgs
 
-RECORDED = Path(__file__).parents[1] / "assets" / "golden_curves.json"
+RECORDED = ASSETS / "golden_curves.json"
 ADAPTIVE = ("SpotTune", "SpotTune_Res", "SpotTune_Block")
 RUNS = [("standard", "lxmert"), ("Frozen", "lxmert")]
 RUNS += [(strategy, policy) for strategy in ADAPTIVE for policy in ("lxmert", "light")]

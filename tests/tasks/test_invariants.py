@@ -34,7 +34,7 @@ def move_tuned(model: Adaptive) -> None:
 
 
 def with_gates(model: Adaptive, inputs: dict[str, Tensor], gates: Tensor) -> Tensor:
-    model.slots.fill(gates)
+    model.gates.fill(gates)
     return model.model(**inputs)
 
 
@@ -53,7 +53,7 @@ def test_equal_gates_are_the_pretrained_or_the_tuned_model_bit_for_bit(
 ) -> None:
     model = make(pretrained, strategy).eval()
     move_tuned(model)
-    logits = with_gates(model, inputs, torch.full((6, model.slots.total), gate))
+    logits = with_gates(model, inputs, torch.full((6, model.gates.total), gate))
     assert torch.equal(logits, plain(model, pretrained, copy)(**inputs))
 
 
@@ -65,7 +65,7 @@ def test_all_gates_frozen_is_the_model_of_the_strategy_frozen(
     for either in (model, frozen):
         either.train()
         either.model.lxmert.embeddings.dropout.p = either.model.lxmert.encoder.visn_fc.dropout.p = 0.0
-    logits = with_gates(model, inputs, torch.zeros(6, model.slots.total))
+    logits = with_gates(model, inputs, torch.zeros(6, model.gates.total))
     assert torch.equal(logits, frozen(**inputs).outputs)
 
 
@@ -73,7 +73,7 @@ def test_all_gates_frozen_is_the_model_of_the_strategy_frozen(
 def test_a_mixed_batch_equals_its_rows_one_by_one(pretrained: Path, inputs: dict, strategy: str) -> None:
     model = make(pretrained, strategy).eval()
     move_tuned(model)
-    gates = (torch.rand(6, model.slots.total) < 0.5).float()
+    gates = (torch.rand(6, model.gates.total) < 0.5).float()
     rows = [
         with_gates(model, {name: t[i : i + 1] for name, t in inputs.items()}, gates[i : i + 1])
         for i in range(6)
@@ -147,7 +147,7 @@ def test_every_live_gate_gets_a_gradient_and_exactly_the_dead_ones_do_not(
     model, units, _ = build(spec, load_weights(spec), ANSWERS)
     model.eval()
     move_tuned(model)
-    gates = (torch.rand(6, model.slots.total) < 0.5).float().requires_grad_()
+    gates = (torch.rand(6, model.gates.total) < 0.5).float().requires_grad_()
     vqa_loss(with_gates(model, inputs, gates), torch.rand(6, len(ANSWERS))).backward()
     assert ((gates.grad != 0).any(0).numpy() == gate_labels(units)["live"]).all()
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.helpers.paths import ROOT, SRC
 from transformers import AutoTokenizer, LxmertConfig, LxmertForQuestionAnswering
 
 from lxmert.modeling import AnswerHead, LxmertModel
@@ -25,7 +26,6 @@ from tasks.lxmert_pretrain import (
 )
 from vqadata import scenes
 
-ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "snap/pretrained/lxmert-scenes"
 TINY = ["--scenes", "6", "--questions", "4", "--epochs", "1", "--batch-size", "10"]
 
@@ -166,8 +166,8 @@ def test_every_objective_can_be_learned() -> None:
 @pytest.mark.slow
 def test_the_script_writes_a_loadable_folder(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, ROOT / "src/tasks/lxmert_pretrain.py", *TINY, "--output", tmp_path / "model"],
-        env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
+        [sys.executable, SRC / "tasks/lxmert_pretrain.py", *TINY, "--output", tmp_path / "model"],
+        env=os.environ | {"PYTHONPATH": str(SRC)},
         capture_output=True,
         text=True,
     )

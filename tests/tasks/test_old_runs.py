@@ -7,11 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tests.helpers.paths import ASSETS
 
 from tasks import vqa
 from tasks.finetune.args import VqaArgs
 
-OLD = Path(__file__).parents[1] / "assets" / "run_format_1"
+OLD = ASSETS / "run_format_1"
 
 
 def test_a_run_folder_of_format_1_evaluates_to_the_answers_it_gave_then(

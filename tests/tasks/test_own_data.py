@@ -7,13 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.helpers.feature_files import image, write_npz
+from tests.helpers.paths import ROOT
 
 from tasks import vqa, vqa_prepare
 from tasks.finetune.args import VqaArgs
-from tasks.finetune.data import choose_recipe, complete
+from tasks.finetune.data import choose_recipe
+from tasks.finetune.settle import settle
+from vqadata.folder import DataFolder
 from vqadata.sample import write_scenes
 
-SNAP = Path(__file__).parents[2] / "snap"
 SIZE = 7  # of a region's features: no pre-trained model here reads that
 QUESTIONS = ("is it red", "what is the", "is the blue")
 
@@ -25,15 +28,12 @@ def write_mine(folder: Path) -> None:
     (folder / "my_questions").mkdir()
     splits: dict[str, list[dict]] = {"train": [], "valid": [], "test": []}
     for number in range(30):
-        count = rng.integers(1, 5)
-        boxes = np.sort(rng.random((count, 2, 2)), axis=1).reshape(count, 4) * [64, 48, 64, 48]
-        features = rng.normal(size=(count, SIZE)).astype(np.float32)
-        file = folder / "my_features" / f"photo{number}.npz"
-        np.savez(file, x=features, bbox=boxes, image_w=64, image_h=48)
+        values = image(number, boxes=rng.integers(1, 5), size=SIZE) | {"img_id": f"photo{number}"}
+        write_npz(folder / "my_features", values)
         split = ("train", "train", "valid", "test")[number % 4]
         for place, text in enumerate(QUESTIONS):
             record = {"question_id": 10 * number + place, "img_id": f"photo{number}", "sent": text}
-            said = "yes" if features[0, 0] > 0 else "no"
+            said = "yes" if values["features"][0, 0] > 0.5 else "no"
             answered = [{"answers": [said] * 4 + ["red"]}, {"answer": said}, {"label": {said: 0.9}}][place]
             splits[split].append(record if split == "test" else record | answered)
     for split, records in splits.items():
@@ -49,7 +49,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working folder with the shipped pre-trained model."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "snap").mkdir()
-    (tmp_path / "snap" / "pretrained").symlink_to(SNAP / "pretrained")
+    (tmp_path / "snap" / "pretrained").symlink_to(ROOT / "snap" / "pretrained")
     return tmp_path
 
 
@@ -116,7 +116,7 @@ def test_splits_that_are_not_there_by_a_known_name_are_asked_for(
     assert vqa.cli(["--dataset=mine", "--wandb=off"]) == 2
     error = capsys.readouterr().err
     assert "are for --valid? Name them; there are: held_out, test, train." in error
-    args, _ = complete(VqaArgs(dataset="mine", valid="held_out"))
+    args, _ = settle(VqaArgs(dataset="mine", valid="held_out"), print)
     assert (args.train, args.valid, args.epochs) == ("train", "held_out", 4)
 
 
@@ -135,7 +135,7 @@ def test_a_model_for_other_features_is_refused(here: Path, capsys: pytest.Captur
     write_mine(here)
     prepare("features", "my_features", "--dataset", "mine", "--quiet")
     prepare("own", "--from", "my_questions", "--name", "mine")
-    assert choose_recipe(Path("data"), "mine").pretrained == "unc-nlp/lxmert-base-uncased"
+    assert choose_recipe(DataFolder(Path("data"), "mine")).pretrained == "unc-nlp/lxmert-base-uncased"
     assert vqa.cli(["--dataset=mine", "--pretrained=snap/pretrained/lxmert-scenes", "--wandb=off"]) == 2
     error = capsys.readouterr().err
     assert "and those of the data have 7; choose" in error

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests.helpers.checkpoints import ANSWERS, original_names, write_original
+from tests.helpers.paths import LXMERT_LISTS, SRC, needs_shared_data
 from torch import Tensor
 from transformers import BertConfig, BertModel, LxmertConfig, LxmertForPreTraining, LxmertForQuestionAnswering
 from transformers import LxmertModel as PublishedModel
@@ -22,9 +24,6 @@ from lxmert.checkpoint import fit_features, load_weights
 from tasks.finetune.args import VqaArgs
 from tasks.finetune.model import ModelSpec, build
 
-SRC = Path(__file__).parents[2] / "src"
-SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "lxmert"
-ANSWERS = ["yes", "no", "2", "gray", "cat"]
 FEATURES = 10
 
 
@@ -46,12 +45,8 @@ def publish(rows: int = len(ANSWERS), **changes: Any) -> LxmertForPreTraining:
     return model
 
 
-def write_original(model: LxmertForPreTraining, folder: Path, wrapped: str = "") -> str:
-    names = {name: name.replace("lxmert.", "bert.", 1) for name in model.state_dict()}
-    tensors = {f"{wrapped}{names[name]}": tensor.clone() for name, tensor in model.state_dict().items()}
-    torch.save(tensors, folder / "model_LXRT.pth")
-    (folder / "all_ans.json").write_text(json.dumps([{"ans": answer, "dsets": []} for answer in ANSWERS]))
-    return str(folder / "model")
+def original_file(model: LxmertForPreTraining, folder: Path, prefix: str = "") -> str:
+    return str(write_original(folder, original_names(model, prefix)))
 
 
 def hub_folder(model: LxmertForPreTraining, folder: Path) -> dict[str, str]:
@@ -73,14 +68,14 @@ def hub_bin(model: LxmertForPreTraining, folder: Path) -> dict[str, str]:
 
 
 ROADS: dict[str, Callable[[LxmertForPreTraining, Path], dict[str, str]]] = {
-    "loadLXMERTQA": lambda model, folder: {"load_lxmert_qa": write_original(model, folder)},
-    "of several GPUs": lambda model, folder: {"load_lxmert_qa": write_original(model, folder, "module.")},
+    "loadLXMERTQA": lambda model, folder: {"load_lxmert_qa": original_file(model, folder)},
+    "of several GPUs": lambda model, folder: {"load_lxmert_qa": original_file(model, folder, "module.")},
     "pre-training class": hub_folder,
     "answering class": hub_answering_folder,
     "hub .bin": hub_bin,
 }
 HEADLESS: dict[str, Callable[[LxmertForPreTraining, Path], dict[str, str]]] = {
-    "loadLXMERT": lambda model, folder: {"load_lxmert": write_original(model, folder)},
+    "loadLXMERT": lambda model, folder: {"load_lxmert": original_file(model, folder)},
     "base class": lambda model, folder: hub_folder(model.lxmert, folder),
 }
 
@@ -196,21 +191,20 @@ def test_bert_gives_the_language_side_and_the_data_the_size_of_features(
         load_weights(spec_for({"pretrained": str(tmp_path)}, llayers=4))
 
 
+@needs_shared_data
 @pytest.mark.parametrize("road", ["loadLXMERTQA", "pre-training class"])
 def test_lxmerts_lists_give_3124_answers_and_each_its_own_row(tmp_path: Path, road: str) -> None:
-    if not SHARED.is_dir():
-        pytest.skip("LXMERT's answer lists are not beside the checkout")
     published = publish(9500, id2label={0: "LABEL_0", 1: "LABEL_1"}, label2id={})
     spec = spec_for(ROADS[road](published, tmp_path))
-    (tmp_path / "all_ans.json").write_text((SHARED / "all_ans.json").read_text())
-    answers = json.loads((SHARED / "trainval_label2ans.json").read_text())
+    (tmp_path / "all_ans.json").write_text((LXMERT_LISTS / "all_ans.json").read_text())
+    answers = json.loads((LXMERT_LISTS / "trainval_label2ans.json").read_text())
     model, _, report = build(spec, load_weights(spec), answers)
     assert report[-1] == (
         "answer head: 3124 answers loaded, 5 not: '', 'visilab', '5 star', '1 4', '1 world'"
     )
     assert f"assumed to be those of {tmp_path / 'all_ans.json'}" in report[-2]
 
-    rows = [entry["ans"] for entry in json.loads((SHARED / "all_ans.json").read_text())]
+    rows = [entry["ans"] for entry in json.loads((LXMERT_LISTS / "all_ans.json").read_text())]
     old, new = published.answer_head.logit_fc[3], model.model.answer_head.logit_fc[3]
     known = [answer for answer in answers if answer in rows]
     assert len(known) > 3000

@@ -7,41 +7,20 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from tests.helpers.paths import SRC
+from training.checkpoint import StopSignal
 
 from common.errors import Interrupted
 from tasks import vqa
 from tasks.finetune.args import VqaArgs, parse_args
 from tasks.finetune.strategies import STRATEGIES
-from training.checkpoint import StopSignal
 
-SRC = Path(__file__).parent.parent.parent / "src"
 TIMES = ("seconds", "examples_per_second")
-
-
-@pytest.fixture
-def args(data: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[VqaArgs]:
-    """A run of three epochs of four steps, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    return VqaArgs(
-        version="run",
-        strategy="SpotTune_Block",
-        dataset="vqav2",
-        data=str(data),
-        pretrained=str(pretrained),
-        epochs=3,
-        batch_size=28,
-        lr=3e-3,
-        log_every=1,
-        tqdm=False,
-        wandb="off",
-        seed=1,
-    )
 
 
 def metrics_of(folder: Path) -> list[dict]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,19 +18,8 @@ from tasks.finetune.strategies import STRATEGIES
 
 
 @pytest.fixture
-def args(data: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[VqaArgs]:
-    monkeypatch.chdir(tmp_path)
-    return VqaArgs(
-        strategy="SpotTune",
-        dataset="vqav2",
-        data=str(data),
-        pretrained=str(pretrained),
-        epochs=1,
-        batch_size=28,
-        lr=3e-3,
-        tqdm=False,
-        wandb="off",
-    )
+def args(args: VqaArgs) -> VqaArgs:
+    return replace(args, strategy="SpotTune", epochs=1)
 
 
 def asking(args: VqaArgs, record: dict) -> VqaArgs:

@@ -10,10 +10,8 @@ import pytest
 from tests.helpers.question_files import cp_test_ids, write_vqacp, write_vqav2
 
 from tasks import vqa_prepare
-from vqadata.dataset import read_split
 from vqadata.features import write_store
-from vqadata.files import read_answer_list
-from vqadata.own import features_folder
+from vqadata.folder import DataFolder
 
 MINIVAL = ["COCO_val2014_000000000501", "COCO_val2014_000000000504"]
 
@@ -31,17 +29,17 @@ def prepare(root: Path, *flags: object) -> int:
     return vqa_prepare.main([*map(str, flags), "--data", str(root / "data")])
 
 
-def prepare_vqav2(root: Path) -> Path:
+def prepare_vqav2(root: Path) -> DataFolder:
     flags = ("--from", root / "downloads", "--minival-images", root / "minival.json", "--occurrences", 1)
     assert prepare(root, "questions", *flags) == 0
-    return root / "data" / "vqav2"
+    return DataFolder(root / "data", "vqav2")
 
 
 def test_vqa_v2(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = prepare_vqav2(root)
-    counts = {split: len(read_split(folder, split)) for split in ("train", "nominival", "minival", "test")}
+    counts = {split: len(folder.read_split(split)) for split in ("train", "nominival", "minival", "test")}
     assert counts == {"train": 24, "nominival": 20, "minival": 4, "test": 1}
-    assert set(read_answer_list(folder / "answers.json")) == {"2", "cat", "dog", "no", "red", "yes"}
+    assert set(folder.read_answers()) == {"2", "cat", "dog", "no", "red", "yes"}
     printed = capsys.readouterr().out
     rows = {line.split()[0]: line.split() for line in printed.splitlines()[2:]}
     assert rows["minival"][1:4] == ["4", "2", "100.0%"]
@@ -62,7 +60,7 @@ def test_minival_is_taken_from_the_feature_store(root: Path) -> None:
     rows = ((np.ones((1, 2), np.float32), np.ones((1, 4), np.float32)) for _ in MINIVAL)
     write_store(store, MINIVAL, rows, regions=1, feature_size=2)
     assert prepare(root, "questions", "--from", root / "downloads", "--occurrences", 1) == 0
-    minival = read_split(root / "data" / "vqav2", "minival")
+    minival = DataFolder(root / "data", "vqav2").read_split("minival")
     assert {record["img_id"] for record in minival} == set(MINIVAL)
 
 
@@ -78,17 +76,17 @@ def test_without_an_order_of_images_it_says_what_is_needed(
 def test_lxmerts_files_keep_their_label_order(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = prepare_vqav2(root)
     lxmert = root / "lxmert"
-    folder.rename(lxmert)
-    answers = json.loads((lxmert / "answers.json").read_text())[::-1]
+    folder.path.rename(lxmert)
+    answers = DataFolder.at(lxmert).read_answers()[::-1]
     (lxmert / "trainval_label2ans.json").write_text(json.dumps(answers))
     capsys.readouterr()
     assert prepare(root, "questions", "--lxmert", lxmert) == 0
     assert "no human answers" in capsys.readouterr().out
-    assert read_answer_list(folder / "answers.json") == answers
-    assert read_split(folder, "train") == read_split(lxmert, "train")
-    assert not (folder / "annotations").exists()
+    assert folder.read_answers() == answers
+    assert folder.read_split("train") == DataFolder.at(lxmert).read_split("train")
+    assert not (folder.path / "annotations").exists()
     assert prepare(root, "questions", "--lxmert", lxmert, "--from", root / "downloads") == 0
-    names = {path.name for path in (folder / "annotations").iterdir()}
+    names = {path.name for path in (folder.path / "annotations").iterdir()}
     assert names == {"train.json", "nominival.json", "minival.json"}
 
 
@@ -97,7 +95,7 @@ def test_a_vocabulary_that_is_given_keeps_its_order(root: Path) -> None:
     answers.write_text('["zebra", "cat", "never asked"]')
     flags = ("--from", root / "downloads", "--minival-images", root / "minival.json", "--answers", answers)
     assert prepare(root, "questions", *flags) == 0
-    assert read_answer_list(root / "data" / "vqav2" / "answers.json") == ["zebra", "cat", "never asked"]
+    assert DataFolder(root / "data", "vqav2").read_answers() == ["zebra", "cat", "never asked"]
 
 
 @pytest.mark.parametrize("rebuilt", [False, True])
@@ -108,26 +106,28 @@ def test_vqa_cp(root: Path, rebuilt: bool) -> None:
     else:
         flags = ("--from", write_vqacp(root / "cp"))
     assert prepare(root, "questions-cp", *flags, "--holdout", 0.2, "--occurrences", 1) == 0
-    folder = root / "data" / "vqacpv2"
-    assert {record["question_id"] for record in read_split(folder, "cp_test")} == cp_test_ids()
-    assert len(read_split(folder, "cp_train,cp_val")) == 36
-    assert features_folder(folder).resolve() == root / "data" / "vqav2" / "features"
+    folder = DataFolder(root / "data", "vqacpv2")
+    splits = folder.read_splits(["cp_train", "cp_val", "cp_test"])
+    assert {record["question_id"] for record in splits["cp_test"]} == cp_test_ids()
+    assert len(splits["cp_train"] + splits["cp_val"]) == 36
+    assert folder.features == root / "data" / "vqav2" / "features"
 
 
 def test_changing_priors_of_a_data_set(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = prepare_vqav2(root)
-    flags = ("changing-priors", "--from", source, "--name", "priors", "--holdout", 0.2)
+    flags = ("changing-priors", "--from", source.path, "--name", "priors", "--holdout", 0.2)
     assert prepare(root, *flags) == 0
     assert "100% of the answers change" in capsys.readouterr().out
-    folder = root / "data" / "priors"
-    ours = read_split(folder, "cp_train,cp_val,cp_test")
-    assert sorted(record["question_id"] for record in ours) == sorted(
-        record["question_id"] for record in read_split(source, "train,nominival,minival")
-    )
-    assert read_answer_list(folder / "answers.json") == read_answer_list(source / "answers.json")
-    assert (folder / "annotations" / "cp_test.json").exists()
-    assert features_folder(folder).resolve() == source / "features"
-    assert prepare(root, "changing-priors", "--from", source, "--name", "vqav2") == 2
+    folder = DataFolder(root / "data", "priors")
+    ours = folder.read_splits(["cp_train", "cp_val", "cp_test"])
+    theirs = source.read_splits(["train", "nominival", "minival"])
+    assert {record["question_id"] for split in ours.values() for record in split} == {
+        record["question_id"] for split in theirs.values() for record in split
+    }
+    assert folder.read_answers() == source.read_answers()
+    assert folder.ground_truth(["cp_test"])
+    assert folder.features == source.features
+    assert prepare(root, "changing-priors", "--from", source.path, "--name", "vqav2") == 2
     assert "written over itself" in capsys.readouterr().err
 
 
@@ -137,20 +137,10 @@ def test_own_data_and_its_check(root: Path, capsys: pytest.CaptureFixture[str]) 
     rows = [{"question_id": n, "img_id": "i", "sent": "who?", "answer": "me"} for n in range(3)]
     (mine / "train.json").write_text(json.dumps(rows))
     assert prepare(root, "own", "--from", mine, "--name", "mine") == 0
-    folder = root / "data" / "mine"
-    assert read_split(folder, "train")[0]["label"] == {"me": 1.0}
-    assert f"features belong into {folder / 'features'}" in capsys.readouterr().out
-    assert vqa_prepare.main(["check", str(folder)]) == 1
-    rows = ((np.ones((1, 2), np.float32), np.ones((1, 4), np.float32)) for _ in "i")
-    write_store(folder / "features" / "all", ["i"], rows, regions=1, feature_size=2)
-    assert vqa_prepare.main(["check", str(folder)]) == 0
-
-
-def test_check_shows_ten_faults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "train.json").write_text(json.dumps([{}] * 30))
-    assert vqa_prepare.main(["check", str(tmp_path)]) == 1
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 11 and lines[-1] == "... and more"
+    folder = DataFolder(root / "data", "mine")
+    assert folder.read_split("train")[0]["label"] == {"me": 1.0}
+    assert f"features go into {folder.own_features}" in capsys.readouterr().out
+    assert vqa_prepare.main(["check", str(folder.path)]) == 1
 
 
 @pytest.mark.parametrize(
@@ -162,6 +152,12 @@ def test_check_shows_ten_faults(tmp_path: Path, capsys: pytest.CaptureFixture[st
         ["own", "--from", "no-such-folder", "--name", "x"],
         ["changing-priors", "--from", "no-such-folder", "--name", "x"],
         ["check", "no-such-folder"],
+        ["check", "data/mine", "--dataset", "mine"],
+        ["check", "--dataset", "../up"],
+        ["own", "--from", ".", "--name", "../up"],
+        ["features", "no-such-file.tsv"],
+        ["features", ".", "--image-set", "../up"],
+        ["features", ".", "--dataset", "../up"],
     ],
 )
 def test_mistakes_get_one_sentence(
@@ -178,7 +174,6 @@ def test_mistakes_get_one_sentence(
     [
         [],
         ["no-such-command"],
-        ["own", "--from", ".", "--name", "../up"],
         ["questions-cp", "--from", ".", "--holdout", "2"],
         ["questions-cp", "--from", ".", "--seed", "-1"],
     ],

@@ -12,10 +12,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tests.helpers.paths import SRC
 
 from training.tracker import Tracker
-
-SRC = Path(__file__).parent.parent.parent / "src"
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:

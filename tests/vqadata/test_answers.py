@@ -1,11 +1,9 @@
 import json
-from pathlib import Path
 
 import pytest
+from tests.helpers.paths import LXMERT_LISTS, needs_shared_data
 
 from vqadata.answers import convert_answer
-
-SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "lxmert"
 
 
 @pytest.mark.parametrize(
@@ -38,11 +36,10 @@ def test_conversion(text: str, answer: str) -> None:
     assert convert_answer(text) == answer
 
 
+@needs_shared_data
 def test_every_vqa_answer_but_five_is_one_of_lxmerts() -> None:
-    if not SHARED.is_dir():
-        pytest.skip("LXMERT's answer lists are not beside the checkout")
-    known = {entry["ans"] for entry in json.loads((SHARED / "all_ans.json").read_text())}
-    answers = json.loads((SHARED / "trainval_label2ans.json").read_text())
+    known = {entry["ans"] for entry in json.loads((LXMERT_LISTS / "all_ans.json").read_text())}
+    answers = json.loads((LXMERT_LISTS / "trainval_label2ans.json").read_text())
     missing = [answer for answer in answers if convert_answer(answer) not in known]
     assert len(answers) == 3129
     assert missing == ["", "visilab", "5 star", "1 4", "1 world"]

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.helpers.feature_files import HEIGHT, SIZE, WIDTH, image, line, read_tsv, write_tsv
+from tests.helpers.feature_files import HEIGHT, SIZE, WIDTH, image, line, read_tsv, write_npz, write_tsv
 
 from common.errors import StoreError
 from vqadata import tsv
@@ -374,17 +374,11 @@ def test_one_wrong_byte_is_a_fault_or_a_row_of_the_right_shape(position: int, by
     assert row.features.shape[0] == row.boxes.shape[0] == row.detections["object_ids"].shape[0]
 
 
-def write_npz(folder: Path, number: int, **other: object) -> None:
-    values = image(number)
-    arrays = {"x": values["features"], "bbox": values["boxes"], "image_w": WIDTH, "image_h": HEIGHT}
-    np.savez(folder / f"{values['img_id']}.npz", **arrays | other)
-
-
 def test_a_folder_of_npz_files_becomes_the_same_store_as_the_tsv(tmp_path: Path) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
     for number in range(6):
-        write_npz(folder, number)
+        write_npz(folder, image(number))
     (tmp_path / "x.tsv").write_bytes(b"".join(line(image(number)) for number in range(6)))
     store_of(tmp_path / "x.tsv", tmp_path / "from tsv")
     convert(NpzSource(folder), tmp_path / "from npz", regions=4, progress=False)
@@ -403,7 +397,7 @@ def test_a_folder_of_npz_files_becomes_the_same_store_as_the_tsv(tmp_path: Path)
     ],
 )
 def test_a_broken_npz_file_is_named(tmp_path: Path, other: dict[str, object], words: str) -> None:
-    write_npz(tmp_path, 0)
-    write_npz(tmp_path, 1, **other)
+    write_npz(tmp_path, image(0))
+    write_npz(tmp_path, image(1), **other)
     with pytest.raises(StoreError, match=f"000000000001.npz: .*{words}"):
         convert(NpzSource(tmp_path), tmp_path / "store", regions=4, progress=False)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader, default_convert
 
 from common.errors import DataError
-from vqadata.dataset import VqaDataset, keep_images, read_split
+from vqadata.dataset import VqaDataset, keep_images
 from vqadata.features import FeatureStores, write_store
-from vqadata.files import read_answer_list
 
 ANSWERS = ["yes", "no", "2", "red"]
 SIZE = 3
@@ -62,22 +61,23 @@ def dataset(tmp_path: Path, images: dict[str, tuple[np.ndarray, np.ndarray]]) ->
 def test_a_batch_equals_its_examples_one_by_one(
     dataset: VqaDataset, images: dict[str, tuple[np.ndarray, np.ndarray]], indices: list[int]
 ) -> None:
-    batch = dataset.__getitems__(indices)
+    (batch,) = DataLoader(dataset, batch_sampler=[indices], collate_fn=default_convert)
+    inputs = batch["inputs"]
     tokens = max(LENGTHS[index] for index in indices)
     regions = max(REGIONS[RECORDS[index]["img_id"]] for index in indices)
-    assert batch["input_ids"].shape == (len(indices), tokens)
-    assert batch["visual_feats"].shape == (len(indices), regions, SIZE)
+    assert inputs["input_ids"].shape == (len(indices), tokens)
+    assert inputs["visual_feats"].shape == (len(indices), regions, SIZE)
     for row, index in enumerate(indices):
         example = RECORDS[index]
         features, boxes = images[example["img_id"]]
         n, length = len(features), LENGTHS[index]
-        ids = batch["input_ids"][row].tolist()
+        ids = inputs["input_ids"][row].tolist()
         assert ids == [6 * index + place + 1 for place in range(length)] + [0] * (tokens - length)
-        assert batch["attention_mask"][row].tolist() == [place < length for place in range(tokens)]
-        assert torch.equal(batch["visual_feats"][row, :n], torch.from_numpy(features))
-        assert torch.equal(batch["visual_pos"][row, :n], torch.from_numpy(boxes))
-        assert not batch["visual_feats"][row, n:].any() and not batch["visual_pos"][row, n:].any()
-        assert batch["visual_attention_mask"][row].tolist() == [place < n for place in range(regions)]
+        assert inputs["attention_mask"][row].tolist() == [place < length for place in range(tokens)]
+        assert torch.equal(inputs["visual_feats"][row, :n], torch.from_numpy(features))
+        assert torch.equal(inputs["visual_pos"][row, :n], torch.from_numpy(boxes))
+        assert not inputs["visual_feats"][row, n:].any() and not inputs["visual_pos"][row, n:].any()
+        assert inputs["visual_attention_mask"][row].tolist() == [place < n for place in range(regions)]
         target = [example["label"].get(answer, 0.0) for answer in ANSWERS]
         torch.testing.assert_close(batch["target"][row], torch.tensor(target), rtol=0, atol=0)
         assert batch["question_id"][row] == example["question_id"]
@@ -85,8 +85,9 @@ def test_a_batch_equals_its_examples_one_by_one(
 
 
 def test_one_example_is_a_batch_of_one(dataset: VqaDataset) -> None:
-    for name, column in dataset[2].items():
-        assert torch.equal(column, dataset.__getitems__([2])[name]), name
+    one, batch = dataset[2], dataset.__getitems__([2])
+    for name, column in (one | one.pop("inputs")).items():
+        assert np.array_equal(column, batch[name] if name in batch else batch["inputs"][name]), name
 
 
 def test_images_without_features_are_counted_and_named(dataset: VqaDataset) -> None:
@@ -98,36 +99,5 @@ def test_images_without_features_are_counted_and_named(dataset: VqaDataset) -> N
         VqaDataset(records, tokens, np.full(6, 4), dataset.stores, ANSWERS)
 
 
-def test_splits_are_read_in_order_and_joined(tmp_path: Path) -> None:
-    (tmp_path / "one.json").write_text(json.dumps(RECORDS[:2]))
-    (tmp_path / "two.json").write_text(json.dumps(RECORDS[2:]))
-    assert read_split(tmp_path, "two,one") == RECORDS[2:] + RECORDS[:2]
-
-
 def test_the_first_images_are_kept_with_all_their_questions() -> None:
     assert [kept["question_id"] for kept in keep_images(RECORDS, 2)] == [10, 11, 13, 14]
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        ("[]", "is not a list of examples"),
-        ('[{"question_id": 1}]', "record 0: lacks img_id, sent"),
-        ('[{"question_id": "1", "img_id": "a", "sent": "?"}]', "record 0: question_id is not an integer"),
-        ('[{"question_id": 1, "img_id": 7, "sent": "?"}]', "record 0: img_id and sent must be strings"),
-        (
-            '[{"question_id": 1, "img_id": "a", "sent": "?", "label": ["yes"]}]',
-            "record 0: label is not an object",
-        ),
-    ],
-)
-def test_a_split_that_is_none_is_named_with_its_record(tmp_path: Path, content: str, words: str) -> None:
-    (tmp_path / "x.json").write_text(content)
-    with pytest.raises(DataError, match=rf"x\.json.*{words}"):
-        read_split(tmp_path, "x")
-
-
-def test_answers_must_be_a_list_of_strings(tmp_path: Path) -> None:
-    (tmp_path / "answers.json").write_text('{"yes": 0}')
-    with pytest.raises(DataError, match="is not a list of answers"):
-        read_answer_list(tmp_path / "answers.json")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import gzip
 import json
-import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +15,10 @@ from hypothesis import strategies as st
 from tests.helpers.question_files import annotation, write_vqav2
 
 from common.errors import DataError
-from vqadata import files
-from vqadata.files import Source, find_source, json_list, read_answer_list, read_json, write_together
+from vqadata.files import Source, find_source, read_json
 from vqadata.official import read_annotations, read_question_ids, read_questions, read_vqav2
-from vqadata.own import read_split
 from vqadata.questions import prepare_vqav2, read_minival_images, read_test_ids
+from vqadata.records import read_answers, read_records, record_fault
 from vqadata.scoring import read_predictions
 
 QUESTIONS = "v2_OpenEnded_mscoco_val2014_questions.json"
@@ -89,7 +86,7 @@ def change(record: dict[str, Any], **values: Any) -> dict[str, Any]:
     [
         ({"question_id": ...}, "record 1: lacks question_id"),
         ({"question_id": "5"}, "record 1: question_id is not an integer"),
-        ({"question_id": 10}, "1 records have a question_id that came before, the first is record 1"),
+        ({"question_id": 10}, "record 1: question_id 10 came before"),
         ({"answers": ...}, "record 1: lacks answers"),
         ({"answers": []}, "record 1: answers holds 0 answers; 1 to 10 are allowed"),
         ({"answers": ["a"] * 11}, "record 1: answers holds 11 answers"),
@@ -115,7 +112,10 @@ def test_faulty_annotations(tmp_path: Path, values: dict[str, Any], message: str
         (7, "record 0: is not an object"),
         ({"question_id": 1, "image_id": 2}, "record 0: lacks question"),
         ({"question_id": 1, "image_id": "2", "question": "?"}, "record 0: image_id is not an integer"),
-        ({"question_id": 1, "image_id": 2, "question": 3}, "record 0: question is not a string"),
+        (
+            {"question_id": 1, "image_id": 2, "question": 3},
+            "record 0: question is not a string with something in it",
+        ),
     ],
 )
 def test_faulty_questions(tmp_path: Path, row: Any, message: str) -> None:
@@ -181,24 +181,7 @@ def test_answer_list_must_be_strings_that_differ(tmp_path: Path) -> None:
     for content, message in (('{"a": 1}', "not a list"), ("[1]", "not a list"), ('["a", "a"]', "twice")):
         (tmp_path / "answers.json").write_text(content)
         with pytest.raises(DataError, match=message):
-            read_answer_list(tmp_path / "answers.json")
-
-
-def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
-    write_together(tmp_path, {"a.json": ["old"], "b.json": ["old"]})
-
-    def full() -> Iterator[str]:
-        yield "new"
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with pytest.raises(DataError, match=r"Nothing was written: .* \(No space left on device\)"):
-        write_together(tmp_path, {"a.json": ["new"], "b.json": full()})
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.json": "old", "b.json": "old"}
-
-
-def test_a_list_is_written_one_entry_a_line() -> None:
-    assert "".join(json_list([{"a": 1}, "é"])) == '[\n{"a":1},\n"\\u00e9"\n]\n'
-    assert json.loads("".join(json_list([], '{"annotations": [', "]}"))) == {"annotations": []}
+            read_answers(tmp_path / "answers.json")
 
 
 # ------------------------------------------------------------------------------------------- broken bytes
@@ -230,13 +213,13 @@ JSON = st.recursive(
 GOOD = json.dumps([annotation(1, 2) | {"img_id": "i", "sent": "?", "question": "?", "coco_split": "val2014"}])
 READERS: list[Callable[[Path], Any]] = [
     read_annotations,
-    read_answer_list,
+    read_answers,
     read_minival_images,
     read_predictions,
     read_question_ids,
     read_questions,
     lambda path: read_questions(path, "val2014"),
-    read_split,
+    lambda path: read_records(path, "questions", record_fault),
     read_test_ids,
 ]
 
@@ -299,4 +282,4 @@ def test_readers_refuse_broken_archives(
 def test_the_unbroken_file_is_accepted(tmp_path: Path) -> None:
     (tmp_path / "good.json").write_text(GOOD)
     assert read_with_all(tmp_path / "good.json") >= 5
-    assert files.read_json(tmp_path / "good.json")[0]["question_id"] == 1
+    assert read_json(tmp_path / "good.json")[0]["question_id"] == 1

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.helpers.paths import LXMERT_LISTS, VQA_SUBSET, needs_shared_data
 from tests.helpers.question_files import TRAIN, VAL, answers, cp_test_ids, numbers, write_vqacp, write_vqav2
 
 from common.errors import DataError
 from vqadata.answers import build_vocabulary, soft_target
-from vqadata.files import read_answer_list, read_json
+from vqadata.folder import DataFolder, Prepared
 from vqadata.official import read_annotations, read_vqacp, read_vqav2, read_vqav2_test
 from vqadata.questions import (
-    Prepared,
     annotate_lxmert,
     hold_out,
     prepare_lxmert,
@@ -27,11 +27,9 @@ from vqadata.questions import (
     read_minival_images,
     read_test_ids,
     rebuild_vqacp,
-    write_prepared,
 )
+from vqadata.records import read_answers
 
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
-SUBSET = SHARED / "vqa_v2_subset"
 MINIVAL = {f"COCO_val2014_{image:012d}" for image in (501, 502, 507)}
 
 
@@ -116,7 +114,7 @@ def test_compressed_files_give_the_same(tmp_path: Path, form: str) -> None:
     assert prepare(packed) == prepare(plain)
 
 
-def test_both_roads_give_the_same_training_targets(tmp_path: Path) -> None:
+def test_both_sources_give_the_same_training_targets(tmp_path: Path) -> None:
     """LXMERT's files are made here from the raw answers, without any of our functions."""
     prepared = prepare(write_vqav2(tmp_path / "official"))
     folder = write_lxmert(tmp_path / "lxmert", prepared, dict.fromkeys(range(10**4)))
@@ -172,20 +170,20 @@ def test_minival_images_without_questions_are_refused(tmp_path: Path) -> None:
 
 def test_written_files_are_read_back_unchanged(tmp_path: Path) -> None:
     prepared = prepare(write_vqav2(tmp_path / "from"))
+    folder = DataFolder(tmp_path, "to")
     for _ in range(2):  # writing again changes nothing
-        write_prepared(tmp_path / "to", prepared)
-        assert read_json(tmp_path / "to" / "train.json") == prepared.splits["train"]
-        assert read_answer_list(tmp_path / "to" / "answers.json") == prepared.answers
-        assert (
-            read_annotations(tmp_path / "to" / "annotations" / "train.json") == prepared.annotations["train"]
-        )
-        assert not list((tmp_path / "to").rglob("*.part"))
+        assert not folder.write(prepared)
+        assert folder.read_split("train") == prepared.splits["train"]
+        assert folder.read_answers() == prepared.answers
+        assert read_annotations(folder.ground_truth_file("train")) == prepared.annotations["train"]
+        assert not list(folder.path.rglob("*.new"))
 
 
 def test_an_interruption_leaves_what_was_there(tmp_path: Path) -> None:
     prepared = prepare(write_vqav2(tmp_path / "from"))
-    write_prepared(tmp_path / "to", prepared)
-    before = {path: path.read_bytes() for path in (tmp_path / "to").rglob("*.json")}
+    folder = DataFolder(tmp_path, "to")
+    folder.write(prepared)
+    before = {path: path.read_bytes() for path in folder.path.rglob("*.json")}
 
     class Interrupted(list):
         def __iter__(self) -> Any:
@@ -193,8 +191,8 @@ def test_an_interruption_leaves_what_was_there(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_prepared(tmp_path / "to", prepared._replace(splits={"train": [{}], "minival": Interrupted()}))
-    assert {path: path.read_bytes() for path in (tmp_path / "to").rglob("*") if path.is_file()} == before
+        folder.write(prepared._replace(splits={"train": [{}], "minival": Interrupted()}))
+    assert {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()} == before
 
 
 # --------------------------------------------------------------------------------------------- VQA-CP v2
@@ -248,22 +246,21 @@ def test_held_out_images_depend_on_seed_and_set_only() -> None:
 
 
 @pytest.mark.slow
+@needs_shared_data
 def test_the_real_questions(tmp_path: Path) -> None:
-    """57,038 questions: prepared in time, equal on both roads, and a vocabulary inside the published one."""
-    if not SUBSET.is_dir():
-        pytest.skip("the real questions are not beside the checkout")
-    published = read_answer_list(SHARED / "lxmert" / "trainval_label2ans.json")
+    """57,038 questions: prepared in time, equal from both sources, a vocabulary inside the published one."""
+    published = read_answers(LXMERT_LISTS / "trainval_label2ans.json")
     start = time.perf_counter()
-    parts = read_vqav2(SUBSET)
+    parts = read_vqav2(VQA_SUBSET)
     images = list(dict.fromkeys(question.image_id for question in parts[1].questions))[:5000]
     prepared = prepare_vqav2(*parts, [], set(images), answers=published)
-    write_prepared(tmp_path / "out", prepared)
+    DataFolder(tmp_path, "out").write(prepared)
     assert time.perf_counter() - start < 15
     assert sum(map(len, prepared.splits.values())) == 57038
 
     raw = {}
     for image_set in (TRAIN, VAL):
-        with gzip.open(SUBSET / f"v2_mscoco_{image_set}_annotations.json.gz") as file:
+        with gzip.open(VQA_SUBSET / f"v2_mscoco_{image_set}_annotations.json.gz") as file:
             for record in json.load(file)["annotations"]:
                 raw[record["question_id"]] = [entry["answer"] for entry in record["answers"]]
     other = prepare_lxmert(write_lxmert(tmp_path / "lxmert", prepared, raw))

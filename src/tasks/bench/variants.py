@@ -36,6 +36,10 @@ class Variant(NamedTuple):
     against: tuple[str, ...] = ()  # the rows that its ratios refer to
 
     @property
+    def adaptive(self) -> bool:
+        return self.strategy in STRATEGIES and STRATEGIES[self.strategy].adaptive
+
+    @property
     def trimmed(self) -> bool:
         """Whether its batches are cut to their longest question."""
         return not self.dense and self.strategy != "huggingface"
@@ -81,9 +85,9 @@ def build_variant(variant: Variant, config: LxmertConfig) -> nn.Module:
     spec = ModelSpec.of(args)
     weights = Pretrained(config, {}, None, None, "", "random weights", "", [])
     model = build(spec, weights, [""] * ANSWERS, variant.precision)[0]
-    if model.policy is not None:
+    if variant.adaptive:
         model.policy = FixedShare(model.policy, variant.share)
-        model.slots.dense = variant.dense
+        model.gates.dense = variant.dense
     if variant.dense:
         model.model.__class__ = WholeModel
         encoder, policy = model.model.lxmert.encoder, model.policy.policy.lxmert
@@ -98,8 +102,6 @@ def build_variant(variant: Variant, config: LxmertConfig) -> nn.Module:
 
 class HuggingFace(nn.Module):
     """transformers' model behind our signature."""
-
-    policy = None
 
     def __init__(self, config: LxmertConfig) -> None:
         super().__init__()

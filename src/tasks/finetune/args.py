@@ -9,18 +9,23 @@ import argparse
 import dataclasses
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from common.cli import Parser
 from common.errors import UserError
+from common.files import check_name
+from tasks.finetune.policies import POLICIES
+from tasks.finetune.spec import ModelSpec
 from tasks.finetune.strategies import STRATEGIES
 from training.optim import OPTIMIZERS
 
-POLICIES = ("lxmert", "light")
 FROZEN_DTYPES = ("auto", "fp32", "bf16")
+IMAGES_TINY, IMAGES_FAST = 512, 5000
+AS_LOADED = "Default: that of the checkpoint given with --load, or"
 SCENES_MODEL = "snap/pretrained/lxmert-scenes"
 RELEASED_MODEL = "unc-nlp/lxmert-base-uncased"
 
@@ -28,7 +33,10 @@ RELEASED_MODEL = "unc-nlp/lxmert-base-uncased"
 def flag(
     default: Any, help: str, *, old: str = "", choices: Sequence[str] = (), section: str | None = None
 ) -> Any:
-    """A field that is a flag; `old` is its other spelling, `section` opens a group in --help."""
+    """A field that is a flag; `old` is its other spelling, `section` opens a group in --help.
+
+    The default None means that it is settled later, see `tasks.finetune.settle`.
+    """
     return dataclasses.field(
         default=default, metadata={"help": help, "old": old, "choices": choices, "section": section}
     )
@@ -36,15 +44,15 @@ def flag(
 
 @dataclass(frozen=True)
 class VqaArgs:
-    """What a run does. `None` means: chosen by `resolve` from the data set, see RECIPES."""
+    """What a run does."""
 
     version: str = flag("run", "Name of the run; its folder is snap/vqa/<version>.", section="run")
     output: str | None = flag(None, "Run folder, if not snap/vqa/<version>.")
     strategy: str | None = flag(
         None,
-        "How to fine-tune: standard (everything), Frozen (encoder layers stay as pre-trained), or a decision "
-        "for every example and component (SpotTune), sub-layer (SpotTune_Res) or layer (SpotTune_Block). "
-        "Default: SpotTune, or what the checkpoint given with --load was trained with.",
+        "How to fine-tune. "
+        + "; ".join(f"{strategy.name}: {strategy.about}" for strategy in STRATEGIES.values())
+        + f". {AS_LOADED} {ModelSpec.strategy}.",
         choices=tuple(STRATEGIES),
     )
     seed: int = flag(9595, "Seed of initialisation, order, dropout and gate noise.")
@@ -63,18 +71,19 @@ class VqaArgs:
     )
     data: str = flag("data", "Folder of the data sets.")
     train: str | None = flag(
-        None, "Training splits, comma-separated. Default: cp_train or train,nominival, as far as there."
+        None,
+        "Training splits, comma-separated. Default: cp_train, or train and nominival if they exist.",
     )
     valid: str | None = flag(
         None,
-        "Validation splits, comma-separated. Default: cp_val, minival, valid or val, the first there is.",
+        "Validation splits, comma-separated. Default: the first that exists of cp_val, minival, valid, val.",
     )
-    tiny: bool = flag(False, "Use the first 512 images of each split.")
-    fast: bool = flag(False, "Use the first 5000 images of each split.")
+    tiny: bool = flag(False, f"Use the first {IMAGES_TINY} images of each split.")
+    fast: bool = flag(False, f"Use the first {IMAGES_FAST} images of each split.")
 
     pretrained: str | None = flag(
         None,
-        "Pre-trained LXMERT: a folder or hub id in the Hugging Face manner. Default: the shipped small model "
+        "Pre-trained LXMERT: a folder or hub id in Hugging Face format. Default: the shipped small model "
         f"for scenes, {RELEASED_MODEL} otherwise.",
         section="model",
     )
@@ -84,14 +93,14 @@ class VqaArgs:
     load_lxmert_qa: str | None = flag(
         None, "The original's <path>_LXRT.pth, with its answer head, matched by answer.", old="loadLXMERTQA"
     )
-    from_scratch: bool = flag(False, "Start from random weights.", old="fromScratch")
+    from_scratch: bool | None = flag(None, "Start from random weights.", old="fromScratch")
     llayers: int | None = flag(None, "Language layers. Default: as in the pre-trained model.")
     xlayers: int | None = flag(None, "Cross-modality layers. Default: as in the pre-trained model.")
     rlayers: int | None = flag(None, "Vision (relational) layers. Default: as in the pre-trained model.")
-    frozen_dtype: str = flag(
-        "auto",
+    frozen_dtype: str | None = flag(
+        None,
         "Type in which adaptive strategies hold their frozen copies: bf16 halves their memory. auto takes it "
-        "where the arithmetic is in bf16 and it changes no number.",
+        f"where the arithmetic is in bf16 and it changes no number. {AS_LOADED} {ModelSpec.frozen_dtype}.",
         choices=FROZEN_DTYPES,
     )
 
@@ -106,11 +115,12 @@ class VqaArgs:
     accumulate: int = flag(1, "Batches whose gradients are added up for one step.")
     group_by_length: bool = flag(True, "Put questions of like length into one batch.")
 
-    policy: str = flag(
-        "lxmert",
-        "Policy network: lxmert is a small LXMERT that starts from the model's first layers; light is a "
-        "small head on the mean word and region embeddings of the model, next to no extra work.",
-        choices=POLICIES,
+    policy: str | None = flag(
+        None,
+        "Policy network. "
+        + "; ".join(f"{policy.name}: {policy.about}" for policy in POLICIES.values())
+        + f". {AS_LOADED} {ModelSpec.policy}.",
+        choices=tuple(POLICIES),
         section="policy",
     )
     policy_every: int = flag(
@@ -118,11 +128,17 @@ class VqaArgs:
     )
     policy_lr: float = flag(1e-4, "Learning rate of the policy, constant.")
     policy_optim: str = flag("adamw", "Optimizer of the policy.", choices=tuple(OPTIMIZERS))
-    policy_llayers: int = flag(1, "Language layers of the policy network, the pre-trained model's first.")
-    policy_xlayers: int = flag(1, "Cross-modality layers of the policy network.")
-    policy_rlayers: int = flag(1, "Vision layers of the policy network.")
-    policy_start: float = flag(0.3, "Share tuned from which the policy starts.")
-    temperature: float = flag(5.0, "Temperature of the Gumbel-softmax in training.", old="policy_temperature")
+    policy_llayers: int | None = flag(None, f"Language layers of the policy network. {AS_LOADED} 1.")
+    policy_xlayers: int | None = flag(None, f"Cross-modality layers of the policy network. {AS_LOADED} 1.")
+    policy_rlayers: int | None = flag(None, f"Vision layers of the policy network. {AS_LOADED} 1.")
+    policy_start: float | None = flag(
+        None, f"Share tuned from which the policy starts. {AS_LOADED} {ModelSpec.policy_start}."
+    )
+    temperature: float | None = flag(
+        None,
+        f"Temperature of the Gumbel-softmax in training. {AS_LOADED} {ModelSpec.temperature}.",
+        old="policy_temperature",
+    )
     temperature_end: float | None = flag(
         None, "Temperature at the last step, reached geometrically. Default: it stays."
     )
@@ -155,14 +171,29 @@ class VqaArgs:
         """The run folder."""
         return Path(self.output or f"snap/vqa/{self.version}")
 
-    def temperature_at(self, share_done: float) -> float:
-        """The temperature after a share of all steps, on its geometric way to temperature_end."""
-        end = self.temperature if self.temperature_end is None else self.temperature_end
-        return self.temperature * (end / self.temperature) ** share_done
+    @property
+    def splits(self) -> dict[str, str]:
+        """The splits that this run reads, comma-separated, by the flag that names them."""
+        if self.question is not None:
+            return {}
+        return {"test": self.test} if self.test else {"train": self.train, "valid": self.valid}
+
+    @property
+    def images(self) -> int | None:
+        """How many images of each split are used; None: all."""
+        return IMAGES_TINY if self.tiny else IMAGES_FAST if self.fast else None
+
+    def completed(self, values: Mapping[str, Any]) -> VqaArgs:
+        """The arguments with `values` for those that are None."""
+        names = [field.name for field in dataclasses.fields(self)]
+        open_ones = {n: values[n] for n in names if n in values and getattr(self, n) is None}
+        return dataclasses.replace(self, **open_ones)
 
 
 # Fields that do not influence a run's numbers: a run may be resumed with others.
-FREE_FIELDS = frozenset({"num_workers", "save_every", "tqdm", "wandb", "test", "question", "image_id"})
+FREE_FIELDS = frozenset(
+    {"num_workers", "save_every", "log_every", "tqdm", "wandb", "test", "question", "image_id"}
+)
 
 
 @dataclass(frozen=True)
@@ -186,27 +217,12 @@ RECIPES = {
 }
 
 
-def resolve(args: VqaArgs, recipe: Recipe) -> VqaArgs:
-    """Fill in what was left to the data set."""
-    values = dataclasses.asdict(recipe)
-    return dataclasses.replace(
-        args, **{name: value for name, value in values.items() if getattr(args, name) is None}
-    )
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One sentence, without the usage text in front of it, which is a screen long."""
-        self.exit(2, f"error: {message}\n")
-
-
 def parse_args(argv: Sequence[str] | None = None) -> VqaArgs:
     """The command line as a checked `VqaArgs`; exits with code 2 and a sentence on a mistake."""
-    parser = _Parser(
+    parser = Parser(
         prog="vqa.py",
         description="Fine-tune LXMERT for visual question answering: standard, Frozen or adaptively.",
         argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
     )
     group: Any = parser
     hints = typing.get_type_hints(VqaArgs)
@@ -230,9 +246,11 @@ def parse_args(argv: Sequence[str] | None = None) -> VqaArgs:
 
 def validate(args: VqaArgs) -> None:
     """UserError with one sentence for values that cannot be meant."""
-    for what, name in (("version", args.version), ("data set's", args.dataset)):
-        if not name or not all(c.isalnum() or c in "._-" for c in name) or name[0] in ".-":
-            raise UserError(f"the {what} name {name!r} may hold letters, digits, '.', '_' and '-' only")
+    check_name("version", args.version)
+    check_name("data set", args.dataset)
+    for splits in (args.train, args.valid, args.test):
+        for split in (splits or "").split(","):
+            check_name("split", split or "train")
     positive = (
         "batch_size", "lr", "epochs", "clip", "accumulate", "save_every", "log_every",
         "policy_lr", "policy_every", "temperature", "temperature_end",
@@ -243,18 +261,18 @@ def validate(args: VqaArgs) -> None:
             raise UserError(f"--{field} must be greater than 0, not {value}")
     if not 0 <= args.warmup <= 1:
         raise UserError(f"--warmup is a share of all steps, between 0 and 1, not {args.warmup}")
-    if not 0 < args.policy_start < 1:
+    if args.policy_start is not None and not 0 < args.policy_start < 1:
         raise UserError(f"--policy_start is a share above 0 and below 1, not {args.policy_start}")
     if args.dropout is not None and not 0 <= args.dropout < 1:
         raise UserError(f"--dropout must be at least 0 and below 1, not {args.dropout}")
-    roads = [f for f in ("pretrained", "load_lxmert", "load_lxmert_qa", "from_scratch") if getattr(args, f)]
-    if len(roads) > 1 and set(roads) != {"pretrained", "from_scratch"}:
-        raise UserError(f"--{' and --'.join(roads)} exclude each other: the weights come from one place")
+    origins = [f for f in ("pretrained", "load_lxmert", "load_lxmert_qa", "from_scratch") if getattr(args, f)]
+    if len(origins) > 1 and set(origins) != {"pretrained", "from_scratch"}:
+        raise UserError(f"--{' and --'.join(origins)} exclude each other: the weights come from one place")
     if args.test and not args.load:
         raise UserError("--test needs --load, the BEST folder to evaluate")
     if (args.question is None) != (args.image_id is None):
-        given, lacking = ("question", "image-id") if args.image_id is None else ("image-id", "question")
-        raise UserError(f"--{given} needs --{lacking}: one question about one image")
+        given, missing = ("question", "image-id") if args.image_id is None else ("image-id", "question")
+        raise UserError(f"--{given} needs --{missing}: one question about one image")
     if args.question is not None and not args.load:
         raise UserError("--question needs --load, the BEST folder that is to answer it")
     if args.question is not None and not args.question.strip():

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 import lxmert.best
 from common.errors import CheckpointError, UserError
+from common.files import replace_folder
 from lxmert.best import WEIGHTS, Best, write_best
 from lxmert.checkpoint import require_same_file
 from lxmert.weights import Pretrained
-from tasks.finetune.model import ModelSpec
-from training.checkpoint import open_aside, swap_in
+from tasks.finetune.spec import ModelSpec
 
 
 def save_best(
@@ -31,7 +31,7 @@ def save_best(
 ) -> None:
     """Write the folder as a whole; `metrics` are those of the epoch that it holds."""
     best = Best(
-        open_aside(folder),
+        folder,
         dataclasses.asdict(spec),
         dataset,
         weights.config.visual_feat_dim,
@@ -40,8 +40,8 @@ def save_best(
         weights.sha256,
         metrics,
     )
-    write_best(best, _own_tensors(model, weights))
-    swap_in(folder)
+    with replace_folder(folder) as fresh:
+        write_best(best._replace(folder=fresh), _own_tensors(model, weights))
 
 
 def read_best(folder: Path) -> Best:
@@ -93,3 +93,9 @@ def _overlay(expected: dict[str, Tensor], tensors: dict[str, Tensor], file: Path
                     f"the model expects {tuple(tensor.shape)}."
                 )
             tensor.copy_(tensors[name])
+
+
+def load_base_weights(best: Best, spec: ModelSpec) -> Pretrained:
+    from lxmert.checkpoint import weights_behind
+
+    return weights_behind(best, spec)

@@ -1,60 +1,21 @@
-"""From `--dataset`, `--train`, `--valid` and `--test` to data sets: where files are, and what is missing."""
+"""Which data set a run takes, with which recipe, and its splits as data sets of tokenised questions."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from common.errors import DataError
 from lxmert.tokens import encode
-from tasks.finetune.args import RECIPES, Recipe, VqaArgs, resolve
-from tasks.finetune.best import Best, read_best
-from vqadata.dataset import VqaDataset, keep_images, read_split, split_names
-from vqadata.features import FeatureStores, read_manifest
-from vqadata.files import read_answer_list
-from vqadata.own import features_folder, split_files
+from tasks.finetune.args import RECIPES, Recipe
+from vqadata.dataset import VqaDataset, keep_images, split_names
+from vqadata.folder import DataFolder
 from vqadata.sample import ensure_scenes
 from vqadata.scenes import FEATURE_SIZE
 
-DEFAULT_STRATEGY = "SpotTune"
-IMAGES_TINY, IMAGES_FAST = 512, 5000
-
-# VQA-CP v2 asks about the same images as VQA v2, so it shares its features.
-SHARED_FEATURES = {"vqacpv2": "vqav2"}
-
-# Default splits of a data set without a recipe of its own: those that are there, of the first line that fits.
-TRAIN_SPLITS = (("cp_train",), ("train", "nominival"))
-VALID_SPLITS = ("cp_val", "minival", "valid", "val")
-
-BANNER = """\
-------------------------------------------------------------------------------
-No VQA data below {data}/: this run uses the EMBEDDED SCENES, a small synthetic
-data set that the repository draws itself. Its numbers illustrate the method;
-they are not VQA results. For VQA v2 and VQA-CP v2 see data/README.md.
-------------------------------------------------------------------------------"""
-
-
-def complete(args: VqaArgs) -> tuple[VqaArgs, Best | None]:
-    """Settle what was left open: data set and strategy, by `--load` if it is given, and the recipe's values.
-
-    Returns the BEST folder too. DataError if flags contradict it; only evaluation may be on other data.
-    """
-    best = read_best(Path(args.load)) if args.load else None
-    dataset = args.dataset
-    if best:
-        asked = None if args.test or args.question or dataset == "auto" else dataset
-        for flag, given, there in (
-            ("strategy", args.strategy, best.spec.strategy),
-            ("dataset", asked, best.dataset),
-        ):
-            if given not in (None, there):
-                raise DataError(f"--{flag} {given} contradicts {args.load}, which was trained with {there}")
-        dataset = best.dataset if dataset == "auto" else dataset
-        args = replace(args, strategy=best.spec.strategy)
-    dataset = choose_dataset(Path(args.data)) if dataset == "auto" else dataset
-    args = replace(args, dataset=dataset, strategy=args.strategy or DEFAULT_STRATEGY)
-    return resolve(args, choose_recipe(Path(args.data), dataset)), best
+SCENES = "scenes"
 
 
 def choose_dataset(data: Path) -> str:
@@ -63,100 +24,64 @@ def choose_dataset(data: Path) -> str:
     return "vqav2" if any(folder.glob("*.json")) or any(folder.glob("features/*")) else "scenes"
 
 
-def choose_recipe(data: Path, dataset: str) -> Recipe:
+def choose_recipe(folder: DataFolder) -> Recipe:
     """The recipe of a data set; one of your own has that of the pre-trained model which reads its features.
 
-    Splits are left empty where the default ones are not there. DataError if there is no such data set.
+    Splits are left empty where the default ones do not exist. DataError if there is no such data set.
     """
-    if dataset in RECIPES:
-        return RECIPES[dataset]
-    folder = data / dataset
-    if not folder.is_dir():
-        here = {path.name for path in data.glob("*") if path.is_dir()}
-        names = ", ".join([*RECIPES, *sorted(here - RECIPES.keys())])
+    if folder.name in RECIPES:
+        return RECIPES[folder.name]
+    if not folder.exists():
+        found = {path.name for path in folder.path.parent.glob("*") if path.is_dir()}
+        names = ", ".join([*RECIPES, *sorted(found - RECIPES.keys())])
         raise DataError(
-            f"There is no data set {dataset}: {folder} is missing. --dataset takes {names}; data/README.md "
-            "says how to prepare one of your own."
+            f"There is no data set {folder.name}: {folder.path} is missing. --dataset takes {names}; "
+            "data/README.md says how to prepare one of your own."
         )
-    there = {path.stem for path in folder.glob("*.json")}
-    train = next((names for names in TRAIN_SPLITS if there.issuperset(names[:1])), ())
-    valid = [name for name in VALID_SPLITS if name in there]
-    small = any(manifest["feature_size"] == FEATURE_SIZE for manifest in manifests(data, dataset))
-    return replace(
-        RECIPES["scenes" if small else "vqav2"],
-        train=",".join(name for name in train if name in there),
-        valid=",".join(valid[:1]),
-    )
+    train, valid = folder.usual_splits()
+    small = any(manifest["feature_size"] == FEATURE_SIZE for manifest in folder.manifests())
+    return replace(RECIPES["scenes" if small else "vqav2"], train=",".join(train), valid=",".join(valid))
 
 
-def stores_folder(data: Path, dataset: str) -> Path:
-    """Where the feature stores of a data set are, which may be those of another one."""
-    return features_folder(data / SHARED_FEATURES.get(dataset, dataset))
+def write_scenes_if_missing(folder: DataFolder) -> None:
+    """The embedded scenes are written by the first run on them."""
+    if folder.name == SCENES:
+        ensure_scenes(folder.path)
 
 
-def manifests(data: Path, dataset: str) -> list[dict[str, Any]]:
-    """The manifests of all feature stores of a data set that are finished."""
-    files = sorted(stores_folder(data, dataset).glob("*/manifest.json"))
-    return [read_manifest(file.parent) for file in files]
+def require_data(folder: DataFolder, flags: dict[str, str]) -> None:
+    """Check that all that a run needs is there.
 
-
-def open_stores(args: VqaArgs) -> FeatureStores:
-    """All feature stores of the data set."""
-    return FeatureStores(stores_folder(Path(args.data), args.dataset))
-
-
-def data_folder(args: VqaArgs) -> Path:
-    return Path(args.data) / args.dataset
-
-
-def prepare_data(args: VqaArgs, *, banner: bool = False) -> None:
-    """Write the embedded scenes if they are asked for and not there; for the others, check that all is there.
-
-    banner: say that the scenes are taken because there is nothing else. DataError lists each missing file.
+    flags: the splits that each flag names, such as {"train": "train,nominival"}. DataError lists each missing
+    file, and the splits there are if a flag names none.
     """
-    folder = data_folder(args)
-    if args.dataset == "scenes":
-        if banner and args.question is None:
-            print(BANNER.format(data=args.data))
-        ensure_scenes(folder)
-    evaluates = args.test or args.question
-    for flag, splits in (("train", args.train), ("valid", args.valid)):
-        if not splits and not evaluates:
-            here = ", ".join(path.stem for path in split_files(folder)) or "none"
-            raise DataError(f"Which splits of {folder} are for --{flag}? Name them; there are: {here}.")
-    missing = [path for path in required_files(args) if not path.exists()]
-    features = stores_folder(Path(args.data), args.dataset)
-    if not any(features.glob("*/manifest.json")):
-        missing.append(features / "<image set>" / "manifest.json")
+    for flag, splits in flags.items():
+        if not split_names(splits):
+            found = ", ".join(folder.splits()) or "none"
+            raise DataError(f"Which splits of {folder.path} are for --{flag}? Name them; there are: {found}.")
+    missing = folder.missing([name for splits in flags.values() for name in split_names(splits)])
     if missing:
         raise DataError(
-            f"--dataset {args.dataset} needs files that are not there:\n"
+            f"--dataset {folder.name} needs files that are not there:\n"
             + "".join(f"  {path}\n" for path in missing)
             + "data/README.md says where each comes from. Without VQA data use --dataset scenes."
         )
 
 
-def required_files(args: VqaArgs) -> list[Path]:
-    """The question files of the splits that this run touches, and the answer list."""
-    if args.question is not None:
-        return []
-    splits = args.test if args.test else f"{args.train},{args.valid}"
-    folder = data_folder(args)
-    return [folder / f"{name}.json" for name in split_names(splits)] + [folder / "answers.json"]
+def load_splits(
+    folder: DataFolder, flags: dict[str, str], tokenizer: Any, answers: Sequence[str], images: int | None
+) -> list[VqaDataset]:
+    """A data set for each flag, of all the splits it names; with `images`, of the first images of each split.
 
-
-def load_answers(args: VqaArgs) -> list[str]:
-    """The answers in label order."""
-    return read_answer_list(data_folder(args) / "answers.json")
-
-
-def load_split(args: VqaArgs, splits: str, tokenizer: Any, answers: list[str]) -> VqaDataset:
-    """The data set of one or more splits, tokenised; with --tiny or --fast, some images of each split."""
-    records = []
-    for name in split_names(splits):
-        split = read_split(data_folder(args), name)
-        if args.tiny or args.fast:
-            split = keep_images(split, IMAGES_TINY if args.tiny else IMAGES_FAST)
-        records += split
-    token_ids, lengths = encode(tokenizer, [record["sent"] for record in records])
-    return VqaDataset(records, token_ids, lengths, open_stores(args), answers)
+    DataError for a record that cannot be used, and for a question id that comes twice.
+    """
+    records = folder.read_splits(name for splits in flags.values() for name in split_names(splits))
+    if images is not None:
+        records = {name: keep_images(split, images) for name, split in records.items()}
+    stores = folder.open_features()
+    datasets = []
+    for splits in flags.values():
+        chosen = [record for name in split_names(splits) for record in records[name]]
+        token_ids, lengths = encode(tokenizer, [record["sent"] for record in chosen])
+        datasets.append(VqaDataset(chosen, token_ids, lengths, stores, answers))
+    return datasets

@@ -1,7 +1,8 @@
-"""What a run leaves for people: its opening lines, pictures, closing table, predictions and result.json."""
+"""What a run leaves for people: its texts, its pictures, its predictions, and what result.json holds."""
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,33 +11,29 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from common.errors import UserError
+from common.files import replace_file
 from report.policy_plot import draw_policy
-from tasks.finetune.args import VqaArgs
-from tasks.finetune.state import Progress, share_by_split
-from training.tracker import Tracker
-from vqadata.dataset import VqaDataset
+from tasks.finetune.evaluate import Evaluation
+from tasks.finetune.metrics import EpochMetrics
+from tasks.finetune.setup import Setup
+from tasks.finetune.state import TrainState
+from training.run_folder import RunFolder
 
 PICTURES = Path("visualizations")
+IDENTITY = ("version", "dataset", "strategy", "from_scratch", "seed", "epochs")  # of a run, for result.json
+
+Sizes = Mapping[str, Mapping[str, int]]  # of parameters and of gates
 
 
-def count_gates(labels: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """All gates, and those that the answer depends on."""
-    return {"total": len(labels["live"]), "live": int(labels["live"].sum())}
-
-
-def opening(
-    args: VqaArgs,
-    train_examples: int,
-    valid_examples: int,
-    loaded: Sequence[str],
-    parameters: Mapping[str, int],
-    gates: Mapping[str, int],
-) -> str:
-    """What is about to happen, before the first step."""
+def start_message(what: Mapping[str, Any], setup: Setup, sizes: Sizes) -> str:
+    """What is about to happen, before the first step; what: the arguments of the run, by name."""
+    parameters, gates = sizes["parameters"], sizes["gates"]
+    train, valid = map(len, setup.datasets)
     lines = [
-        f"{args.strategy} on {args.dataset}: {train_examples:,} training and {valid_examples:,} validation "
-        f"examples, {args.epochs} epochs, batch {args.batch_size}, seed {args.seed}",
-        *loaded,
+        f"{what['strategy']} on {what['dataset']}: {train:,} training, {valid:,} validation questions",
+        f"{what['epochs']} epochs, batch {what['batch_size']}, seed {what['seed']}",
+        *setup.loaded,
         f"parameters: {parameters['trainable']:,} trainable + {parameters['frozen']:,} frozen "
         f"= {parameters['total']:,}",
     ]
@@ -48,141 +45,110 @@ def opening(
     return "\n".join(lines)
 
 
-def going_on(progress: Progress, args: VqaArgs) -> str:
+def resume_message(state: TrainState, epochs: int, folder: Path) -> str:
     """Where a resumed run stands."""
-    if progress.epoch == args.epochs:
-        return f"this run is complete; for another, choose another version name or delete {args.folder}"
-    return f"going on in epoch {progress.epoch + 1} after {progress.step} steps"
+    if state.epoch == epochs:
+        return f"this run is complete; for another, choose another version name or delete {folder}"
+    return f"going on in epoch {state.epoch + 1} after {state.step} steps"
 
 
-def brief(means: Mapping[str, float], gated: bool, bar: tqdm, batch_size: int) -> str:
-    """The running means beside the progress bar."""
-    rate = bar.format_dict["rate"] or 0.0
-    share = f" tuned {means['share_tuned']:.2f}" if gated else ""
-    return (
-        f"loss {means['loss']:.3f} accuracy {means['accuracy']:.1f}{share} {rate * batch_size:.0f} examples/s"
-    )
+def progress_text(means: Mapping[str, float], bar: tqdm, batch_size: int) -> str:
+    """The running means beside a progress bar over batches."""
+    examples_per_second = batch_size * (bar.format_dict["rate"] or 0.0)
+    share = f" tuned {means['share_tuned']:.2f}" if "share_tuned" in means else ""
+    return f"loss {means['loss']:.3f} acc {means['accuracy']:.1f}{share} {examples_per_second:.0f} ex/s"
 
 
-def epoch_line(metrics: Mapping[str, float], epochs: int) -> str:
-    """One epoch in one line."""
-    share = f"  tuned {metrics['share_tuned']:.2f}" if "share_tuned" in metrics else ""
-    graded = f"  official {metrics['val_official']['overall']:.2f}" if "val_official" in metrics else ""
-    return (
-        f"epoch {metrics['epoch']:>2}/{epochs}  loss {metrics['train_loss']:.3f}  "
-        f"train {metrics['train_accuracy']:.2f}  val {metrics['val_accuracy']:.2f}{graded}  "
-        f"gap {metrics['gap']:+.2f}{share}  {metrics['examples_per_second']:.0f} examples/s"
-    )
+def result_of(what: Mapping[str, Any], state: TrainState, sizes: Sizes) -> dict[str, Any]:
+    """What result.json holds: what was run, the last epoch's metrics, and the best epoch.
 
-
-def show_policy(
-    args: VqaArgs,
-    tracker: Tracker,
-    labels: Mapping[str, np.ndarray],
-    progress: Progress,
-    question_types: Sequence[str],
-) -> None:
-    """Write usage.npz and draw the epoch just finished, train and val, if there are gates."""
-    if not len(labels["live"]):
-        return
-    shares = share_by_split(progress)
-    by_type = {"question_types": np.array(question_types), "val_by_type": progress.by_type.numpy()}
-    np.savez(args.folder / "usage.npz", **labels, **shares, **by_type)
-    folder = PICTURES / args.version
-    folder.mkdir(parents=True, exist_ok=True)
-    for split, how in (("train", "training, gates sampled"), ("val", "validation, the likelier copy")):
-        path = folder / f"epoch_{progress.epoch:02d}_{split}.png"
-        title = f"{args.strategy} on {args.dataset}, epoch {progress.epoch}: {how}"
-        draw_policy(labels, shares[split][-1], title, path)
-        tracker.picture(f"policy/{split}", path, progress.updates)
-
-
-def result(
-    args: VqaArgs, progress: Progress, parameters: Mapping[str, int], gates: Mapping[str, int]
-) -> dict[str, Any]:
-    """What result.json holds. `gap` is running train minus validation accuracy in the last epoch."""
-    last, best = progress.history[-1], progress.best
+    `gap` is running train minus validation accuracy in the last epoch; `seconds` are those of all training.
+    """
+    best = state.best
     return {
-        "version": args.version,
-        "dataset": args.dataset,
-        "strategy": args.strategy,
-        "from_scratch": args.from_scratch,
-        "seed": args.seed,
-        "epochs": args.epochs,
-        **{name: last[name] for name in ("train_accuracy", "val_accuracy", "gap")},
-        "best": {"epoch": best["epoch"], "val_accuracy": best["val_accuracy"]},
-        "val_official": last.get("val_official"),
-        "share_tuned": last.get("share_tuned"),
-        "gate_variation": last.get("gate_variation"),
-        "parameters": parameters,
-        "gates": gates,
-        "seconds": progress.seconds,
-        "examples_per_second": last["examples_per_second"],
+        **{name: what[name] for name in IDENTITY},
+        **vars(state.history[-1]),
+        "best": {"epoch": best.epoch, "val_accuracy": best.val_accuracy},
+        **sizes,
+        "seconds": state.seconds,
     }
 
 
-def closing(args: VqaArgs, outcome: Mapping[str, Any]) -> str:
-    """The table at the end of a run: figures, and where everything is."""
-    best = outcome["best"]
+def summary_table(state: TrainState, folder: Path, version: str, valid: str) -> str:
+    """The table at the end of a run: figures, where everything is, and how to evaluate again."""
+    last, best = state.history[-1], state.best
     rows = [
-        ("train accuracy (soft target, running, last epoch)", f"{outcome['train_accuracy']:.2f} %"),
-        ("validation accuracy (soft target, last epoch)", f"{outcome['val_accuracy']:.2f} %"),
-        ("gap", f"{outcome['gap']:+.2f} points"),
-        *official_rows(outcome["val_official"]),
-        (f"best validation accuracy (epoch {best['epoch']})", f"{best['val_accuracy']:.2f} %"),
+        *last.rows(),
+        *official_rows(last.val_official),
+        (f"best validation accuracy (epoch {best.epoch})", f"{best.val_accuracy:.2f} %"),
+        ("training time", f"{state.seconds:.0f} s"),
+        ("best weights", str(folder / "BEST")),
     ]
-    if outcome["share_tuned"] is not None:
-        rows.append(("share tuned (validation)", f"{outcome['share_tuned']:.3f}"))
-        rows.append(
-            ("departures from a gate's usual choice", f"{outcome['gate_variation']:.3f} (0: fixed mask)")
-        )
-    rows.append(("training time", f"{outcome['seconds']:.0f} s"))
-    rows.append(("best weights", f"{args.folder / 'BEST'}"))
-    if outcome["share_tuned"] is not None:
-        rows.append(("policy pictures", f"{PICTURES / args.version}"))
-    width = max(len(name) for name, _ in rows)
-    body = [f"{name:<{width}}  {value}" for name, value in rows]
-    rule = "-" * max(map(len, body))
-    evaluate = f"bash run/vqa_test.bash 0 {args.version} --test {args.valid} --load {args.folder / 'BEST'}"
-    return "\n".join([rule, *body, rule, f"evaluate again:  {evaluate}"])
+    if (pictures := PICTURES / version).is_dir():
+        rows.append(("policy pictures", str(pictures)))
+    body = aligned(rows)
+    rule = "-" * max(map(len, body.splitlines()))
+    again = f"bash run/vqa_test.bash 0 {version} --test {valid}"
+    return "\n".join([rule, body, rule, f"evaluate again:  {again}"])
 
 
-def tested(args: VqaArgs, dataset: VqaDataset, accuracy: float, file: Path) -> str:
-    """What an evaluation found and where its predictions are. accuracy: soft-target, in per cent."""
-    found = f"soft-target accuracy {accuracy!r} %" if dataset.labelled else "no answers to score against"
-    lines = [f"{args.test}: {len(dataset):,} questions, {found}", f"predictions: {file}"]
-    if args.tiny or args.fast:
-        flag = "--tiny" if args.tiny else "--fast"
-        lines.append(
-            f"They are INCOMPLETE: {flag} asks about the first images only. Do not submit this file."
-        )
+def test_message(split: str, labelled: bool, evaluation: Evaluation, file: Path, partial: bool) -> str:
+    """What an evaluation found and where its predictions are; partial: of the first images only."""
+    found = f"soft-target accuracy {evaluation.accuracy!r} %"
+    if not labelled:
+        found = "no answers to score against"
+    lines = [f"{split}: {len(evaluation.chosen):,} questions, {found}", f"predictions: {file}"]
+    if partial:
+        lines.append("They are INCOMPLETE, of the first images only. Do not submit this file.")
+    if evaluation.official:
+        by_type = evaluation.official["by_question_type"].items()
+        rows = official_rows(evaluation.official)
+        lines.append(aligned([*rows, *((f"  {name}", f"{percent:.2f} %") for name, percent in by_type)]))
     return "\n".join(lines)
 
 
-def official_rows(graded: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+def official_rows(official: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     """The official VQA accuracy, overall and by answer type, if the human answers are at hand."""
-    if not graded:
+    if not official:
         return []
-    parts = [("official VQA accuracy", graded["overall"]), *graded["by_answer_type"].items()]
-    bound = ("best possible with these answers", graded["vocabulary_bound"])
+    parts = [("official VQA accuracy", official["overall"]), *official["by_answer_type"].items()]
+    bound = ("best possible with these answers", official["vocabulary_bound"])
     return [(name, f"{percent:.2f} %") for name, percent in (*parts, bound)]
 
 
-def official_table(graded: Mapping[str, Any]) -> str:
-    """The same with question types, a line each."""
-    rows = official_rows(graded)
-    rows += [(f"  {name}", f"{percent:.2f} %") for name, percent in graded["by_question_type"].items()]
+def aligned(rows: Sequence[tuple[str, str]]) -> str:
+    """Names and values in two columns."""
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
-def save_predictions(
-    path: Path, question_ids: np.ndarray, chosen: np.ndarray, answers: Sequence[str]
-) -> None:
+def show_policy(folder: RunFolder, title: str, setup: Setup, state: TrainState) -> None:
+    """Write usage.npz and draw the epoch just finished, if there are gates; a failure costs one sentence."""
+    if not setup.sizes["gates"]["total"]:
+        return
+    shares = state.share_by_split()
+    question_types = np.array(setup.exam.dataset.question_types)
+    content = io.BytesIO()
+    by_type = {"question_types": question_types, "val_by_type": state.by_type.numpy()}
+    np.savez(content, **setup.labels, **shares, **by_type)
+    try:
+        replace_file(folder.path / "usage.npz", content.getvalue())
+        for split, how in (("train", "training, gates sampled"), ("val", "validation, the likelier copy")):
+            path = PICTURES / folder.path.name / f"epoch_{state.epoch:02d}_{split}.png"
+            caption = f"{title}, epoch {state.epoch}: {how}"
+            draw_policy(setup.labels, shares[split][-1], caption, path)
+            folder.tracker.record({f"policy/{split}": path}, state.updates)
+    except (UserError, OSError) as error:
+        folder.tracker.say(f"The policy's pictures are missing ({error}); training goes on.")
+
+
+def save_predictions(path: Path, evaluation: Evaluation, answers: Sequence[str]) -> None:
     """Predictions in the format of the VQA challenge: a list of question_id and answer."""
-    predictions = [
-        {"question_id": int(question), "answer": answers[number]}
-        for question, number in zip(question_ids, chosen, strict=True)
-    ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(predictions) + "\n", encoding="utf-8")
+    pairs = zip(evaluation.question_ids, evaluation.chosen, strict=True)
+    predictions = [{"question_id": int(question), "answer": answers[number]} for question, number in pairs]
+    replace_file(path, json.dumps(predictions) + "\n")
+
+
+def epoch_text(metrics: EpochMetrics, epochs: int) -> str:
+    """One epoch in one line."""
+    return f"epoch {metrics.epoch:>2}/{epochs}  {metrics.log_text()}"

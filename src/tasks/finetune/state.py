@@ -1,4 +1,4 @@
-"""How far a run is, and what it has counted: everything that a resumed run must find again."""
+"""Where a run is, and what it has counted: everything that a resumed run must find again."""
 
 from __future__ import annotations
 
@@ -10,97 +10,104 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from adaptive.usage import Usage
+from tasks.finetune.evaluate import Evaluation
+from tasks.finetune.metrics import Epoch, EpochMetrics
 
 COUNTERS = ("epoch", "step", "updates", "seconds")
 
 
-class Progress:
-    """Counters, running sums of the epoch under way, and the history of the finished ones.
+class TrainState:
+    """Counters, running sums of the current epoch, and the history of the finished ones.
 
-    epoch: finished epochs. step: finished batches of the epoch under way. updates: optimizer steps in all,
-    which the trainer counts.
-    history: metrics of each finished epoch. shares: "train" and "val", the share tuned of each gate (G,) in
-    each finished epoch. by_type: that of the last validation, by question type (K, G).
+    epoch: finished epochs. step: finished batches of the current epoch. updates: optimizer steps in all.
+    seconds: in training steps. history: the metrics of each finished epoch. shares: "train" and "val", the
+    share tuned of each gate (G,) in each finished epoch. by_type: that of the last validation, by question
+    type (K, G).
+
+    live: bool (G,), the gates that the answer depends on; shares tuned are means over these.
     """
 
-    def __init__(self, device: torch.device, gates: int, groups: int, *, main_process: bool = True) -> None:
+    def __init__(
+        self, device: torch.device, live: np.ndarray, question_types: int, *, is_main: bool = True
+    ) -> None:
         self.epoch = 0
         self.step = 0
         self.updates = 0
         self.seconds = 0.0
-        self.history: list[dict[str, float]] = []
+        self.history: list[EpochMetrics] = []
         self.shares: dict[str, list[Tensor]] = {"train": [], "val": []}
         self.by_type: Tensor | None = None
-        self.sums = torch.zeros(4, device=device)  # of loss, score, share tuned and examples
-        self.usage = Usage(gates, groups, device)
-        self.main_process = main_process
+        self._sums = torch.zeros(4, device=device)  # of loss, score, share tuned and examples
+        self._live_weights = torch.from_numpy(live / max(1, live.sum())).float().to(device)
+        self._usage = Usage(len(live), question_types, device)
+        self._is_main = is_main
 
-    def count(self, loss: Tensor, scores: Tensor, gates: Tensor | None, group: Tensor) -> None:
-        """Count one step: loss (), the batch's mean; scores (B,); gates (B, G) or None; group (B,).
+    def count(self, loss: Tensor, scores: Tensor, gates: Tensor, question_type: Tensor) -> None:
+        """Count one step: loss (), the batch's mean; scores (B,); gates (B, G); question_type (B,).
 
         Nothing here waits for the device.
         """
-        examples = len(scores)
-        share = loss.new_zeros(()) if gates is None else gates.detach().mean()
-        mean = torch.stack([loss.detach().float(), scores.mean(), share, loss.new_ones(())])
-        self.sums += mean * examples
-        if gates is not None:
-            self.usage.update(gates, group)
+        gates = gates.detach()
+        share = (gates @ self._live_weights).mean()
+        mean = torch.stack([loss.detach().float(), scores.mean(), share, torch.ones_like(share)])
+        self._sums += mean * len(scores)
+        self._usage.update(gates, question_type)
         self.step += 1
 
     def means(self) -> dict[str, float]:
-        """Of the epoch so far: loss, accuracy in per cent, share tuned."""
-        loss, accuracy, share, examples = self.sums.tolist()
+        """Of the epoch so far: loss, accuracy in per cent, and with gates the share tuned."""
+        loss, accuracy, share, examples = self._sums.tolist()
         examples = max(examples, 1.0)
-        return {
-            "loss": loss / examples,
-            "accuracy": 100 * accuracy / examples,
-            "share_tuned": share / examples,
-        }
+        means = {"loss": loss / examples, "accuracy": 100 * accuracy / examples}
+        return means | ({"share_tuned": share / examples} if len(self._live_weights) else {})
 
-    def finish_epoch(self, metrics: dict[str, float], validation: Usage) -> None:
-        """Enter an epoch into the history and set the counts back."""
+    def finish_epoch(self, evaluation: Evaluation, examples: int) -> EpochMetrics:
+        """Enter an epoch on `examples` examples into the history, set the counts back, return its metrics."""
+        before = sum(metrics.seconds for metrics in self.history)
+        seconds = self.seconds - before
+        metrics = EpochMetrics.of(Epoch(self.epoch + 1, self.means(), evaluation, seconds, examples))
         self.history.append(metrics)
-        self.shares["train"].append(self.usage.share().cpu())
-        self.shares["val"].append(validation.share().cpu())
-        self.by_type = validation.share_by_group().cpu()
+        self.shares["train"].append(self._usage.share().cpu())
+        self.shares["val"].append(evaluation.usage.share().cpu())
+        self.by_type = evaluation.usage.share_by_group().cpu()
         self.epoch += 1
         self.step = 0
         for tensor in self._counts():
             tensor.zero_()
+        return metrics
 
     @property
-    def best(self) -> dict[str, float]:
+    def best(self) -> EpochMetrics:
         """The epoch with the highest validation accuracy, the earliest of equals."""
-        return max(self.history, key=lambda metrics: metrics["val_accuracy"])
+        return max(self.history, key=lambda metrics: metrics.val_accuracy)
 
     def pool(self, accelerator: Accelerator) -> None:
         """Bring the counts of all processes together in the main one, which is the one that is saved."""
         for tensor in self._counts():
             total = accelerator.reduce(tensor, "sum")
-            tensor.copy_(total if self.main_process else torch.zeros_like(total))
+            tensor.copy_(total if self._is_main else torch.zeros_like(total))
 
-    def _counts(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.sums, self.usage.tuned, self.usage.examples
+    def share_by_split(self) -> dict[str, np.ndarray]:
+        """The share tuned of each gate in each epoch, (E, G), of "train" and "val"."""
+        return {split: torch.stack(shares).numpy() for split, shares in self.shares.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """For accelerate, which saves and loads it with the rest of the state."""
         return {
             **{name: getattr(self, name) for name in COUNTERS},
-            "history": self.history,
+            "history": [metrics.values() for metrics in self.history],
             "shares": self.shares,
             "by_type": self.by_type,
             "counts": self._counts(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name in (*COUNTERS, "history", "shares", "by_type"):
+        for name in (*COUNTERS, "shares", "by_type"):
             setattr(self, name, state[name])
-        if self.main_process:
+        self.history = [EpochMetrics(**values) for values in state["history"]]
+        if self._is_main:
             for tensor, saved in zip(self._counts(), state["counts"], strict=True):
                 tensor.copy_(saved)
 
-
-def share_by_split(progress: Progress) -> dict[str, np.ndarray]:
-    """The share tuned of each gate in each epoch, (E, G), of "train" and "val"."""
-    return {split: torch.stack(shares).numpy() for split, shares in progress.shares.items()}
+    def _counts(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self._sums, self._usage.tuned, self._usage.examples

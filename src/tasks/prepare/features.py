@@ -1,4 +1,4 @@
-"""The sub-commands of vqa_prepare.py that deal with region features: `features` and `doctor`."""
+"""`features`: region features to a feature store."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import re
 from pathlib import Path
 
 from common.errors import StoreError
-from tasks.finetune.data import stores_folder
-from tasks.prepare.doctor import Finding, can_train, examine
 from vqadata.convert import Conversion, Source, convert
+from vqadata.folder import DataFolder
 from vqadata.npz import NpzSource
 from vqadata.tsv import TsvSource
 
@@ -25,15 +24,10 @@ writes data/vqav2/features/train2014/ and .../val2014/. A file may be LXMERT's .
 image_w, image_h; the file's name is the image id). VQA-CP v2 uses the features of VQA v2. Rows are converted
 in one pass in constant memory; after an interruption the same command goes on where it was."""
 
-DOCTOR_HELP = """\
-Say what of a data set is there, what is missing, where it goes and where it can be had; which images have
-questions but no features; whether files are as long as they should be and match their checksums.
-Ends with exit code 1 if the default splits cannot be trained on."""
 
-
-def add_commands(subparsers: argparse._SubParsersAction) -> None:
-    """Add `features` and `doctor`; each sets `run`, a function of the parsed arguments to the exit code."""
-    features = subparsers.add_parser(
+def add_command(commands: argparse._SubParsersAction) -> None:
+    """Add `features`, whose `run` is a function of the parsed arguments to the exit code."""
+    features = commands.add_parser(
         "features",
         help="region features -> a feature store",
         description=FEATURES_HELP,
@@ -61,27 +55,16 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
         help="leave out up to so many faulty rows (0: stop at the first)",
     )
     features.add_argument("--quiet", action="store_true", help="no progress bar")
-    features.set_defaults(run=run_features)
-
-    doctor = subparsers.add_parser(
-        "doctor",
-        help="what is there and what is missing",
-        description=DOCTOR_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    doctor.add_argument("--dataset", default="vqav2", help="the data set: a folder below --data (vqav2)")
-    doctor.add_argument("--data", type=Path, default=Path("data"), help="folder of the data sets (data)")
-    doctor.add_argument("--verify", action="store_true", help="also read all features and check every row")
-    doctor.set_defaults(run=run_doctor)
+    features.set_defaults(run=run)
 
 
-def run_features(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     """Convert each file to a store of its own. StoreError, with a sentence, for what cannot be converted."""
     if args.image_set and len(args.files) > 1:
         raise StoreError("--image-set names one store: give one file with it.")
-    stores = stores_folder(args.data, args.dataset)
+    data = DataFolder(args.data, args.dataset)
     for file in args.files:
-        folder = stores / (args.image_set or image_set(file))
+        folder = data.store(args.image_set or image_set(file))
         try:
             done = _convert(file, folder, args)
         except OSError as error:
@@ -106,19 +89,6 @@ def _convert(file: Path, folder: Path, args: argparse.Namespace) -> Conversion:
         max_faults=args.max_faults,
         progress=not args.quiet,
     )
-
-
-def run_doctor(args: argparse.Namespace) -> int:
-    """Print the findings, each advice once; 1 if the default splits cannot be trained on."""
-    findings: list[Finding] = []
-    for finding in examine(args.dataset, args.data, verify=args.verify):
-        print(finding)
-        if finding.advice and finding.advice not in (earlier.advice for earlier in findings):
-            print(f"{'':11}{finding.advice}.")
-        findings.append(finding)
-    ready = can_train(findings)
-    print(f"\n--dataset {args.dataset} " + ("can be trained on." if ready else "cannot be trained on yet."))
-    return 0 if ready else 1
 
 
 def image_set(file: Path) -> str:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import os
 import time
-from collections.abc import Callable, Mapping
-from itertools import islice
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from common.errors import DataError
 from vqadata.answers import MIN_OCCURRENCES
-from vqadata.files import read_answer_list
+from vqadata.dataset import split_names
+from vqadata.feature_layout import IMAGE_IDS
+from vqadata.files import is_there
+from vqadata.folder import DataFolder, Prepared
 from vqadata.official import read_annotations, read_vqacp, read_vqav2, read_vqav2_test, require_vqav2
-from vqadata.own import features_folder, find_faults, prepare_own, read_split, read_vocabulary
+from vqadata.own import prepare_own
 from vqadata.priors import TEST_SHARE, changing_priors, prepare_priors, prior_shift, word_coverage
 from vqadata.questions import (
     HOLDOUT,
     MINIVAL_IMAGES,
-    Prepared,
     annotate_lxmert,
     prepare_lxmert,
     prepare_vqacp,
@@ -27,17 +27,15 @@ from vqadata.questions import (
     read_minival_images,
     read_test_ids,
     rebuild_vqacp,
-    write_prepared,
 )
-from vqadata.scoring import oracle_scores, scoring_key
-
-FAULTS_SHOWN = 10
+from vqadata.records import read_answers
+from vqadata.scoring import make_ground_truth, oracle_scores
 
 Commands = Any  # what argparse's add_subparsers returns; its type has no public name
 
 
 def add_commands(commands: Commands) -> None:
-    """Add `questions`, `questions-cp`, `changing-priors`, `own` and `check`."""
+    """Add `questions`, `questions-cp`, `changing-priors` and `own`."""
     questions = _command(
         commands,
         "questions",
@@ -120,16 +118,6 @@ def add_commands(commands: Commands) -> None:
     _add_name(own)
     own.add_argument("--occurrences", type=_whole, default=1, help="questions an answer needs (default: 1)")
 
-    check_command = _command(
-        commands,
-        "check",
-        check,
-        "names file, record and field of the first ten faults of a data set",
-        "Checks question files, answer list and whether every image has features. Exit code 1 if there are "
-        "faults.",
-    )
-    check_command.add_argument("folder", type=Path, metavar="FOLDER", help="the data set, such as data/mine")
-
 
 # ---------------------------------------------------------------------------------------------- commands
 
@@ -137,7 +125,7 @@ def add_commands(commands: Commands) -> None:
 def prepare_questions(args: argparse.Namespace) -> int:
     """VQA v2."""
     started = time.perf_counter()
-    folder = args.data / "vqav2"
+    folder = DataFolder(args.data, "vqav2")
     if args.lxmert:
         prepared = prepare_lxmert(args.lxmert, _vocabulary(args))
         if args.source:
@@ -162,7 +150,7 @@ def prepare_questions(args: argparse.Namespace) -> int:
 def prepare_questions_cp(args: argparse.Namespace) -> int:
     """VQA-CP v2."""
     started = time.perf_counter()
-    folder = args.data / "vqacpv2"
+    folder = DataFolder(args.data, "vqacpv2")
     if args.test_ids:
         train, test = rebuild_vqacp(args.source, read_test_ids(args.test_ids))
     else:
@@ -175,26 +163,23 @@ def prepare_questions_cp(args: argparse.Namespace) -> int:
         answers=_vocabulary(args),
         occurrences=args.occurrences,
     )
-    write(folder, prepared, started, _features_pointer(folder, args.data / "vqav2" / "features"))
+    write(folder, prepared, started, DataFolder(args.data, "vqav2").features)
     return 0
 
 
 def prepare_changing_priors(args: argparse.Namespace) -> int:
     """A changing-priors split of a data set that is there."""
     started = time.perf_counter()
-    source, folder = args.source, args.data / args.name
-    _refuse_same(source, folder)
-    answers = read_vocabulary(source)
-    if not answers:
-        raise DataError(f"{source / 'answers.json'} is missing.")
-    names = args.splits.split(",")
-    records = [record for name in names for record in read_split(source / f"{name}.json")]
-    files = [source / "annotations" / f"{name}.json" for name in names]
-    annotated = all(file.exists() for file in files)
+    source, folder = _source_and_target(args)
+    answers = source.read_answers()
+    names = split_names(args.splits)
+    records = [record for split in source.read_splits(names).values() for record in split]
+    files = [source.ground_truth_file(name) for name in names]
+    annotated = all(map(is_there, files))
     annotations = [entry for file in files for entry in read_annotations(file)] if annotated else []
     in_test = changing_priors(records, test_share=args.test_share, mix=args.mix, seed=args.seed)
     prepared = prepare_priors(records, in_test, annotations, answers, holdout=args.holdout, seed=args.seed)
-    write(folder, prepared, started, _features_pointer(folder, features_folder(source)))
+    write(folder, prepared, started, source.features)
     print(
         f"Within a question type, {prior_shift(records, in_test):.0%} of the answers change between training "
         f"and test; {word_coverage(records, in_test):.1%} of the words of the test questions and answers "
@@ -206,40 +191,25 @@ def prepare_changing_priors(args: argparse.Namespace) -> int:
 def prepare_own_data(args: argparse.Namespace) -> int:
     """Your own questions and answers."""
     started = time.perf_counter()
-    folder = args.data / args.name
-    _refuse_same(args.source, folder)
-    prepared = prepare_own(args.source, args.occurrences)
-    pointer = {}
-    if features_folder(args.source).is_dir() and not any((folder / "features").glob("*/manifest.json")):
-        pointer = _features_pointer(folder, features_folder(args.source))
-    write(folder, prepared, started, pointer)
-    if not features_folder(folder).is_dir():
-        print(
-            f"Its features belong into {folder / 'features'}; `features --dataset {args.name}` converts them."
-        )
+    source, folder = _source_and_target(args)
+    prepared = prepare_own(source, args.occurrences)
+    shares = source.features.is_dir() and not any(folder.own_features.glob("*/manifest.json"))
+    write(folder, prepared, started, source.features if shares else None)
+    if not folder.features.is_dir():
+        print(f"Its features go into {folder.own_features}: `features --dataset {args.name}` converts them.")
     return 0
 
 
-def check(args: argparse.Namespace) -> int:
-    """Name the first faults of a data set."""
-    faults = list(islice(find_faults(args.folder), FAULTS_SHOWN + 1))
-    for fault in faults[:FAULTS_SHOWN]:
-        print(fault)
-    if len(faults) > FAULTS_SHOWN:
-        print("... and more")
-    if not faults:
-        print(f"{args.folder} has no faults.")
-    return 1 if faults else 0
-
-
-def write(folder: Path, prepared: Prepared, started: float, others: Mapping[str, Any] | None = None) -> None:
+def write(folder: DataFolder, prepared: Prepared, started: float, features: Path | None = None) -> None:
     """Write the data set and say so, and how good a model with this vocabulary can get.
 
-    started: when the command began.
+    started: when the command began. features: where the data set's features are, if not with it.
     """
-    if stale := write_prepared(folder, prepared, others):
+    if stale := folder.write(prepared, features):
         print(f"Removed what an earlier command wrote and this one does not: {', '.join(stale)}.")
-    print(f"{folder}: {len(prepared.answers):,} answers, written in {time.perf_counter() - started:.1f} s")
+    print(
+        f"{folder.path}: {len(prepared.answers):,} answers, written in {time.perf_counter() - started:.1f} s"
+    )
     print(f"{'split':<10} {'questions':>9} {'images':>7} {'with a target':>14} {'best possible':>14}")
     for name, records in prepared.splits.items():
         images = len({record["img_id"] for record in records})
@@ -247,8 +217,8 @@ def write(folder: Path, prepared: Prepared, started: float, others: Mapping[str,
         if any("label" in record for record in records):
             targets = f"{sum(bool(record.get('label')) for record in records) / len(records):.1%}"
         if prepared.annotations.get(name):
-            key = scoring_key(prepared.annotations[name])
-            bound = f"{oracle_scores(key, prepared.answers).overall:.2f} %"
+            truth = make_ground_truth(prepared.annotations[name])
+            bound = f"{oracle_scores(truth, prepared.answers).overall:.2f} %"
         print(f"{name:<10} {len(records):>9,} {images:>7,} {targets:>14} {bound:>14}")
     answered = [annotation for part in prepared.annotations.values() for annotation in part]
     if empty := sum(not all(map(str.strip, annotation.answers)) for annotation in answered):
@@ -275,7 +245,7 @@ def _add_source(parser: argparse.ArgumentParser, help: str, required: bool = Tru
 
 
 def _add_name(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--name", type=_name, required=True, help="name of the new data set")
+    parser.add_argument("--name", required=True, help="name of the new data set")
 
 
 def _add_holdout(parser: argparse.ArgumentParser) -> None:
@@ -305,12 +275,12 @@ def _add_vocabulary(parser: argparse.ArgumentParser) -> None:
 
 
 def _vocabulary(args: argparse.Namespace) -> list[str] | None:
-    return read_answer_list(args.answers) if args.answers else None
+    return read_answers(args.answers) if args.answers else None
 
 
-def _minival_file(args: argparse.Namespace, folder: Path) -> Path:
-    path = args.minival_images or folder / "features" / "val2014" / "image_ids.json"
-    if not path.exists():
+def _minival_file(args: argparse.Namespace, folder: DataFolder) -> Path:
+    path = args.minival_images or folder.store("val2014") / IMAGE_IDS
+    if not is_there(path):
         raise DataError(
             f"which images are minival? {path} is missing. Convert the features of val2014 first (minival is "
             "their first 5000 images), or give LXMERT's minival.json or a list of image ids with "
@@ -319,20 +289,11 @@ def _minival_file(args: argparse.Namespace, folder: Path) -> Path:
     return path
 
 
-def _features_pointer(folder: Path, features: Path) -> dict[str, Any]:
-    """The file that says that the features of `folder` are those of another data set."""
-    return {"features.json": {"folder": Path(os.path.relpath(features, folder)).as_posix()}}
-
-
-def _refuse_same(source: Path, folder: Path) -> None:
-    if source.resolve() == folder.resolve():
-        raise DataError(f"{folder} would be written over itself; choose another --name.")
-
-
-def _name(text: str) -> str:
-    if not text or text[0] in ".-" or not all(c.isalnum() or c in "._-" for c in text):
-        raise argparse.ArgumentTypeError(f"{text!r} may hold letters, digits, '.', '_' and '-' only")
-    return text
+def _source_and_target(args: argparse.Namespace) -> tuple[DataFolder, DataFolder]:
+    source, target = DataFolder.at(args.source), DataFolder(args.data, args.name)
+    if source.path.resolve() == target.path.resolve():
+        raise DataError(f"{target.path} would be written over itself; choose another --name.")
+    return source, target
 
 
 def _share(text: str) -> float:

@@ -1,9 +1,7 @@
-"""What `features` and `doctor` of vqa_prepare say and return."""
+"""What `features` and `check` of vqa_prepare say and return."""
 
 from __future__ import annotations
 
-import argparse
-import base64
 import json
 import re
 import shutil
@@ -12,18 +10,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.helpers.feature_files import image, line
 
 from common.errors import DataError, StoreError
-from tasks.prepare.doctor import can_train, examine
-from tasks.prepare.features import add_commands, image_set
+from tasks import vqa_prepare
+from tasks.prepare.check import can_train, examine
+from tasks.prepare.features import image_set
 from vqadata.features import write_store
+from vqadata.folder import DataFolder
 
 
 def run(*argv: object) -> int:
-    """The exit code of a sub-command."""
-    parser = argparse.ArgumentParser()
-    add_commands(parser.add_subparsers(required=True))
-    args = parser.parse_args([str(word) for word in argv])
+    """The exit code of a sub-command; a mistake is not caught."""
+    args = vqa_prepare.build_parser().parse_args([str(word) for word in argv])
     return args.run(args)
 
 
@@ -40,15 +39,17 @@ def folder(tmp_path: Path) -> Path:
     val = [f"COCO_val2014_{number:012d}" for number in range(3)]
     write_images(root / "features" / "train2014", train)
     write_images(root / "features" / "val2014", val)
-    for split, images in (("train", train), ("nominival", val[:1]), ("minival", val[1:])):
-        records = [{"question_id": n, "img_id": image, "sent": "?"} for n, image in enumerate(images)]
+    for start, (split, images) in enumerate((("train", train), ("nominival", val[:1]), ("minival", val[1:]))):
+        records = [
+            {"question_id": 10 * start + n, "img_id": image, "sent": "?"} for n, image in enumerate(images)
+        ]
         (root / f"{split}.json").write_text(json.dumps(records))
     (root / "answers.json").write_text('["yes", "no"]')
     return root
 
 
 def report(folder: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, str]:
-    code = run("doctor", "--data", folder.parent, *flags)
+    code = run("check", "--data", folder.parent, *flags)
     return code, capsys.readouterr().out
 
 
@@ -73,7 +74,7 @@ def test_nothing_there_names_each_file_and_where_it_can_be_had(
 
 
 def test_the_embedded_scenes_need_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("doctor", "--data", tmp_path, "--dataset", "scenes") == 0
+    assert run("check", "--data", tmp_path, "--dataset", "scenes") == 0
     assert "not there yet, and the first run writes it" in capsys.readouterr().out
 
 
@@ -164,7 +165,7 @@ def test_a_damaged_store_is_found(
         file.write_bytes(change(file.read_bytes()))
     else:
         file.unlink()
-    findings = list(examine("vqav2", folder.parent, verify=verify))
+    findings = list(examine(DataFolder.at(folder), verify=verify))
     damaged = [finding for finding in findings if finding.state == "damaged"]
     assert len(damaged) == 1 and not can_train(findings)
     assert re.search(words, damaged[0].what)
@@ -177,17 +178,9 @@ def test_two_stores_with_one_image_are_found(folder: Path, capsys: pytest.Captur
 
 
 def write_tsv(file: Path, image_ids: list[str], faulty: str = "") -> None:
-    def encode(array: np.ndarray) -> str:
-        return base64.b64encode(array.tobytes()).decode()
-
-    ids, scores = np.zeros(2, np.int64), np.zeros(2, np.float32)
-    boxes, features = np.float32([[0, 0, 8, 4]] * 2), np.ones((2, 3), np.float32)
-    for image_id in image_ids:
-        height = "-" if image_id == faulty else "4"
-        arrays = (encode(array) for array in (ids, scores, ids, scores))
-        columns = [image_id, height, "8", *arrays, "2", encode(boxes), encode(features)]
-        with file.open("a", encoding="utf-8") as text:
-            text.write("\t".join(columns) + "\n")
+    """Features of the size that `folder` has, the height of one image no number."""
+    rows = [image(0, boxes=2, size=3) | {"img_id": image_id} for image_id in image_ids]
+    file.write_bytes(b"".join(line(row, **{"img_h": "-"} if row["img_id"] == faulty else {}) for row in rows))
 
 
 def test_features_go_where_training_looks_for_them(

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from adaptive.adapt import adapt
-from adaptive.pair import GatedPair, Slots
-from adaptive.precision import hold
+from adaptive.copies import cast_matrices, full_copy
+from adaptive.gates import Gates
+from adaptive.pair import GatedPair
 
 BATCH, TOKENS, SIZE, SLICES = 6, 3, 32, 4
 BF16 = torch.bfloat16
@@ -74,12 +75,12 @@ def moved(model: nn.Module) -> nn.Module:
     return model
 
 
-def toy(frozen_dtype: torch.dtype | None, dense: bool = False) -> tuple[nn.Module, Slots]:
+def toy(frozen_dtype: torch.dtype | None, dense: bool = False) -> tuple[nn.Module, Gates]:
     torch.manual_seed(0)
     model = Toy()
-    slots = adapt(model, UNITS, frozen_dtype)
-    slots.dense = dense
-    return moved(model), slots
+    gates = adapt(model, UNITS, frozen_dtype)
+    gates.dense = dense
+    return moved(model), gates
 
 
 def autocast(on: bool) -> torch.autocast | nullcontext:
@@ -103,11 +104,11 @@ def results(
     frozen_dtype: torch.dtype | None, gates: Tensor, amp: bool, dense: bool = False
 ) -> dict[str, Tensor]:
     """The output and the gradients of input, gates and tuned copies."""
-    model, slots = toy(frozen_dtype, dense)
+    model, shared = toy(frozen_dtype, dense)
     x = torch.randn(BATCH, TOKENS, SIZE, generator=torch.Generator().manual_seed(3)).requires_grad_()
     gates = gates.clone().requires_grad_()
     with autocast(amp):
-        slots.fill(gates)
+        shared.fill(gates)
         output = model(x)
     output.square().sum().backward()
     tuned = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -133,14 +134,14 @@ def test_the_frozen_copies_take_half_the_bytes_and_the_tuned_ones_stay() -> None
 @with_and_without_autocast
 @pytest.mark.parametrize("dense", [False, True], ids=["routed", "dense"])
 def test_all_gates_tuned_is_the_tuned_model_bit_for_bit(amp: bool, dense: bool) -> None:
-    model, slots = toy(BF16, dense)
+    model, gates = toy(BF16, dense)
     plain = Toy()
     plain.load_state_dict(
         {n.replace(".tuned.", "."): t for n, t in model.state_dict().items() if ".tuned." in n}
     )
     x = torch.randn(BATCH, TOKENS, SIZE)
     with autocast(amp):
-        slots.fill(torch.ones(BATCH, GATES, requires_grad=True))
+        gates.fill(torch.ones(BATCH, GATES, requires_grad=True))
         assert torch.equal(model(x), plain(x))
 
 
@@ -170,13 +171,13 @@ def test_a_frozen_copys_input_gets_the_gradient_of_the_rounded_function() -> Non
     torch.manual_seed(0)
     layer = Layer()
     alone = copy.deepcopy(layer).requires_grad_(False)
-    hold(alone, BF16)
-    pair = GatedPair(layer, slots := Slots(1), 0, frozen_dtype=BF16)
+    cast_matrices(alone, BF16)
+    pair = GatedPair(*full_copy(layer, BF16), gates := Gates(1), 0)
     x = torch.randn(BATCH, TOKENS, SIZE)
     gradients = []
     for run in (pair, alone):
         leaf = x.clone().requires_grad_()
-        slots.fill(torch.zeros(BATCH, 1))
+        gates.fill(torch.zeros(BATCH, 1))
         with autocast(run is alone):
             output = run(leaf)[0]
         output.square().sum().backward()
@@ -190,7 +191,7 @@ def test_a_frozen_copys_input_gets_the_gradient_of_the_rounded_function() -> Non
 @pytest.mark.parametrize("width", [1, 2])
 def test_outputs_have_the_type_of_the_tuned_copys(amp: bool, gate: float, width: int) -> None:
     """A part of a layer hands bf16 on under autocast, and fp32 without it."""
-    pair = GatedPair(nn.Linear(SIZE, SIZE), slots := Slots(width), 0, width, BF16)
-    slots.fill(torch.full((BATCH, width), gate))
+    pair = GatedPair(*full_copy(nn.Linear(SIZE, SIZE), BF16), gates := Gates(width), 0, width)
+    gates.fill(torch.full((BATCH, width), gate))
     with autocast(amp):
         assert pair(torch.randn(BATCH, SIZE)).dtype == (BF16 if amp else torch.float32)

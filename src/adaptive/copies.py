@@ -1,0 +1,53 @@
+"""Where the two copies of a gated module come from, and how the frozen one fits into half the memory.
+
+Its matrices may be stored in a 16-bit type; its arithmetic is then that of autocast to that type. So where
+autocast to it is on anyway, no number changes: autocast would round the same matrices at each call. Vectors
+(biases, layer norms) stay as they are: they weigh next to nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adaptive.routing import map_tensors
+
+
+def full_copy(module: nn.Module, frozen_dtype: torch.dtype | None = None) -> tuple[nn.Module, nn.Module]:
+    """A duplicate of `module` to freeze, and `module` itself to tune.
+
+    The matrices of the first are stored in `frozen_dtype` (None: as they are).
+    """
+    frozen = copy.deepcopy(module)
+    if frozen_dtype is not None:
+        cast_matrices(frozen, frozen_dtype)
+    return frozen, module
+
+
+def cast_matrices(module: nn.Module, dtype: torch.dtype) -> None:
+    """Convert the floating-point matrices of a module in place, one by one."""
+    for matrix in _matrices(module):
+        matrix.data = matrix.data.to(dtype)
+
+
+def call_in_dtype(call: Callable, module: nn.Module, like: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """The output of `call`, a method of `module`, in the type in which `like` would return it.
+
+    Where autocast is on, it decides about both. Else, if the matrices of `module` are stored in another type
+    than those of `like`, the call runs under autocast to that type and its output is cast back.
+    """
+    matrix, target = (next(_matrices(either), None) for either in (module, like))
+    same = matrix is None or target is None or matrix.dtype == target.dtype
+    if same or torch.is_autocast_enabled(matrix.device.type):
+        return call(*args, **kwargs)
+    with torch.autocast(matrix.device.type, matrix.dtype):
+        output = call(*args, **kwargs)
+    return map_tensors(lambda value: value.to(target.dtype) if value.dtype == matrix.dtype else value, output)
+
+
+def _matrices(module: nn.Module) -> Iterator[Tensor]:
+    return (p for p in module.parameters() if p.dim() > 1 and p.is_floating_point())

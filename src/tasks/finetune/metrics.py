@@ -1,0 +1,102 @@
+"""What is known of a finished epoch: one dataclass, in which a new number is one new field.
+
+From there it gets into metrics.jsonl, W&B, the log line, the closing table and result.json.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from adaptive.usage import variation
+from tasks.finetune.evaluate import Evaluation
+
+
+class Epoch(NamedTuple):
+    """A finished epoch, as metrics are computed from it."""
+
+    number: int  # from 1
+    training: Mapping[str, float]  # running means: loss, accuracy in per cent, share_tuned
+    evaluation: Evaluation
+    seconds: float  # in training steps
+    examples: int  # trained on
+
+
+def metric(of: Callable[[Epoch], Any], log: str = "", row: str = "") -> Any:
+    """A field: how it is computed, and how it reads in the log line and in the closing table.
+
+    `log` and `row` are format strings; that of a row is its label and its value, with a | between them. Left
+    empty, or where the value is None, there is no such entry.
+    """
+    return dataclasses.field(default=None, metadata={"of": of, "log": log, "row": row})
+
+
+@dataclass(frozen=True)
+class EpochMetrics:
+    """Accuracies are in per cent. What does not apply to a run is None."""
+
+    epoch: int = metric(lambda epoch: epoch.number)
+    train_loss: float = metric(lambda epoch: epoch.training["loss"], log="loss {:.3f}")
+    train_accuracy: float = metric(
+        lambda epoch: epoch.training["accuracy"],
+        log="train {:.2f}",
+        row="train accuracy (soft target, running, last epoch)|{:.2f} %",
+    )
+    val_accuracy: float = metric(
+        lambda epoch: epoch.evaluation.accuracy,
+        log="val {:.2f}",
+        row="validation accuracy (soft target, last epoch)|{:.2f} %",
+    )
+    val_official: dict[str, Any] | None = metric(  # noqa: RUF009 - metric is dataclasses.field
+        lambda epoch: epoch.evaluation.official, log="official {0[overall]:.2f}"
+    )
+    gap: float = metric(
+        lambda epoch: epoch.training["accuracy"] - epoch.evaluation.accuracy,
+        log="gap {:+.2f}",
+        row="gap|{:+.2f} points",
+    )
+    share_tuned: float | None = metric(
+        lambda epoch: _mean_of_live(epoch.evaluation, lambda share: share),
+        log="tuned {:.2f}",
+        row="share tuned (validation)|{:.3f}",
+    )
+    gate_variation: float | None = metric(
+        lambda epoch: _mean_of_live(epoch.evaluation, variation),
+        row="departures from a gate's usual choice|{:.3f} (0: fixed mask)",
+    )
+    seconds: float = metric(lambda epoch: epoch.seconds)
+    examples_per_second: float = metric(lambda epoch: epoch.examples / epoch.seconds, log="{:.0f} ex/s")
+
+    @classmethod
+    def of(cls, epoch: Epoch) -> EpochMetrics:
+        return cls(**{field.name: field.metadata["of"](epoch) for field in dataclasses.fields(cls)})
+
+    def values(self) -> dict[str, Any]:
+        """What applies to this run, by name."""
+        named = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
+        return {name: value for name, value in named if value is not None}
+
+    def log_text(self) -> str:
+        return "  ".join(self._formatted("log"))
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Label and value of each row of the closing table."""
+        return [tuple(row.split("|")) for row in self._formatted("row")]
+
+    def _formatted(self, where: str) -> list[str]:
+        values = self.values()
+        return [
+            field.metadata[where].format(values[field.name])
+            for field in dataclasses.fields(self)
+            if field.name in values and field.metadata[where]
+        ]
+
+
+def _mean_of_live(evaluation: Evaluation, measure: Callable[[Any], Any]) -> float | None:
+    """The mean over the live gates of `measure` of their share tuned; None without gates."""
+    share = evaluation.usage.share().cpu()[torch.from_numpy(evaluation.live)]
+    return measure(share).mean().item() if len(share) else None

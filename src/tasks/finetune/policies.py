@@ -1,0 +1,131 @@
+"""The policy networks: what decides, for each example, which copy runs at each gate.
+
+`POLICIES` is the one table of them; a row more is a choice of --policy more.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from adaptive.policy import GateHead
+from common.errors import UserError
+from lxmert.modeling import LxmertModel
+from lxmert.units import unused_modules
+from tasks.finetune.spec import ModelSpec
+
+
+class Borrowed(nn.Module):
+    """The embeddings of another module, as they are now: without gradients, dropout or ownership of them."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self._module = (module,)  # in a tuple, so that its parameters do not become this one's
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self._module[0].embed(*inputs)
+
+
+class LxmertPolicy(nn.Module):
+    """A small LXMERT that reads the same input as the model and decides over its G gates.
+
+    It has the given numbers of language, vision and cross layers and starts from the first ones of `lxmert`,
+    without dropout: exploration is the gate noise's job. Its layers stand on the model's own embeddings.
+    """
+
+    def __init__(
+        self, lxmert: LxmertModel, layers: tuple[int, int, int], gates: int, share: float = 0.5
+    ) -> None:
+        super().__init__()
+        config = copy.deepcopy(lxmert.config)
+        config.l_layers, config.r_layers, config.x_layers = layers
+        config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
+        with torch.device("meta"):
+            self.lxmert = LxmertModel(config)
+        self.lxmert.embeddings = Borrowed(lxmert.embeddings)
+        self.lxmert.encoder.visn_fc = Borrowed(lxmert.encoder.visn_fc)
+        weights = lxmert.state_dict()
+        own = {name: weights[name].clone() for name in self.lxmert.state_dict()}
+        self.lxmert.load_state_dict(own, assign=True)
+        for name in unused_modules(config):
+            self.lxmert.get_submodule(name).requires_grad_(False)
+        self.head = GateHead(config.hidden_size, gates, share=share)
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        """The inputs of `VqaModel` -> logits (B, G, 2)."""
+        return self.head(self.lxmert(**inputs, pooled_only=True).pooled)
+
+
+class LightPolicy(nn.Module):
+    """Decides from the model's own embeddings of the mean word and of the mean region, through a small head.
+
+    It reads them without gradients and without dropout, and owns nothing but the head.
+    """
+
+    def __init__(self, lxmert: LxmertModel, gates: int, share: float = 0.5) -> None:
+        super().__init__()
+        self.words = Borrowed(lxmert.embeddings)
+        self.regions = Borrowed(lxmert.encoder.visn_fc)
+        self.head = GateHead(2 * lxmert.config.hidden_size, gates, share=share)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        visual_feats: Tensor,
+        visual_pos: Tensor,
+        visual_attention_mask: Tensor,
+    ) -> Tensor:
+        """The inputs of `VqaModel` -> logits (B, G, 2)."""
+        question = _masked_mean(self.words(input_ids), attention_mask)
+        # The mean before the projection and not after it: one region to project instead of all.
+        features, boxes = (_masked_mean(part, visual_attention_mask) for part in (visual_feats, visual_pos))
+        return self.head(torch.cat([question, self.regions(features, boxes)], dim=-1))
+
+
+def _masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
+    """(B, S, H) and (B, S) -> (B, H)."""
+    weights = mask.to(hidden.dtype).unsqueeze(-1)
+    return (hidden * weights).sum(1) / weights.sum(1)
+
+
+def build_lxmert_policy(spec: ModelSpec, lxmert: LxmertModel, gates: int) -> LxmertPolicy:
+    config = lxmert.config
+    for name, requested, available in (
+        ("policy_llayers", spec.policy_llayers, config.l_layers),
+        ("policy_rlayers", spec.policy_rlayers, config.r_layers),
+        ("policy_xlayers", spec.policy_xlayers, config.x_layers),
+    ):
+        if not 0 <= requested <= available:
+            raise UserError(
+                f"--{name} {requested}: it starts from the model's first layers, and there are {available}"
+            )
+    layers = spec.policy_llayers, spec.policy_rlayers, spec.policy_xlayers
+    return LxmertPolicy(lxmert, layers, gates, spec.policy_start)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """One kind of policy network."""
+
+    name: str
+    about: str  # for --help
+    build: Callable[[ModelSpec, LxmertModel, int], nn.Module]  # of a spec, the model and its number of gates
+
+
+POLICIES = {
+    policy.name: policy
+    for policy in (
+        Policy("lxmert", "a small LXMERT that starts from the model's first layers", build_lxmert_policy),
+        Policy(
+            "light",
+            "a small head on the model's embeddings of the mean word and the mean region, at next to no cost",
+            lambda spec, lxmert, gates: LightPolicy(lxmert, gates, spec.policy_start),
+        ),
+    )
+}

@@ -1,0 +1,80 @@
+"""What a run reads and builds before anything is written: all that can be refused is refused here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from adaptive.adapt import Adaptive
+from common.errors import UserError
+from lxmert.checkpoint import fit_features, load_weights
+from lxmert.tokens import load_tokenizer
+from lxmert.units import gate_labels
+from lxmert.weights import Pretrained
+from tasks.finetune.args import VqaArgs
+from tasks.finetune.best import Best, load_base_weights, load_best
+from tasks.finetune.data import load_splits, require_data, write_scenes_if_missing
+from tasks.finetune.evaluate import Exam
+from tasks.finetune.model import build, count_parameters
+from tasks.finetune.spec import ModelSpec
+from training.machine import Machine
+from vqadata.dataset import VqaDataset, split_names
+from vqadata.folder import DataFolder
+
+
+class Setup(NamedTuple):
+    """A model and the data that it trains or is tested on."""
+
+    spec: ModelSpec
+    weights: Pretrained  # those that the model started from, by name and checksum; moved into it
+    model: Adaptive
+    answers: list[str]  # in label order
+    datasets: list[VqaDataset]  # training and validation, or test
+    labels: dict[str, np.ndarray]  # what each gate stands for, see lxmert.units.gate_labels
+    exam: Exam  # the last of the data sets, as questions to be answered
+    loaded: list[str]  # messages
+    files: list[Path]  # that decide the numbers
+
+    @property
+    def sizes(self) -> dict[str, dict[str, int]]:
+        """Counts of parameters (trainable, frozen, total) and of gates (total, and live: it matters)."""
+        live = self.labels["live"]
+        gates = {"total": len(live), "live": int(live.sum())}
+        return {"parameters": count_parameters(self.model), "gates": gates}
+
+
+def set_up(args: VqaArgs, machine: Machine, best: Best | None) -> Setup:
+    """Read and build everything for settled arguments; `best` is the checkpoint of --load.
+
+    UserError for data or weights that are missing or cannot be used together.
+    """
+    folder = DataFolder(Path(args.data), args.dataset)
+    with machine.accelerator.main_process_first():
+        write_scenes_if_missing(folder)
+    require_data(folder, args.splits)
+    answers = best.answers if best else folder.read_answers()
+    if best and not args.test and answers != folder.read_answers():
+        raise UserError(
+            f"{args.load} was trained on other answers than those of {folder.answers_file}: its rows mean "
+            "something else; train from the pre-trained model instead"
+        )
+    spec = ModelSpec.of(args)
+    weights = load_base_weights(best, spec) if best else load_weights(spec)
+    tokenizer = load_tokenizer(weights.tokenizer)
+    datasets = load_splits(folder, args.splits, tokenizer, answers, args.images)
+    fit_features(weights, datasets[0].stores.feature_size)
+    model, units, loaded = build(spec, weights, answers, machine.precision)
+    if best:
+        load_best(best, model, weights)
+        loaded.append(f"fine-tuned weights of {best.folder}")
+    model.model.lxmert.encoder.gradient_checkpointing = args.gradient_checkpointing
+    if model.gates:
+        model.gates.dense = args.routing == "dense"
+    splits = [split for names in args.splits.values() for split in split_names(names)]
+    labels = gate_labels(units)
+    truth = folder.ground_truth(split_names(list(args.splits.values())[-1]))
+    exam = Exam(datasets[-1], labels["live"], truth, answers)
+    files = [*map(folder.split_file, splits), folder.answers_file]
+    return Setup(spec, weights, model, answers, datasets, labels, exam, loaded, files)

@@ -1,0 +1,274 @@
+"""`check`: whether all of a data set is there and can be used: files, records, features, checksums."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from common.errors import DataError, StoreError, UserError
+from tasks.finetune.data import choose_recipe
+from vqadata.dataset import split_names
+from vqadata.feature_layout import MANIFEST, check_sizes, intact_rows, store_checksum
+from vqadata.feature_writer import JOURNAL
+from vqadata.features import FeatureStore
+from vqadata.files import is_there
+from vqadata.folder import TRAIN_SPLITS, VALID_SPLITS, DataFolder
+from vqadata.scoring import read_ground_truth, restrict
+
+FAULTS_SHOWN = 10
+
+# Splits that no training needs, for predictions and for the final figure; of other data sets, all the rest.
+EXTRA_SPLITS = {"vqav2": ["test"], "vqacpv2": ["cp_test"]}
+
+HELP = """\
+Say what of a data set is there, what is missing, where it goes and where it can be had; name file, record and
+field of the first ten faults, in the words in which training would stop at them; say which images have
+questions but no features, and whether files are as long as they should be and match their checksums.
+Ends with exit code 1 if the default splits cannot be trained on, or if questions or answers have faults."""
+
+LXMERT = "https://github.com/airsplay/lxmert"
+QUESTION_SOURCES = {
+    "vqav2": (
+        "`bash run/vqa_prepare.bash` makes it from the official question and annotation files "
+        f"(https://visualqa.org/download.html) or from LXMERT's JSON files (links in the README of {LXMERT})"
+    ),
+    "vqacpv2": (
+        "`bash run/vqa_prepare.bash` makes it from vqacp_v2_{train,test}_{questions,annotations}.json, or, "
+        "since their original host is gone, from VQA v2 and a list of the test question ids"
+    ),
+    "scenes": "The first run with `--dataset scenes` writes it again, if the folder is deleted before",
+}
+OWN_QUESTIONS = (
+    "`bash run/vqa_prepare.bash own` makes it from your questions and answers, `changing-priors` from "
+    "another data set"
+)
+OWN_FEATURES = (
+    "`bash run/vqa_prepare.bash features <file> --dataset {dataset}` makes it from a .tsv or a folder of .npz"
+)
+FEATURE_SOURCE = (
+    "`bash run/vqa_prepare.bash features <file>` makes it from LXMERT's {name}_obj36.tsv or .zip "
+    f"(links under 'VQA' in the README of {LXMERT})"
+)
+IMAGE_SETS = {"train2014": "32.7 GB", "val2014": "16.0 GB", "test2015": "32.2 GB"}  # sizes of the .tsv files
+
+
+class Finding(NamedTuple):
+    """One thing looked at. `needed`: training with the default splits is impossible unless it is ok."""
+
+    state: str  # ok, missing, unfinished, damaged, faulty
+    what: str
+    advice: str = ""
+    needed: bool = True
+    faults: Sequence[str] = ()  # the first of them by file, record and field
+
+    def __str__(self) -> str:
+        optional = " (not needed for training)" if self.state == "missing" and not self.needed else ""
+        return f"{self.state:<11}{self.what}{optional}"
+
+
+def add_command(commands: argparse._SubParsersAction) -> None:
+    """Add `check`, which is `doctor` too."""
+    parser = commands.add_parser(
+        "check",
+        aliases=["doctor"],
+        help="what is there, what is missing, and the first ten faults by file, record and field",
+        description=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, nargs="?", metavar="FOLDER", help="a data set, data/mine say")
+    parser.add_argument("--dataset", help="or its name: a folder below --data (vqav2)")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the data sets (data)")
+    parser.add_argument("--verify", action="store_true", help="also read all features and check every row")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the findings, each advice once, and the first faults; 1 if it cannot be trained on or has any."""
+    if args.folder and args.dataset:
+        raise UserError(f"check {args.folder} names a data set, and --dataset {args.dataset} another way")
+    folder = DataFolder.at(args.folder) if args.folder else DataFolder(args.data, args.dataset or "vqav2")
+    findings: list[Finding] = []
+    for finding in examine(folder, verify=args.verify):
+        print(finding)
+        if finding.advice and finding.advice not in (earlier.advice for earlier in findings):
+            print(f"{'':11}{finding.advice}.")
+        findings.append(finding)
+    ready = can_train(findings)
+    faults = [fault for finding in findings for fault in finding.faults]
+    if faults:
+        print("\n" + "\n".join([*faults[:FAULTS_SHOWN], *["... and more"] * (len(faults) > FAULTS_SHOWN)]))
+    verdict = "can be trained on" if ready else "cannot be trained on yet"
+    print(f"\n--dataset {folder.name} {verdict}{', but has faults' if ready and faults else ''}.")
+    return 0 if ready and not faults else 1
+
+
+def examine(folder: DataFolder, *, verify: bool = False) -> Iterator[Finding]:
+    """Look at everything a data set consists of; with `verify` read every row of the features too.
+
+    DataError if there is no such data set.
+    """
+    if folder.name == "scenes" and not is_there(folder.manifest_file):
+        yield Finding("ok", f"{folder.path}: not there yet, and the first run writes it")
+        return
+    recipe = choose_recipe(folder)
+    yield _answers(folder)
+    for purpose, splits, names in (
+        ("training", recipe.train, [names[0] for names in TRAIN_SPLITS]),
+        ("validation", recipe.valid, VALID_SPLITS),
+    ):
+        if not splits:
+            files = " or ".join(str(folder.split_file(name)) for name in names)
+            yield Finding("missing", f"a split for {purpose}: {files}", _question_source(folder.name))
+    needed = split_names(f"{recipe.train},{recipe.valid}")
+    images: dict[str, dict[str, int]] = {}  # by split, with the first record about each
+    seen: set[int] = set()
+    for split in [*needed, *_extra_splits(folder, needed)]:
+        finding, records = _split(folder, split, split in needed, seen if split in needed else set())
+        yield finding
+        if records and is_there(folder.ground_truth_file(split)):
+            yield _ground_truth(folder, split, [record["question_id"] for record in records])
+        images[split] = {}
+        for index, record in enumerate(records):
+            images[split].setdefault(record["img_id"], index)
+    with_features: set[str] = set()
+    owner = folder.features.parent.name  # two data sets may share their features
+    for path in sorted(path for path in folder.features.glob("*/") if path.is_dir()):
+        finding, found = _store(path, _feature_source(owner, path.name), verify, with_features)
+        with_features |= found
+        yield finding
+    if not with_features:
+        yield Finding("missing", f"{folder.features}/<image set>/", _feature_source(owner, "<image set>"))
+    for split, asked_about in images.items():
+        if asked_about:
+            yield _coverage(folder, split, asked_about, with_features, split in needed)
+
+
+def can_train(findings: Sequence[Finding]) -> bool:
+    """Whether nothing that training with the default splits needs is other than ok."""
+    return all(finding.state == "ok" for finding in findings if finding.needed)
+
+
+def _extra_splits(folder: DataFolder, needed: Sequence[str]) -> list[str]:
+    if folder.name in EXTRA_SPLITS:
+        return EXTRA_SPLITS[folder.name]
+    splits = folder.splits() if folder.exists() else []
+    return [split for split in splits if split not in needed]
+
+
+def _question_source(dataset: str) -> str:
+    return QUESTION_SOURCES.get(dataset, OWN_QUESTIONS)
+
+
+def _feature_source(owner: str, name: str) -> str:
+    """Where a store of the data set `owner` comes from."""
+    if owner == "vqav2":
+        return FEATURE_SOURCE.format(name=name)
+    return QUESTION_SOURCES.get(owner) or OWN_FEATURES.format(dataset=owner)
+
+
+def _answers(folder: DataFolder) -> Finding:
+    path, source = folder.answers_file, _question_source(folder.name)
+    if not is_there(path):
+        return Finding("missing", str(path), source)
+    try:
+        return Finding("ok", f"{path}: {len(folder.read_answers()):,} answers")
+    except DataError as error:
+        return Finding("damaged", str(error), source, faults=[str(error)])
+
+
+def _split(
+    folder: DataFolder, split: str, needed: bool, seen: set[int]
+) -> tuple[Finding, list[dict[str, Any]]]:
+    """A file of questions, and its records if all of them can be used."""
+    path, source = folder.split_file(split), _question_source(folder.name)
+    if not is_there(path):
+        return Finding("missing", str(path), source, needed), []
+    try:
+        records = folder.read_list(split)
+    except DataError as error:
+        return Finding("damaged", str(error), source, needed, [str(error)]), []
+    faults = list(folder.find_faults(split, records, seen))
+    if faults:
+        what = f"{path}: {len(faults):,} of {len(records):,} questions cannot be used"
+        return Finding("faulty", what, source, needed, faults[: FAULTS_SHOWN + 1]), []
+    return Finding("ok", f"{path}: {len(records):,} questions", needed=needed), records
+
+
+def _ground_truth(folder: DataFolder, split: str, question_ids: Collection[int]) -> Finding:
+    """What humans answered to a split's questions; evaluation on it is impossible unless it is ok."""
+    path = folder.ground_truth_file(split)
+    try:
+        restrict(read_ground_truth(path), question_ids)
+    except DataError as error:
+        fault = str(error) if str(path) in str(error) else f"{path}: {error}"
+        return Finding("damaged", fault, _question_source(folder.name), faults=[fault])
+    return Finding("ok", f"{path}: what humans answered", needed=False)
+
+
+def _store(path: Path, source: str, verify: bool, others: set[str]) -> tuple[Finding, set[str]]:
+    """A feature store, and the images that can be had from it."""
+    again = f"Delete {path}, then: {source}"
+    if not (path / MANIFEST).exists():
+        if (path / JOURNAL).exists():
+            advice = "Run the command that was interrupted once more: it goes on where it was"
+            return Finding("unfinished", f"{path}: its conversion has not ended", advice, needed=False), set()
+        return Finding("damaged", f"{path} is no feature store: {MANIFEST} is missing", again, False), set()
+    try:
+        store = FeatureStore(path)
+        check_sizes(path, store.manifest)
+        if store_checksum(path) != store.manifest["checksum"]:
+            raise StoreError(f"{path} is damaged: its ids or row checksums do not match its manifest.")
+        if verify:
+            _verify(store)
+    except StoreError as error:
+        return Finding("damaged", str(error), again), set()
+    except (OSError, KeyError) as error:
+        return Finding(
+            "damaged", f"{path} is not as this version writes it: {error} is missing", again
+        ), set()
+    twice = others & store.rows.keys()
+    if twice:
+        what = f"{path} repeats {len(twice):,} images of another store, such as {min(twice)}"
+        return Finding("damaged", what, "Move one of the two stores elsewhere"), set()
+    left_out, checksum = len(store.manifest["faults"]), store.manifest["checksum"]
+    extent = f"{len(store.rows):,} images, {store.manifest['dtype']}, checksum {checksum[:12]}"
+    note = f"; {left_out} faulty rows of its source were left out" if left_out else ""
+    return Finding("ok", f"{path}: {extent}{', every row verified' if verify else ''}{note}"), set(store.rows)
+
+
+def _verify(store: FeatureStore) -> None:
+    image_ids = list(store.rows)
+    rows = tqdm(
+        intact_rows(store.path, store.manifest), total=len(image_ids), desc=store.path.name, leave=False
+    )
+    damaged = [image_id for image_id, intact in zip(image_ids, rows, strict=True) if not intact]
+    if damaged:
+        raise StoreError(
+            f"{store.path}: {len(damaged)} images do not match their checksums, "
+            f"the first: {', '.join(damaged[:3])}."
+        )
+
+
+def _coverage(
+    folder: DataFolder, split: str, images: dict[str, int], with_features: Collection[str], needed: bool
+) -> Finding:
+    """Whether all images of a split have features; `images` have the first record about each."""
+    missing = sorted(image for image in images if image not in with_features)
+    if not missing:
+        return Finding("ok", f"{split}: features of all {len(images):,} images", needed=needed)
+    features, owner = folder.features, folder.features.parent.name
+    sets = [name for name in IMAGE_SETS if any(f"_{name}_" in image_id for image_id in missing)]
+    advice = ". ".join(
+        f"{features / name}/: {_feature_source(owner, name)}, {IMAGE_SETS[name]}" for name in sets
+    )
+    advice = advice or f"{features}/<image set>/: {_feature_source(owner, '<image set>')}"
+    first = ", ".join(missing[:3])
+    what = f"{split}: {len(missing):,} of {len(images):,} images have no features, the first: {first}"
+    records = sorted((images[image], image) for image in missing) if needed and with_features else []
+    file = folder.split_file(split)
+    faults = [f"{file}, record {n}: img_id {image!r} has no features" for n, image in records]
+    return Finding("missing", what, advice, needed, faults[: FAULTS_SHOWN + 1])

@@ -1,0 +1,220 @@
+"""The folder of a data set: what lies where in it is known here and nowhere else.
+
+data/<name>/
+  <split>.json              the questions of a split, and their soft targets (see vqadata.records)
+  answers.json              the answers in label order
+  annotations/<split>.json  what humans answered, for official scores, where it is known
+  features/<store>/         region features (see vqadata.features), or features.json: where they are
+  prepared.json             what the last preparation wrote; the next one removes what it does not
+  manifest.json             of the embedded scenes: recipe, versions, checksums
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from common.errors import DataError
+from common.files import check_name, replace_files
+from vqadata.feature_layout import MANIFEST
+from vqadata.features import FeatureStores, read_manifest
+from vqadata.files import is_there, read_json
+from vqadata.official import Annotation, annotation_json
+from vqadata.records import find_faults, read_answers, read_list, read_records, record_fault
+from vqadata.scoring import GroundTruth, read_ground_truth
+
+# VQA-CP v2 asks about the same images as VQA v2.
+SHARED_FEATURES = {"vqacpv2": "vqav2"}
+
+# Splits that are for training: those of them that there are, of the first line whose first one there is.
+TRAIN_SPLITS = (("cp_train",), ("train", "nominival"))
+VALID_SPLITS = ("cp_val", "minival", "valid", "val")  # the first of them that there is
+
+ANSWERS, PREPARED, POINTER = "answers.json", "prepared.json", "features.json"
+NOT_SPLITS = frozenset({ANSWERS, PREPARED, POINTER, MANIFEST})
+OURS = re.compile(r"(annotations/)?[^/\\]+\.json")  # what a preparation may have written
+
+
+class Prepared(NamedTuple):
+    """A data set in memory."""
+
+    splits: dict[str, list[dict[str, Any]]]  # LXMERT's records by split
+    annotations: dict[str, list[Annotation]]  # for official scores; splits without answers have none
+    answers: list[str]  # in label order
+
+
+class DataFolder:
+    """The data set `name` below `data`, which may not be there (yet)."""
+
+    def __init__(self, data: Path, name: str) -> None:
+        self.path = data / check_name("data set", name, DataError)
+
+    @classmethod
+    def at(cls, path: Path) -> DataFolder:
+        """The data set in a folder that the user named by its path, whatever its name is."""
+        folder = cls.__new__(cls)
+        folder.path = path if path.name not in ("", "..") else path.resolve()
+        return folder
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    # --- where things are
+
+    @property
+    def answers_file(self) -> Path:
+        return self.path / ANSWERS
+
+    @property
+    def manifest_file(self) -> Path:
+        """What the embedded scenes say of themselves."""
+        return self.path / MANIFEST
+
+    def split_file(self, split: str) -> Path:
+        return self.path / f"{check_name('split', split, DataError)}.json"
+
+    def ground_truth_file(self, split: str) -> Path:
+        return self.path / "annotations" / self.split_file(split).name
+
+    @property
+    def own_features(self) -> Path:
+        """Where its feature stores are unless it shares those of another data set."""
+        return self.path / "features"
+
+    @property
+    def features(self) -> Path:
+        """Where its feature stores are, which may be those of another data set about the same images.
+
+        If there is a features.json, {"folder": path from this folder}, that decides; else VQA-CP v2 has those
+        of VQA v2, and any other data set its own. DataError if a features.json holds anything else.
+        """
+        pointer = self.path / POINTER
+        if is_there(pointer):
+            document = read_json(pointer)
+            target = document.get("folder") if isinstance(document, dict) else None
+            if not isinstance(target, str):
+                raise DataError(f'{pointer} does not hold {{"folder": "<path>"}}.')
+            return Path(os.path.normpath(self.path / target))
+        if self.name in SHARED_FEATURES:
+            return DataFolder(self.path.parent, SHARED_FEATURES[self.name]).features
+        return self.own_features
+
+    def store(self, name: str) -> Path:
+        """The folder of one of its feature stores."""
+        return self.features / check_name("feature store", name, DataError)
+
+    # --- what there is
+
+    def exists(self) -> bool:
+        return self.path.is_dir()
+
+    def splits(self) -> list[str]:
+        """The splits there are, by name; DataError if there is no such folder."""
+        if not self.exists():
+            raise DataError(f"There is no folder {self.path}.")
+        files = (path for path in self.path.glob("*.json") if not path.name.startswith("."))
+        return sorted(path.stem for path in files if path.name not in NOT_SPLITS)
+
+    def usual_splits(self) -> tuple[list[str], list[str]]:
+        """The splits that are for training and for validation if nothing else is said; either may be none."""
+        splits = self.splits()
+        train = next((names for names in TRAIN_SPLITS if names[0] in splits), ())
+        return [name for name in train if name in splits], [name for name in VALID_SPLITS if name in splits][
+            :1
+        ]
+
+    def missing(self, splits: Iterable[str]) -> list[Path]:
+        """What a run on these splits needs and is not there."""
+        files = [*map(self.split_file, splits), self.answers_file]
+        missing = [path for path in files if not is_there(path)]
+        if not any(self.features.glob(f"*/{MANIFEST}")):
+            missing.append(self.features / "<image set>" / MANIFEST)
+        return missing
+
+    # --- reading
+
+    def read_split(self, split: str) -> list[dict[str, Any]]:
+        """The records of a split in file order; DataError with file, record and field of the first fault."""
+        return self.read_splits([split])[split]
+
+    def read_splits(self, splits: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
+        """The records of splits that are used together: a question id of one may not come in another."""
+        seen: set[int] = set()
+        return {
+            split: read_records(self.split_file(split), "questions", record_fault, seen)
+            for split in dict.fromkeys(splits)
+        }
+
+    def read_list(self, split: str) -> list[Any]:
+        """What a split's file holds, its records not looked at; DataError if it is no list."""
+        return read_list(self.split_file(split), "questions")
+
+    def find_faults(self, split: str, records: Sequence[Any], seen: set[int]) -> Iterator[str]:
+        """Every fault of a split's records; `seen`: the question ids of splits that are used with it."""
+        return find_faults(records, self.split_file(split), record_fault, seen)
+
+    def read_answers(self) -> list[str]:
+        """The answers in label order."""
+        return read_answers(self.answers_file)
+
+    def ground_truth(self, splits: Sequence[str]) -> GroundTruth | None:
+        """What humans answered to the questions of these splits; None if that of any is not there."""
+        files = [self.ground_truth_file(split) for split in splits]
+        if not all(map(is_there, files)):
+            return None
+        return {number: truth for file in files for number, truth in read_ground_truth(file).items()}
+
+    def manifests(self) -> list[dict[str, Any]]:
+        """What its finished feature stores say of themselves; StoreError if one cannot be read."""
+        return [read_manifest(file.parent) for file in sorted(self.features.glob(f"*/{MANIFEST}"))]
+
+    def open_features(self) -> FeatureStores:
+        """All its feature stores, read as one; StoreError if there is none or one is damaged."""
+        return FeatureStores(self.features)
+
+    # --- writing
+
+    def write(self, prepared: Prepared, features: Path | None = None) -> list[str]:
+        """Write a data set, all of it or nothing, and with `features` where to find those it shares.
+
+        What an earlier call wrote beyond that is removed: returns those files.
+        """
+        files = {self.split_file(name).name: json_list(rows) for name, rows in prepared.splits.items()}
+        for name, answered in prepared.annotations.items():
+            rows = (annotation_json(annotation) for annotation in answered)
+            file = self.ground_truth_file(name).relative_to(self.path).as_posix()
+            files[file] = json_list(rows, '{"annotations": [', "]}")
+        if features:
+            target = Path(os.path.relpath(features, self.path)).as_posix()
+            files[POINTER] = iter([json.dumps({"folder": target}, indent=1), "\n"])
+        names = [*files, ANSWERS]
+        stale = [name for name in self._written_before() if name not in names and is_there(self.path / name)]
+        files[PREPARED] = json_list(names)
+        files[ANSWERS] = json_list(prepared.answers)  # the last: without it no run begins
+        replace_files(self.path, files, stale)
+        return stale
+
+    def _written_before(self) -> list[str]:
+        """What an earlier call wrote, by its own list; paths that lead elsewhere are not ours."""
+        file = self.path / PREPARED
+        if not is_there(file):
+            return []
+        names = read_json(file)
+        known = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        if not known or not all(OURS.fullmatch(name) for name in names):
+            raise DataError(f"{file} is not the list of files that an earlier call wrote; delete it.")
+        return names
+
+
+def json_list(rows: Iterable[Any], before: str = "[", after: str = "]") -> Iterator[str]:
+    """The text of a JSON list, one entry per line, in pieces."""
+    encode = json.JSONEncoder(separators=(",", ":")).encode
+    yield before
+    for number, row in enumerate(rows):
+        yield (",\n" if number else "\n") + encode(row)
+    yield f"\n{after}\n"
