@@ -16,8 +16,9 @@ from kernels.dropout import Dropout
 from kernels.linear import Linear
 from lxmert.checkpoint import Pretrained
 from lxmert.modeling import Attention
-from tasks.finetune.args import POLICIES, VqaArgs
+from tasks.finetune.args import VqaArgs
 from tasks.finetune.model import VqaModel, build
+from tasks.finetune.policies import POLICIES
 from tasks.finetune.spec import ModelSpec
 from tasks.finetune.strategies import STRATEGIES
 
