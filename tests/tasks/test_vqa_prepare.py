@@ -140,7 +140,7 @@ def test_own_data_and_its_check(root: Path, capsys: pytest.CaptureFixture[str]) 
     assert prepare(root, "own", "--from", mine, "--name", "mine") == 0
     folder = DataFolder(root / "data", "mine")
     assert folder.read_split("train")[0]["label"] == {"me": 1.0}
-    assert f"features go into {folder.own_features}" in capsys.readouterr().out
+    assert f"features go into {folder.own_features}" in " ".join(capsys.readouterr().out.split())
     assert vqa_prepare.main(["check", str(folder.path)]) == 1
 
 

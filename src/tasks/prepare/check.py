@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from common.errors import DataError, StoreError, UserError
 from tasks.finetune.data import choose_recipe
-from tasks.prepare.command import Command
+from tasks.prepare.command import Command, say
 from vqadata.dataset import split_names
 from vqadata.feature_layout import MANIFEST, check_sizes, intact_rows, store_checksum
 from vqadata.feature_writer import JOURNAL
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     for finding in examine(folder, verify=args.verify):
         print(finding)
         if finding.advice and finding.advice not in (earlier.advice for earlier in findings):
-            print(f"{'':11}{finding.advice}.")
+            say(f"{finding.advice}.", indent=11)
         findings.append(finding)
     ready = can_train(findings)
     whole = not any(finding.state in ("damaged", "faulty") for finding in findings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,13 @@ class Command(NamedTuple):
 
 
 DATA = {"--data": {"type": Path, "default": Path("data"), "help": "folder of the data sets (data)"}}
+
+
+def say(text: str, indent: int = 0) -> None:
+    """Print a sentence in lines that fit a terminal; file names stay whole."""
+    margin = " " * indent
+    options = {"break_long_words": False, "break_on_hyphens": False}
+    print(textwrap.fill(text, 79, initial_indent=margin, subsequent_indent=margin, **options))
 
 
 def whole_number(text: str, least: int = 0) -> int:

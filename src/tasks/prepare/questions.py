@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import DataError
-from tasks.prepare.command import Command, share, whole_number
+from tasks.prepare.command import Command, say, share, whole_number
 from vqadata.answers import MIN_OCCURRENCES
 from vqadata.dataset import split_names
 from vqadata.feature_layout import IMAGE_IDS
@@ -49,9 +49,9 @@ def prepare_questions(args: argparse.Namespace) -> int:
         raise DataError("name the folder of the published files with --from, or LXMERT's with --lxmert.")
     write(folder, prepared, started)
     if "test" not in prepared.splits:
-        print("There is no test split: its question file was not found.")
+        say("There is no test split: its question file was not found.")
     if not prepared.annotations:
-        print(
+        say(
             "LXMERT's files hold no human answers: for official scores, give the published files with --from."
         )
     return 0
@@ -84,7 +84,7 @@ def prepare_changing_priors(args: argparse.Namespace) -> int:
     in_test = changing_priors(records, test_share=args.test_share, mix=args.mix, seed=args.seed)
     prepared = prepare_priors(records, in_test, annotations, answers, holdout=args.holdout, seed=args.seed)
     write(folder, prepared, started, source.features)
-    print(
+    say(
         f"Within a question type, {prior_shift(records, in_test):.0%} of the answers change between training "
         f"and test; {word_coverage(records, in_test):.1%} of the words of the test questions and answers "
         "occur in training."
@@ -100,7 +100,7 @@ def prepare_own_data(args: argparse.Namespace) -> int:
     shares = source.features.is_dir() and not any(folder.own_features.glob("*/manifest.json"))
     write(folder, prepared, started, source.features if shares else None)
     if not folder.features.is_dir():
-        print(f"Its features go into {folder.own_features}: `features --dataset {args.name}` converts them.")
+        say(f"Its features go into {folder.own_features}: `features --dataset {args.name}` converts them.")
     return 0
 
 
@@ -110,10 +110,9 @@ def write(folder: DataFolder, prepared: Prepared, started: float, features: Path
     started: when the command began. features: where the data set's features are, if not with it.
     """
     if stale := folder.write(prepared, features):
-        print(f"Removed what an earlier command wrote and this one does not: {', '.join(stale)}.")
-    print(
-        f"{folder.path}: {len(prepared.answers):,} answers, written in {time.perf_counter() - started:.1f} s"
-    )
+        say(f"Removed what an earlier command wrote and this one does not: {', '.join(stale)}.")
+    seconds = time.perf_counter() - started
+    print(f"{folder.path}: {len(prepared.answers):,} answers, written in {seconds:.1f} s")
     print(f"{'split':<10} {'questions':>9} {'images':>7} {'with a target':>14} {'best possible':>14}")
     for name, records in prepared.splits.items():
         images = len({record["img_id"] for record in records})
@@ -126,7 +125,7 @@ def write(folder: DataFolder, prepared: Prepared, started: float, features: Path
         print(f"{name:<10} {len(records):>9,} {images:>7,} {targets:>14} {bound:>14}")
     answered = [annotation for part in prepared.annotations.values() for annotation in part]
     if empty := sum(not all(map(str.strip, annotation.answers)) for annotation in answered):
-        print(f"{empty:,} questions have an empty human answer; it is kept, as in the official accuracy.")
+        say(f"{empty:,} questions have an empty human answer; it is kept, as in the official accuracy.")
 
 
 def _vocabulary(args: argparse.Namespace) -> list[str] | None:
