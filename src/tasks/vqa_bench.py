@@ -48,8 +48,9 @@ from tasks.bench.pages import check_pages, write_pages
 from tasks.bench.picture import draw_speed
 from tasks.bench.table import HIGHLIGHTS, all_rows, highlights, medians
 from tasks.bench.variants import ANSWERS, Variant, attention_step_by_step, build_variant, list_variants
-from tasks.finetune.args import POLICIES
 from tasks.finetune.model import vqa_loss
+from tasks.finetune.policies import POLICIES
+from tasks.finetune.spec import ModelSpec
 from training.optim import JointOptimizer, make_optimizer
 
 Batch = tuple[dict[str, Tensor], Tensor]  # inputs of the model, target
