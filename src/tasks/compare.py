@@ -182,7 +182,8 @@ def run_side_by_side(commands: Mapping[str, Sequence[str]], jobs: int) -> Outcom
                 for run in running.values():
                     run.process.send_signal(signal.SIGTERM if forwarded else signal.SIGINT)
                 forwarded = len(signals)
-            bar.set_postfix_str(", ".join(running), refresh=sys.stderr.isatty())
+            shown = ["-".join(name.rsplit("-", 2)[1:]) for name in running]  # without the prefix
+            bar.set_postfix_str(", ".join(shown), refresh=sys.stderr.isatty())
             time.sleep(POLL_SECONDS)
             for name in [name for name, run in running.items() if run.process.poll() is not None]:
                 run = running.pop(name)

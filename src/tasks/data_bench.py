@@ -4,16 +4,8 @@
     bash run/data_bench.bash --quick       # 300 rows: a few seconds
     bash run/data_bench.bash --readme README.md
 
-A feature file of random rows in LXMERT's format is written to a scratch folder, which is deleted afterwards.
-
-- plain: csv module, standard base64, a dictionary of numpy arrays per row, everything kept in memory: what
-  the earlier implementation did at every start
-- ours: the conversion to a store, which happens once, and loading from it
-
-Each measurement has a process of its own, so that peak memory is its own. All are repeated `--repeats` times,
-in turn, and a figure is the median. The file is in the operating system's cache for both. The conversion ends
-with everything on the disk; `disk` is how fast the same bytes could have been written at all. With --readme,
-the README gets a sentence, and run/BENCHMARKS.md beside it the tables.
+Files go to a scratch folder, which is deleted afterwards. run/BENCHMARKS.md says what is measured and how;
+with --readme its tables are replaced, and the README gets a sentence.
 """
 
 from __future__ import annotations
@@ -21,6 +13,7 @@ from __future__ import annotations
 import argparse
 import base64
 import csv
+import itertools
 import multiprocessing
 import os
 import resource
@@ -194,11 +187,11 @@ def cells(figures: dict[str, Any]) -> tuple[list[list[str]], list[list[str]]]:
     """The figures as two tables: of converting, and of loading."""
     few, rows = figures["setting"]["few"], figures["setting"]["rows"]
     converting = [["conversion", "rows", "rows/s", "CPU ms per row", "peak MB"]]
-    for name, count, key in (
+    for name, count, key in [
         ("plain", few, "plain"),
         ("ours", few, "ours, few rows"),
         ("ours", rows, "ours"),
-    ):
+    ]:
         rate, cpu, peak = (figures[key][figure] for figure in ("rows/s", "CPU ms/row", "peak MB"))
         converting.append([name, f"{count:,}", f"{rate:,.0f}", f"{cpu:.2f}", f"{peak:,.0f}"])
     loading = [[f"loading, batches of {BATCH}", ""]]
@@ -273,9 +266,7 @@ def _examples(image_ids: Sequence[str], stores: FeatureStores, rng: np.random.Ge
     answers = [str(number) for number in range(ANSWERS)]
     records = [
         {
-            "question_id": number,
-            "img_id": image_id,
-            "sent": "",
+            **{"question_id": number, "img_id": image_id, "sent": ""},
             "label": dict.fromkeys(rng.choice(answers, 3).tolist(), 0.3),
         }
         for number, image_id in enumerate(image_ids)
@@ -286,8 +277,7 @@ def _examples(image_ids: Sequence[str], stores: FeatureStores, rng: np.random.Ge
 
 def _copy_head(source: Path, target: Path, lines: int) -> None:
     with source.open("rb") as text, target.open("wb") as file:
-        for _ in range(lines):
-            file.write(text.readline())
+        file.writelines(itertools.islice(text, lines))
 
 
 def _check_free(scratch: Path, args: argparse.Namespace) -> None:
@@ -316,12 +306,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     flag("--seconds", type=float, default=3, help="time for each loading rate (default: %(default)s)")
     flag("--scratch", type=Path, metavar="DIR", help="folder of the files (default: the temporary one)")
     flag("--json", type=Path, metavar="FILE", help="write the figures here too")
-    flag(
-        "--readme",
-        type=Path,
-        metavar="FILE",
-        help="write between this file's data markers, and those of run/BENCHMARKS.md beside it",
-    )
+    flag("--readme", type=Path, metavar="FILE", help="write into this file and run/BENCHMARKS.md beside it")
     args = parser.parse_args(argv)
     if args.quick:
         args.rows, args.few, args.repeats, args.seconds = 300, 100, 1, 0.5
