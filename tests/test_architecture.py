@@ -50,6 +50,10 @@ def test_every_package_has_its_rule() -> None:
     assert {*MAY_IMPORT, "tasks"} == PACKAGES
 
 
+def test_tests_mirror_the_source() -> None:
+    assert {path.parent.name for path in (SRC.parent / "tests").glob("*/test_*.py")} >= PACKAGES
+
+
 @pytest.mark.parametrize("package", MAY_IMPORT)
 def test_packages_import_neither_each_other_nor_tasks(package: str) -> None:
     allowed, _ = MAY_IMPORT[package]
