@@ -35,8 +35,9 @@ from tasks.bench.pages import check_pages, write_pages
 from tasks.bench.picture import draw_speed
 from tasks.bench.table import HIGHLIGHTS, all_rows, highlights, medians
 from tasks.bench.variants import ANSWERS, Variant, attention_step_by_step, build_variant, list_variants
-from tasks.finetune.args import POLICIES, VqaArgs
 from tasks.finetune.model import vqa_loss
+from tasks.finetune.policies import POLICIES
+from tasks.finetune.spec import ModelSpec
 from training.optim import JointOptimizer, make_optimizer
 
 Batch = tuple[dict[str, Tensor], Tensor]  # inputs of the model, target
@@ -116,12 +117,12 @@ def measure_all(variants: Sequence[Variant], args: argparse.Namespace) -> dict[s
             generator = torch.Generator().manual_seed(args.seed + repeat)
             batches = make_batches(args.batch, args.steps, config, generator, device)
             for variant, row in zip(variants, rows, strict=True):
-                bar.set_description(variant.name)
+                bar.set_postfix_str(variant.name)
                 for figure, value in measure(variant, config, batches, args.seed, device).items():
                     row.setdefault(figure, []).append(value)
                 bar.update()
         for variant, row in zip(variants, rows, strict=True):
-            bar.set_description(f"memory: {variant.name}")
+            bar.set_postfix_str(f"memory of {variant.name}")
             row["tensors"] = [
                 measure_memory(variant, config, batches, device)
             ] * args.repeats  # always the same
@@ -287,7 +288,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     flag("--heads", type=positive, default=12, help="attention heads (default: %(default)s)")
     flag("--features", type=positive, default=2048, help="features per region (default: %(default)s)")
     flag("--layers", type=layer_counts, default="9/5/5", help="language/vision/cross (default: %(default)s)")
-    flag("--policy", choices=POLICIES, default=VqaArgs.policy, help="the policy listed first")
+    flag("--policy", choices=POLICIES, default=ModelSpec.policy, help="the policy listed first")
     flag("--only", default="", metavar="TEXT", help="variants whose name contains this, and their references")
     flag("--seed", type=int, default=0)
     flag("--json", type=Path, default=Path("snap/bench.json"), help="default: %(default)s")
