@@ -203,32 +203,21 @@ def check_orderings(rows: Sequence[Row]) -> list[Check]:
     by_name = {row.name: row for row in rows}
     scratch, frozen, standard = (by_name.get(name) for name in ("from scratch", "Frozen", "standard"))
     others = [row for row in rows if not row.from_scratch]
-    adaptive = [row for row in others if row.adaptive]
+    adaptive = [row for row in others if row.adaptive] if standard else []
     checks = []
     if scratch and others:
-        checks.append(_check_scratch(scratch, others))
-    if standard:
-        checks += [_check_validation(row, standard) for row in adaptive]
-    if frozen and standard:
-        checks += [_check_gap(frozen, row, standard) for row in adaptive]
+        lowest = min(others, key=lambda row: row.mean("val_accuracy"))
+        distance = lowest.mean("val_accuracy") - scratch.mean("val_accuracy")
+        claim = f"from scratch is at least {SCRATCH_MARGIN:g} points below all others in validation"
+        measured = f"{distance:.2f} below {lowest.name}, the next"
+        checks.append(Check(claim, measured, distance >= SCRATCH_MARGIN))
+    for row in adaptive:
+        difference = row.mean("val_accuracy") - standard.mean("val_accuracy")
+        claim = f"{row.name} is within {STANDARD_MARGIN:g} points of standard in validation"
+        checks.append(Check(claim, f"{difference:+.2f}", abs(difference) <= STANDARD_MARGIN))
+    for row in adaptive if frozen else ():
+        low, middle, high = (r.mean("gap") for r in (frozen, row, standard))
+        claim = f"gap Frozen < {row.name} < standard, by at least {GAP_MARGIN:g} points below standard"
+        measured = f"{low:.2f}, {middle:.2f}, {high:.2f}; {high - middle:.2f} below standard"
+        checks.append(Check(claim, measured, low < middle and high - middle >= GAP_MARGIN))
     return checks
-
-
-def _check_scratch(scratch: Row, others: Sequence[Row]) -> Check:
-    lowest = min(others, key=lambda row: row.mean("val_accuracy"))
-    distance = lowest.mean("val_accuracy") - scratch.mean("val_accuracy")
-    claim = f"from scratch is at least {SCRATCH_MARGIN:g} points below all others in validation"
-    return Check(claim, f"{distance:.2f} below {lowest.name}, the next", distance >= SCRATCH_MARGIN)
-
-
-def _check_validation(row: Row, standard: Row) -> Check:
-    difference = row.mean("val_accuracy") - standard.mean("val_accuracy")
-    claim = f"{row.name} is within {STANDARD_MARGIN:g} points of standard in validation"
-    return Check(claim, f"{difference:+.2f}", abs(difference) <= STANDARD_MARGIN)
-
-
-def _check_gap(frozen: Row, row: Row, standard: Row) -> Check:
-    low, middle, high = frozen.mean("gap"), row.mean("gap"), standard.mean("gap")
-    claim = f"gap Frozen < {row.name} < standard, by at least {GAP_MARGIN:g} points below standard"
-    measured = f"{low:.2f}, {middle:.2f}, {high:.2f}; {high - middle:.2f} below standard"
-    return Check(claim, measured, low < middle and high - middle >= GAP_MARGIN)

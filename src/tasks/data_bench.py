@@ -48,6 +48,10 @@ TOKENS = 20
 WIDTH, HEIGHT = 640, 480
 MB = 1e6
 
+# Columns that hold arrays, in base64.
+ARRAYS = dict.fromkeys(("objects_id", "attrs_id"), np.int64)
+ARRAYS |= dict.fromkeys(("objects_conf", "attrs_conf", "boxes", "features"), np.float32)
+
 Figures = dict[str, float]
 
 
@@ -78,37 +82,39 @@ def write_random_tsv(path: Path, rows: int, boxes: int, size: int) -> None:
         os.fsync(file.fileno())  # or the system would write it during the first measurements
 
 
-def plain(path: Path) -> Figures:
-    """Every row as a dictionary of arrays."""
+def plain(path: Path) -> int:
+    """Read every row into a dictionary of arrays; return how many there are."""
     csv.field_size_limit(sys.maxsize)
-    _read_through(path)
-    start, used = time.perf_counter(), _cpu()
     images = []
     with path.open(encoding="utf-8") as file:
         for row in csv.DictReader(file, COLUMNS, delimiter="\t"):
             image: dict[str, Any] = dict(row)
             for name in ("img_h", "img_w", "num_boxes"):
                 image[name] = int(row[name])
-            count = image["num_boxes"]
-            for name, shape, dtype in (
-                ("objects_id", (count,), np.int64),
-                ("objects_conf", (count,), np.float32),
-                ("attrs_id", (count,), np.int64),
-                ("attrs_conf", (count,), np.float32),
-                ("boxes", (count, 4), np.float32),
-                ("features", (count, -1), np.float32),
-            ):
-                image[name] = np.frombuffer(base64.b64decode(row[name]), dtype).reshape(shape)
+            for name, dtype in ARRAYS.items():
+                array = np.frombuffer(base64.b64decode(row[name]), dtype)
+                image[name] = array.reshape(image["num_boxes"], -1)
             images.append(image)
-    return _conversion(len(images), start, used)
+    return len(images)
 
 
-def ours(path: Path, store: Path, boxes: int) -> Figures:
-    """The conversion, from the file to a finished store on the disk."""
-    _read_through(path)
-    start, used = time.perf_counter(), _cpu()
-    done = convert(TsvSource(path), store, regions=boxes, progress=False)
-    return _conversion(done.images, start, used)
+def ours(path: Path, store: Path, boxes: int) -> int:
+    """Convert the file to a finished store on the disk; return how many rows it has."""
+    return convert(TsvSource(path), store, regions=boxes, progress=False).images
+
+
+def measure_conversion(function: Callable[..., int], path: Path, *arguments: Any) -> Figures:
+    """Time one of the two. The peak is of the whole process, what it imported included."""
+    block = bytearray(1 << 20)
+    with path.open("rb", buffering=0) as file:
+        while file.readinto(block):  # into the operating system's cache, which may have dropped it
+            pass
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
+    rows = function(path, *arguments)
+    seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime  # in all threads
+    peak = after.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {"rows/s": rows / seconds, "CPU ms/row": 1e3 * used / rows, "peak MB": peak / MB}
 
 
 def disk(path: Path, size: int) -> Figures:
@@ -165,10 +171,10 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     store = scratch / "features" / "store"
     repeats: dict[str, list[Figures]] = {"plain": [], "ours": [], "ours, few rows": [], "disk": []}
     for _ in tqdm(range(args.repeats), desc="converting", unit="repeat", leave=False):
-        repeats["plain"].append(_apart(plain, small))
+        repeats["plain"].append(_apart(measure_conversion, plain, small))
         for name, file in (("ours, few rows", small), ("ours", large)):
             shutil.rmtree(store, ignore_errors=True)
-            repeats[name].append(_apart(ours, file, store, args.boxes))
+            repeats[name].append(_apart(measure_conversion, ours, file, store, args.boxes))
         size = sum(file.stat().st_size for file in store.iterdir())
         repeats["disk"].append(_apart(disk, scratch / "disk", size))
     figures: dict[str, Any] = {
@@ -225,31 +231,6 @@ def _apart(function: Callable[..., Figures], *arguments: Any) -> Figures:
     """Call in a fresh process."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
-
-
-def _read_through(path: Path) -> None:
-    """Bring a file into the operating system's cache, which may have dropped it meanwhile."""
-    block = bytearray(1 << 20)
-    with path.open("rb", buffering=0) as file:
-        while file.readinto(block):
-            pass
-
-
-def _conversion(rows: int, start: float, used: float) -> Figures:
-    """What was converted since `start`, when the process had used `used` seconds of CPU."""
-    seconds, used = time.perf_counter() - start, _cpu() - used
-    return {"rows/s": rows / seconds, "CPU ms/row": 1e3 * used / rows, "peak MB": _peak()}
-
-
-def _cpu() -> float:
-    """Seconds of CPU time this process has used, in all its threads."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
-
-
-def _peak() -> float:
-    """The most memory this process ever held, in MB, what it imported included."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / MB
 
 
 def _rate(read: Callable[[np.ndarray], Any], count: int, rng: np.random.Generator, seconds: float) -> float:
