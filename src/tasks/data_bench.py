@@ -1,11 +1,12 @@
-"""Speed and memory of converting and loading region features, side by side with the plain way.
+"""Speed and memory of converting and loading region features.
 
-    bash run/data_bench.bash               # 5,000 rows of 36 x 2048, needs 4 GB of disk: about two minutes
-    bash run/data_bench.bash --quick       # 300 rows: a few seconds
+    bash run/data_bench.bash            5,000 rows, 4 GB of disk: two minutes
+    bash run/data_bench.bash --quick    300 rows: a few seconds
     bash run/data_bench.bash --readme README.md
 
-Files go to a scratch folder, which is deleted afterwards. run/BENCHMARKS.md says what is measured and how;
-with --readme its tables are replaced, and the README gets a sentence.
+Files go to a scratch folder, which is deleted afterwards. run/BENCHMARKS.md
+says what is measured and how; with --readme its tables are replaced, and the
+README gets a sentence.
 """
 
 from __future__ import annotations

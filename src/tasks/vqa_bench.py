@@ -1,12 +1,13 @@
-"""Speed and memory of every strategy, side by side with the naive way and with Hugging Face's LXMERT.
+"""Speed and memory of every strategy, of the naive way and of Hugging Face.
 
-    bash run/vqa_bench.bash                     base size, all variants: about forty minutes on two cores
-    bash run/vqa_bench.bash --quick             small size, under two minutes
+    bash run/vqa_bench.bash            base size, about forty minutes
+    bash run/vqa_bench.bash --quick    small size, under two minutes
     bash run/vqa_bench.bash --steps 2 --repeats 2 --readme README.md
     bash run/vqa_bench.bash --from-json snap/bench.json --readme README.md
 
-All variants run in this one process, on the same batches. run/BENCHMARKS.md says what they are and how they
-are measured; with --readme its table is replaced, and the README gets a picture and six of the rows.
+All variants run in this one process, on the same batches. run/BENCHMARKS.md
+says what they are and how they are measured; with --readme its table is
+replaced, and the README gets a picture and six of the rows.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from common.markdown import aligned
 from tasks.bench.memory import process_peak, tensor_peak
 from tasks.bench.pages import check_pages, write_pages
 from tasks.bench.picture import draw_speed
-from tasks.bench.table import HIGHLIGHTS, all_rows, highlights, medians
+from tasks.bench.table import FIGURES, HIGHLIGHTS, all_rows, highlights, medians
 from tasks.bench.variants import ANSWERS, Variant, attention_step_by_step, build_variant, list_variants
 from tasks.finetune.model import vqa_loss
 from tasks.finetune.policies import POLICIES
@@ -78,9 +79,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 def read_measured(path: Path) -> dict[str, Any]:
     """What an earlier benchmark wrote."""
     measured = read_json(path)
-    fields = ("hardware", "versions", "arguments", "rows")
-    if not isinstance(measured, dict) or not measured.keys() >= set(fields):
-        raise UserError(f"{path} was not written by this benchmark: it lacks one of {', '.join(fields)}.")
+    fields, figures = {"hardware", "versions", "arguments", "rows"}, {"name", "against", *FIGURES}
+    if not isinstance(measured, dict) or not measured.keys() >= fields:
+        raise UserError(f"{path} was not written by this benchmark: it needs {', '.join(sorted(fields))}.")
+    if not all(row.keys() >= figures for row in measured["rows"]):
+        raise UserError(f"a row of {path} lacks one of {', '.join(sorted(figures))}: measure again.")
     return measured
 
 
@@ -290,8 +293,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     flag("--layers", type=layer_counts, default="9/5/5", help="language/vision/cross (default: %(default)s)")
     flag("--policy", choices=POLICIES, default=ModelSpec.policy, help="the policy listed first")
     flag("--only", default="", metavar="TEXT", help="variants whose name contains this, and their references")
-    flag("--seed", type=int, default=0)
-    flag("--json", type=Path, default=Path("snap/bench.json"), help="default: %(default)s")
+    flag("--seed", type=int, default=0, help="of batches and weights (default: %(default)s)")
+    flag("--json", type=Path, default=Path("snap/bench.json"), metavar="FILE", help="default: %(default)s")
     flag("--from-json", type=Path, metavar="FILE", help="measure nothing, show what this file holds")
     flag("--readme", type=Path, metavar="FILE", help="write into this file and run/BENCHMARKS.md beside it")
     args = parser.parse_args(argv)
