@@ -16,6 +16,11 @@ def write_block(file: Path, topic: str, block: str) -> None:
     replace_file(file, replace_block(read_text(file), topic, block, str(file)))
 
 
+def check_block(file: Path, topic: str) -> None:
+    """UserError unless `write_block` will find its markers: for what takes long before it writes."""
+    replace_block(read_text(file), topic, "", str(file))
+
+
 def replace_block(text: str, topic: str, block: str, name: str) -> str:
     """`text` with `block` between the two markers of `topic`, which stay; `name` is for the error."""
     begin, end = (f"<!-- {topic}:{edge} -->" for edge in ("begin", "end"))
@@ -30,3 +35,11 @@ def table(rows: list[list[str]]) -> str:
     head, *body = rows
     rule = ["---", *["---:"] * (len(head) - 1)]
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *body))
+
+
+def aligned(rows: list[list[str]]) -> str:
+    """The same rows for a terminal: columns aligned, numbers to the right of the first one."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows
+    )

@@ -1,10 +1,7 @@
 """Pictures of what the policy learned: the share of examples that ran the tuned copy, gate by gate.
 
-One gate a layer ("block" granularity) gives bars; several components a layer give heat maps, one panel a
-stream. The layout follows the gates' own labels, so a new granularity needs no change here. As a script it
-redraws a run's last epoch, and how each question type departs from the average:
-
-    python src/report/policy_plot.py snap/vqa/<version> [--output DIR]
+One gate per layer gives bars; several components per layer give heat maps, one panel per stream. The layout
+follows the gates' own labels, so a new granularity needs no change here.
 
 A gate table is a mapping of arrays over the G gates, in model order: `stream` (str), `layer` (int, from 1),
 `component` (str) and `live` (bool); a dead gate cannot influence the answer. `usage.npz` is such a table.
@@ -12,9 +9,7 @@ A gate table is a mapping of arrays over the G gates, in model order: `stream` (
 
 from __future__ import annotations
 
-import argparse
-import sys
-import zipfile
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,10 +19,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-if __name__ == "__main__":  # as a script it is not in a package: make it one
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
 from common.errors import RunError
+from common.files import replace_file
 from report.panels import (
     CHARACTER,
     DEAD_STYLE,
@@ -52,6 +45,7 @@ from report.panels import (
     separate,
     unique,
 )
+from report.run import Run
 
 MOST_TYPES, MOST_NUMBERS = 12, 150  # more rows or numbers would hide what matters
 SHARE_LABEL = "share of examples that ran the tuned copy"
@@ -61,6 +55,24 @@ STREAM_COLOURS = ("#56b4e9", "#e69f00", "#009e73", "#cc79a7")  # Okabe & Ito: sa
 def draw_policy(usage: GateTable, share: np.ndarray, title: str, path: Path) -> None:
     """Save `policy_figure` as a PNG, 1200 pixels wide; the folder is made if need be."""
     _save(policy_figure(usage, share, title), path)
+
+
+def draw_run(run: Run, output: Path) -> list[Path]:
+    """Draw a run's last epoch into `output`: training, validation, question types; return the files."""
+    usage = run.usage
+    when = f"epoch {len(usage['val'])}"
+    train, val = usage["train"][-1], usage["val"][-1]
+    types = [str(name) for name in usage["question_types"]]
+    figures = {
+        "policy_train.png": policy_figure(usage, train, f"{run.name}: training, {when}"),
+        "policy_val.png": policy_figure(usage, val, f"{run.name}: validation, {when}"),
+        "policy_by_question_type.png": question_type_figure(
+            usage, types, usage["val_by_type"], val, f"{run.name}: validation by question type, {when}"
+        ),
+    }
+    for file, figure in figures.items():
+        _save(figure, output / file)
+    return [output / file for file in figures]
 
 
 def policy_figure(usage: GateTable, share: np.ndarray, title: str) -> Figure:
@@ -81,14 +93,14 @@ def question_type_figure(
 ) -> Figure:
     """Picture how the share tuned of each question type (K, G) departs from that of all examples (G,).
 
-    One row a type, that with the highest mean over the live gates on top; one column a gate. Of many types
-    the 12 that depart most are shown. A type without examples (its shares are not numbers) is left out.
+    One row per type, that with the highest mean over the live gates on top; one column per gate. Of many
+    types the 12 that depart most are shown. A type without examples (its shares are not numbers) is left out.
     Raises RunError as `policy_figure` does.
     """
     share, by_type = np.asarray(share, dtype=float), np.asarray(share_by_type, dtype=float)
-    wanted = (len(question_types), len(share))
-    if by_type.shape != wanted:
-        raise RunError(f"the shares by question type have shape {by_type.shape}, expected {wanted}.")
+    expected = (len(question_types), len(share))
+    if by_type.shape != expected:
+        raise RunError(f"the shares by question type have shape {by_type.shape}, expected {expected}.")
     seen = np.flatnonzero(~np.isnan(by_type).all(axis=1))
     _check(usage, np.vstack([share, by_type[seen]]))
     live = np.asarray(usage["live"], dtype=bool)
@@ -108,7 +120,7 @@ def question_type_figure(
 
 
 def _bars(usage: GateTable, share: np.ndarray, title: str) -> Figure:
-    """Draw a bar a layer, grouped by stream, and the mean as a dashed line."""
+    """Draw a bar per layer, grouped by stream, and the mean as a dashed line."""
     live = np.asarray(usage["live"], dtype=bool)
     streams = unique(usage["stream"])
     stream = np.array([streams.index(name) for name in usage["stream"]])
@@ -142,7 +154,7 @@ def _bars(usage: GateTable, share: np.ndarray, title: str) -> Figure:
 
 
 def _heat_map(usage: GateTable, share: np.ndarray, title: str) -> Figure:
-    """Draw a panel a stream: layers down, components across."""
+    """Draw a panel per stream: layers down, components across."""
     panels, live = panels_of(usage), np.asarray(usage["live"], dtype=bool)
     left, columns = 0.45, [len(panel.components) for panel in panels]
     widths = column_widths(columns, left)
@@ -168,7 +180,7 @@ def _heat_map(usage: GateTable, share: np.ndarray, title: str) -> Figure:
 
 
 def _departures(usage: GateTable, names: Sequence[str], departure: np.ndarray, title: str) -> Figure:
-    """Draw a panel a stream: question types (K) down, gates across, layer after layer."""
+    """Draw a panel per stream: question types (K) down, gates across, layer after layer."""
     panels, live = panels_of(usage), np.asarray(usage["live"], dtype=bool)
     left = max(len(name) for name in names) * CHARACTER + 0.15
     gates = [panel.gate[panel.gate >= 0] for panel in panels]
@@ -217,62 +229,6 @@ def _mean_text(usage: GateTable, share: np.ndarray) -> str:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI)
-
-
-# ---- the script ----
-
-
-def _read_usage(run: Path) -> dict[str, np.ndarray]:
-    """Read a run's usage.npz whole; raises RunError if it is missing, damaged, incomplete or empty."""
-    path = run / "usage.npz"
-    if not path.is_file():
-        raise RunError(f"{path} does not exist: only a SpotTune run that has ended an epoch has one.")
-    try:
-        with np.load(path) as file:
-            usage = dict(file)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise RunError(f"{path} cannot be read ({error}): run the fine-tuning again.") from error
-    if missing := [key for key in ("train", "val", "question_types", "val_by_type") if key not in usage]:
-        raise RunError(f"{path} lacks {', '.join(missing)}: run the fine-tuning again.")
-    if not len(usage["train"]) or not len(usage["val"]):
-        raise RunError(f"{path} holds no epoch yet: wait until the first one has ended.")
-    return usage
-
-
-def draw_run(run: Path, output: Path) -> list[Path]:
-    """Draw a run's last epoch into `output`: training, validation, question types; return the files."""
-    usage = _read_usage(run)
-    when = f"epoch {len(usage['val'])}"
-    train, val = usage["train"][-1], usage["val"][-1]
-    types = [str(name) for name in usage["question_types"]]
-    name = run.resolve().name
-    figures = {
-        "policy_train.png": policy_figure(usage, train, f"{name}: training, {when}"),
-        "policy_val.png": policy_figure(usage, val, f"{name}: validation, {when}"),
-        "policy_by_question_type.png": question_type_figure(
-            usage, types, usage["val_by_type"], val, f"{name}: validation by question type, {when}"
-        ),
-    }
-    for file, figure in figures.items():
-        _save(figure, output / file)
-    return [output / file for file in figures]
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Draw what the policy of a run did in its last epoch (PNG).")
-    parser.add_argument("run", type=Path, help="a run folder, snap/vqa/<version>")
-    parser.add_argument("--output", type=Path, help="where to put them; default visualizations/<version>")
-    options = parser.parse_args(arguments)
-    try:
-        paths = draw_run(options.run, options.output or Path("visualizations", options.run.resolve().name))
-    except (RunError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print("\n".join(f"wrote {path}" for path in paths))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    image = io.BytesIO()
+    figure.savefig(image, dpi=DPI)
+    replace_file(path, image.getvalue())

@@ -1,30 +1,24 @@
 """The table of results: every strategy's accuracies, gap, share tuned and time, averaged over seeds.
 
-    python src/report/results_table.py snap/vqa/compare-* [--readme README.md] [--json FILE] [--markdown-only]
-
-Reads each run folder's result.json. Below the table it checks the orderings one expects of adaptive
-fine-tuning and says of each, with the measured number, whether it holds.
+Below the table it checks the orderings one expects of adaptive fine-tuning and says of each, with the
+measured number, whether it holds.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-if __name__ == "__main__":  # as a script it is not in a package: make it one
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
+from common import markdown
 from common.errors import RunError
+from common.files import write_json
+from report.run import Run
 
-ORDER = ("from scratch", "Frozen", "standard", "SpotTune_Block", "SpotTune")
 SCRATCH_MARGIN, STANDARD_MARGIN, GAP_MARGIN = 20.0, 1.5, 2.5  # points
-
-Result = dict[str, Any]
+MEASURES = ("train_accuracy", "val_accuracy", "gap", "best_val_accuracy", "seconds")
 
 
 class Summary(NamedTuple):
@@ -35,7 +29,7 @@ class Summary(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One strategy's runs; accuracies in %, gap in points, share tuned 0..1 (None without a policy)."""
+    """One strategy's runs; accuracies in %, gap in points, share tuned 0..1 (None without gates)."""
 
     name: str
     seeds: list[int]
@@ -45,6 +39,8 @@ class Row(NamedTuple):
     best_val_accuracy: Summary
     share_tuned: Summary | None
     seconds: Summary
+    adaptive: bool
+    from_scratch: bool
 
 
 class Check(NamedTuple):
@@ -53,69 +49,91 @@ class Check(NamedTuple):
     holds: bool
 
 
+class Table(NamedTuple):
+    """What runs of one data set and number of epochs amount to."""
+
+    dataset: str
+    epochs: int
+    rows: list[Row]
+
+
+def show_results(
+    runs: Sequence[Run],
+    order: Sequence[str],
+    *,
+    readme: Path | None = None,
+    json: Path | None = None,
+    markdown_only: bool = False,
+) -> None:
+    """Print the table of finished runs and its orderings; write it between the results markers of `readme`,
+    and unrounded into `json`.
+
+    RunError if a run is unfinished or damaged, or if runs cannot be compared; UserError for files that cannot
+    be written. `order` names the strategies as the rows are to be ordered.
+    """
+    table = make_table(runs, order)
+    checks = check_orderings(table.rows)
+    block = f"{markdown.table(_cells(table.rows))}\n\n{_caption(table)}"
+    if readme:
+        markdown.write_block(readme, "results", block)
+    if json:
+        write_json(json, _as_json(table, checks))
+    if markdown_only:
+        print(block)
+        return
+    print(markdown.aligned(_cells(table.rows, brief=True)), "", textwrap.fill(_caption(table), 79), sep="\n")
+    if checks:
+        print("\nOrderings:")
+    for check in checks:
+        text = f"- {check.claim}: {check.measured}: {'holds' if check.holds else 'does not hold'}"
+        print(textwrap.fill(text, 79, subsequent_indent="  "))
+
+
 # ---- from run folders to rows ----
 
 
-def read_results(runs: Sequence[Path]) -> list[Result]:
-    """Read result.json of every run folder; raises RunError naming the runs that have none."""
-    unfinished = [str(run) for run in runs if not (run / "result.json").is_file()]
-    if unfinished:
-        raise RunError(f"no result.json in {', '.join(unfinished)}: finish these runs or leave them out.")
-    return [_read_result(run / "result.json") for run in runs]
+def make_table(runs: Sequence[Run], order: Sequence[str] = ()) -> Table:
+    """Average the runs of each strategy over its seeds.
 
-
-def _read_result(path: Path) -> Result:
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        keys = ("dataset", "strategy", "from_scratch", "seed", "epochs", "share_tuned")
-        return {key: result[key] for key in keys} | {
-            "train_accuracy": float(result["train_accuracy"]),
-            "val_accuracy": float(result["val_accuracy"]),
-            "gap": float(result["gap"]),
-            "best_val_accuracy": float(result["best"]["val_accuracy"]),
-            "seconds": float(result["seconds"]),
-        }
-    except KeyError as error:
-        raise RunError(f"{path} lacks {error}: run the fine-tuning again.") from error
-    except (ValueError, TypeError) as error:
-        raise RunError(f"{path} cannot be read ({error}): run the fine-tuning again.") from error
-
-
-def summarise(results: Sequence[Result]) -> list[Row]:
-    """Average the runs of each strategy over its seeds, rows in the table's order.
-
-    Raises RunError if the runs differ in data set or epochs, if a strategy has a seed twice, or if only
-    some of its runs have a share tuned.
+    Rows from scratch come first, then strategies as in `order`, others last. RunError if a run has no result,
+    if runs differ in data set or epochs, if a strategy has a seed twice, or if only some of its runs have a
+    share tuned.
     """
-    for key, name in (("dataset", "data sets"), ("epochs", "numbers of epochs")):
-        values = sorted({str(result[key]) for result in results})
+    if unfinished := [str(run.folder) for run in runs if not run.finished]:
+        raise RunError(f"no result.json in {', '.join(unfinished)}: finish these runs or leave them out.")
+    for field, what in (("dataset", "data sets"), ("epochs", "numbers of epochs")):
+        values = sorted({str(run.result[field]) for run in runs})
         if len(values) > 1:
-            raise RunError(f"the runs have different {name} ({', '.join(values)}): compare like with like.")
-    groups: dict[str, list[Result]] = {}
-    for result in results:
-        groups.setdefault(_row_name(result), []).append(result)
-    names = sorted(groups, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
-    return [_row(name, groups[name]) for name in names]
+            raise RunError(f"the runs have different {what} ({', '.join(values)}): compare like with like.")
+    groups: dict[tuple[bool, str], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((run.result["from_scratch"], run.result["strategy"]), []).append(run)
+    places = {name: place for place, name in enumerate(order)}
+    ordered = sorted(groups, key=lambda group: (not group[0], places.get(group[1], len(places)), group[1]))
+    first = runs[0].result
+    return Table(first["dataset"], first["epochs"], [_row(*group, groups[group]) for group in ordered])
 
 
-def _row_name(result: Result) -> str:
-    if not result["from_scratch"]:
-        return result["strategy"]
-    return "from scratch" if result["strategy"] == "standard" else f"{result['strategy']} from scratch"
-
-
-def _row(name: str, results: Sequence[Result]) -> Row:
+def _row(from_scratch: bool, strategy: str, runs: Sequence[Run]) -> Row:
+    name = strategy
+    if from_scratch:
+        name = "from scratch" if strategy == "standard" else f"{strategy} from scratch"
+    results = [run.result for run in runs]
     seeds = sorted(result["seed"] for result in results)
     if len(set(seeds)) < len(seeds):
         raise RunError(f"{name} has two runs with the same seed (seeds {seeds}): leave one of them out.")
-    shares = [result["share_tuned"] for result in results]
-    if None in shares and any(share is not None for share in shares):
+    adaptive = {run.adaptive for run in runs}
+    if len(adaptive) > 1:
         raise RunError(f"some runs of {name} have a share tuned and some have not: compare like with like.")
-    measures = {
-        key: _summary([result[key] for result in results])
-        for key in ("train_accuracy", "val_accuracy", "gap", "best_val_accuracy", "seconds")
-    }
-    return Row(name, seeds, share_tuned=None if None in shares else _summary(shares), **measures)
+    results = [result | {"best_val_accuracy": result["best"]["val_accuracy"]} for result in results]
+    return Row(
+        name,
+        seeds,
+        share_tuned=_summary([result["share_tuned"] for result in results]) if True in adaptive else None,
+        adaptive=True in adaptive,
+        from_scratch=from_scratch,
+        **{measure: _summary([float(result[measure]) for result in results]) for measure in MEASURES},
+    )
 
 
 def _summary(values: Sequence[float]) -> Summary:
@@ -125,19 +143,22 @@ def _summary(values: Sequence[float]) -> Summary:
 # ---- the table ----
 
 
-def markdown(rows: Sequence[Row], dataset: str, epochs: int) -> str:
-    """Return the table in markdown and, below it, a caption with data set, epochs and seeds."""
+def _cells(rows: Sequence[Row], brief: bool = False) -> list[list[str]]:
+    """The heading and a line of cells for each row; a brief one fits a terminal."""
     unit, seconds = _time_unit(rows)
     head = ["strategy", "running train accuracy (%)", "validation accuracy (%)", "gap (points)"]
     head += ["best validation accuracy (%)", "share tuned", f"training time ({unit})"]
-    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
+    if brief:
+        head = ["strategy", "train %", "val %", "gap", "best val %", "tuned", f"time ({unit})"]
+    cells = [head]
     for row in rows:
         accuracies = (row.train_accuracy, row.val_accuracy, row.gap, row.best_val_accuracy)
-        share = _text(row.share_tuned, 2) if row.share_tuned else "none"
+        share = _text(row.share_tuned, 2) if row.adaptive else "none"
         time = _text(row.seconds, 0 if unit == "s" else 1, 1 / seconds)
-        lines.append([row.name, *(_text(summary, 1) for summary in accuracies), share, time])
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{table}\n\n{_caption(rows, dataset, epochs)}"
+        cells.append([row.name, *(_text(summary, 1) for summary in accuracies), share, time])
+    if brief:
+        cells = [[cell.replace(" ± ", "±") for cell in line] for line in cells]
+    return cells
 
 
 def _text(summary: Summary, digits: int, scale: float = 1.0) -> str:
@@ -153,42 +174,39 @@ def _time_unit(rows: Sequence[Row]) -> tuple[str, int]:
     return ("min", 60) if longest < 3 * 3600 else ("h", 3600)
 
 
-def _caption(rows: Sequence[Row], dataset: str, epochs: int) -> str:
-    counts = {len(row.seeds) for row in rows}
+def _caption(table: Table) -> str:
+    counts = {len(row.seeds) for row in table.rows}
     if len(counts) == 1:
         (count,) = counts
-        seeds = f"{count} seed{'s' * (count > 1)} a strategy"
+        seeds = f"{count} seed{'s' * (count > 1)} per strategy"
     else:
-        seeds = "seeds: " + ", ".join(f"{row.name} {len(row.seeds)}" for row in rows)
+        seeds = "seeds: " + ", ".join(f"{row.name} {len(row.seeds)}" for row in table.rows)
     spread = "mean ± standard deviation over seeds" if max(counts) > 1 else "no standard deviation"
-    return f"Data set {dataset}, {epochs} epoch{'s' * (epochs > 1)}, {seeds}; {spread}."
+    epochs = f"{table.epochs} epoch{'s' * (table.epochs > 1)}"
+    return f"Data set {table.dataset}, {epochs}, {seeds}; {spread}."
 
 
-def replace_block(text: str, block: str, name: str, topic: str = "results") -> str:
-    """Return `text` with `block` between the two markers of `topic`, which stay; nothing else changes.
-
-    Raises RunError, with the file's `name`, unless each marker is there once and in order.
-    """
-    begin, end = (f"<!-- {topic}:{edge} -->" for edge in ("begin", "end"))
-    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        raise RunError(f"{name} must have the markers {begin} and {end}, each once and in this order.")
-    before, _, rest = text.partition(begin)
-    return f"{before}{begin}\n{block}\n{end}{rest.partition(end)[2]}"
+def _as_json(table: Table, checks: Sequence[Check]) -> dict[str, Any]:
+    rows = [
+        {k: v._asdict() if isinstance(v, Summary) else v for k, v in row._asdict().items()}
+        for row in table.rows
+    ]
+    return table._asdict() | {"rows": rows, "orderings": [check._asdict() for check in checks]}
 
 
 # ---- the orderings ----
 
 
 def check_orderings(rows: Sequence[Row]) -> list[Check]:
-    """Check the orderings for which the strategies needed are there.
+    """Check those of the orderings whose strategies were run.
 
     From scratch is far below all others in validation; adaptive is about as good as standard there; and its
-    gap between training and validation lies between Frozen's and standard's. Adaptive: with a share tuned.
+    gap between training and validation lies between Frozen's and standard's.
     """
     by_name = {row.name: row for row in rows}
     scratch, frozen, standard = (by_name.get(name) for name in ("from scratch", "Frozen", "standard"))
-    others = [row for row in rows if not row.name.endswith("from scratch")]
-    adaptive = [row for row in others if row.share_tuned and row not in (frozen, standard)]
+    others = [row for row in rows if not row.from_scratch]
+    adaptive = [row for row in others if row.adaptive]
     checks = []
     if scratch and others:
         checks.append(_check_scratch(scratch, others))
@@ -217,54 +235,3 @@ def _check_gap(frozen: Row, row: Row, standard: Row) -> Check:
     claim = f"gap Frozen < {row.name} < standard, by at least {GAP_MARGIN:g} points below standard"
     measured = f"{low:.2f}, {middle:.2f}, {high:.2f}; {high - middle:.2f} below standard"
     return Check(claim, measured, low < middle and high - middle >= GAP_MARGIN)
-
-
-# ---- the script ----
-
-
-def _as_json(rows: Sequence[Row], checks: Sequence[Check], dataset: str, epochs: int) -> str:
-    table = []
-    for row in rows:
-        fields = row._asdict().items()
-        table.append({k: v._asdict() if isinstance(v, Summary) else v for k, v in fields})
-    orderings = [check._asdict() for check in checks]
-    content = {"dataset": dataset, "epochs": epochs, "rows": table, "orderings": orderings}
-    return json.dumps(content, indent=2) + "\n"
-
-
-def _report(options: argparse.Namespace) -> None:
-    results = read_results(options.runs)
-    rows = summarise(results)
-    dataset, epochs = results[0]["dataset"], results[0]["epochs"]
-    table, checks = markdown(rows, dataset, epochs), check_orderings(rows)
-    if options.readme:
-        text = options.readme.read_text(encoding="utf-8")
-        options.readme.write_text(replace_block(text, table, str(options.readme)), encoding="utf-8")
-    if options.json:
-        options.json.write_text(_as_json(rows, checks, dataset, epochs), encoding="utf-8")
-    print(table)
-    if checks and not options.markdown_only:
-        print("\nOrderings:")
-        for check in checks:
-            print(f"- {check.claim}: {check.measured}: {'holds' if check.holds else 'does not hold'}")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Print a markdown table of finished runs, a row a strategy.")
-    parser.add_argument("runs", type=Path, nargs="+", help="run folders, such as snap/vqa/compare-*")
-    parser.add_argument(
-        "--readme", type=Path, help="also put the table between the results markers of this file"
-    )
-    parser.add_argument("--json", type=Path, help="also write the rows and the orderings to this file")
-    parser.add_argument("--markdown-only", action="store_true", help="print the table without the orderings")
-    options = parser.parse_args(arguments)
-    try:
-        _report(options)
-    except (RunError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

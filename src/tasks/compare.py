@@ -1,6 +1,6 @@
 """Fine-tune with several strategies and seeds, some runs side by side, and print the results table.
 
-    python src/tasks/compare.py --seeds 0,1,2 -- --epochs 14
+    bash run/compare.bash --seeds 0,1,2 -- --epochs 14
 
 Every run is a process of its own (src/tasks/vqa.py) with one thread: on the embedded scenes a second thread
 gains a tenth, a second run far more. A run whose result.json is there is not repeated. One that fails is
@@ -11,32 +11,30 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NamedTuple, NoReturn
+from typing import IO, NamedTuple
 
 from tqdm import tqdm
 
-SOURCES = Path(__file__).parents[1]
-TRAINER = SOURCES / "tasks" / "vqa.py"
-TABLE = SOURCES / "report" / "results_table.py"
-RUNS = Path("snap/vqa")
+from common.cli import DONE, FOUND_WANTING, Parser, run_command
+from common.errors import Interrupted, UserError
+from common.files import check_name
+from common.markdown import check_block
+from report.results_table import show_results
+from report.run import Run
+from tasks.finetune.strategies import STRATEGIES
 
-# In the order of the published table.
-STRATEGIES = {
-    "from_scratch": ("--strategy=standard", "--fromScratch"),
-    "Frozen": ("--strategy=Frozen",),
-    "standard": ("--strategy=standard",),
-    "SpotTune_Block": ("--strategy=SpotTune_Block",),
-    "SpotTune": ("--strategy=SpotTune",),
-}
+TRAINER = Path(__file__).with_name("vqa.py")
+RUNS = Path("snap/vqa")
+COLUMNS = 79
 LAST_WORDS = 12  # lines shown of a run that failed
 POLL_SECONDS = 0.2
 
@@ -55,77 +53,96 @@ class Outcome(NamedTuple):
     interrupted: bool
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One sentence, without the usage text in front of it."""
-        self.exit(2, f"error: {message}\n")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0, or 1 if a run or the table failed, or 130 if interrupted."""
+    """Train what is not there yet, then show the table; FOUND_WANTING if a run failed."""
     args = parse_args(sys.argv[1:] if argv is None else argv)
-    names = {
-        f"{args.prefix}-{strategy}-{seed}": (strategy, seed)
-        for seed in args.seeds
-        for strategy in args.strategies
-    }
-    finished = [name for name in names if is_finished(name)]
-    if finished:
-        print(f"{len(finished)} of {len(names)} runs were finished earlier and are not repeated.", flush=True)
+    if args.readme:
+        check_block(args.readme, "results")
     commands = {
-        name: trainer_command(name, strategy, seed, args.trainer_flags)
-        for name, (strategy, seed) in names.items()
-        if name not in finished
+        run_name(args.prefix, name, seed): trainer_command(args, name, seed)
+        for seed in args.seeds
+        for name in args.strategies
     }
-    outcome = run_side_by_side(commands, args.jobs)
+    runs = [Run(RUNS / name) for name in commands]
+    if finished := [run.name for run in runs if run.finished]:
+        print(f"{len(finished)} of {len(runs)} runs were finished earlier and are not repeated.", flush=True)
+    outcome = run_side_by_side({n: c for n, c in commands.items() if n not in finished}, args.jobs)
     if outcome.interrupted:
-        print("Interrupted: run the same command again to go on.")
-        return 130
+        raise Interrupted("Interrupted: run the same command again to go on.")
     if outcome.failed:
-        print(f"{len(outcome.failed)} runs failed: {', '.join(outcome.failed)}", file=sys.stderr)
-    folders = [str(RUNS / name) for name in names if is_finished(name)]
-    if not folders:
-        print("error: no run has a result, so there is no table.", file=sys.stderr)
-        return 1
-    readme = ["--readme", args.readme] if args.readme else []
-    table = subprocess.run([sys.executable, str(TABLE), *folders, *readme])
-    return 1 if outcome.failed or table.returncode else 0
+        failed = f"{len(outcome.failed)} runs failed: {', '.join(outcome.failed)}"
+        print(textwrap.fill(failed, COLUMNS, break_on_hyphens=False), file=sys.stderr)
+    usable = [run for run in runs if run.finished]
+    if not usable:
+        raise UserError("no run has a result, so there is no table.")
+    show_results(usable, list(STRATEGIES), readme=args.readme)
+    return FOUND_WANTING if outcome.failed else DONE
+
+
+def candidates() -> dict[str, tuple[str, list[str]]]:
+    """What can be compared, each with its sentence and the trainer's flags."""
+    scratch = "standard, without pre-trained weights", ["--strategy=standard", "--fromScratch"]
+    strategies = {s.name: (s.about, [f"--strategy={s.name}"]) for s in STRATEGIES.values()}
+    return {"from scratch": scratch} | strategies
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """The flags before `--`; those after it become `trainer_flags`. Exits with code 2 on a mistake."""
     end = argv.index("--") if "--" in argv else len(argv)
-    parser = _Parser(
+    parser = Parser(
         prog="compare.bash",
         description="Fine-tune with every strategy and every seed, then print the results table.",
-        epilog="Flags after -- are handed to the trainer: compare.bash --seeds 0 -- --epochs 3. "
-        "Give runs with other trainer flags another --prefix.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
+        epilog=f"{strategies_text()}\n\nFlags after -- are handed to the trainer: compare.bash --seeds 0 -- "
+        "--epochs 3.\nGive runs with other trainer flags another --prefix.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--strategies", type=strategy_list, default=",".join(STRATEGIES), help="which of the five"
+    flag, everything = parser.add_argument, list(candidates())
+    flag(
+        "--strategies",
+        type=strategy_list,
+        default=everything,
+        metavar="A,B",
+        help="of those below; default: all",
     )
-    parser.add_argument("--seeds", type=seed_list, default="0,1,2", help="which seeds")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs side by side, one thread each")
-    parser.add_argument("--prefix", default="compare", help="runs go to snap/vqa/<prefix>-<strategy>-<seed>")
-    parser.add_argument("--readme", metavar="FILE", help="write the table into this file as well")
+    flag("--seeds", type=seed_list, default="0,1,2", metavar="0,1", help="default: %(default)s")
+    flag(
+        "--jobs",
+        type=int,
+        default=os.cpu_count(),
+        metavar="N",
+        help="runs side by side; default: %(default)s",
+    )
+    flag(
+        "--prefix",
+        default="compare",
+        help="of the folders snap/vqa/<prefix>-<strategy>-<seed>; default: compare",
+    )
+    flag("--readme", type=Path, metavar="FILE", help="write the table between its results markers too")
     args = parser.parse_args(argv[:end])
     if args.jobs < 1:
         parser.error(f"--jobs must be at least 1, not {args.jobs}")
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", args.prefix):
-        parser.error(f"--prefix may hold letters, digits, '.', '_' and '-' only, not {args.prefix!r}")
+    check_name("--prefix", args.prefix)
     args.trainer_flags = list(argv[end + 1 :])
     return args
 
 
+def strategies_text() -> str:
+    """Every candidate with its sentence."""
+    lines = ["strategies:"]
+    for name, (about, _) in candidates().items():
+        indents = {"initial_indent": f"  {name:15} ", "subsequent_indent": " " * 18}
+        lines.append(textwrap.fill(about, COLUMNS, **indents))
+    return "\n".join(lines)
+
+
 def strategy_list(text: str) -> list[str]:
-    """ "from scratch,Frozen" -> ["from_scratch", "Frozen"], without repetitions."""
+    """ "from_scratch,Frozen" -> ["from scratch", "Frozen"], without repetitions."""
+    known = {name.replace(" ", "_"): name for name in candidates()}
     names = list(dict.fromkeys(part.strip().replace(" ", "_") for part in text.split(",")))
     for name in names:
-        if name not in STRATEGIES:
-            raise argparse.ArgumentTypeError(f"unknown strategy {name!r}; there are: {', '.join(STRATEGIES)}")
-    return names
+        if name not in known:
+            raise argparse.ArgumentTypeError(f"unknown strategy {name!r}; there are: {', '.join(known)}")
+    return [known[name] for name in names]
 
 
 def seed_list(text: str) -> list[int]:
@@ -136,17 +153,14 @@ def seed_list(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"seeds are whole numbers such as 0,1,2; not {text!r}") from None
 
 
-def trainer_command(name: str, strategy: str, seed: int, flags: Sequence[str]) -> list[str]:
-    return [
-        *(sys.executable, str(TRAINER), "--version", name),
-        *STRATEGIES[strategy],
-        *("--seed", str(seed)),
-        *flags,
-    ]
+def run_name(prefix: str, candidate: str, seed: int) -> str:
+    return f"{prefix}-{candidate.replace(' ', '_')}-{seed}"
 
 
-def is_finished(name: str) -> bool:
-    return (RUNS / name / "result.json").exists()
+def trainer_command(args: argparse.Namespace, candidate: str, seed: int) -> list[str]:
+    _, flags = candidates()[candidate]
+    command = [sys.executable, str(TRAINER), "--version", run_name(args.prefix, candidate, seed)]
+    return [*command, *flags, "--seed", str(seed), *args.trainer_flags]
 
 
 def run_side_by_side(commands: Mapping[str, Sequence[str]], jobs: int) -> Outcome:
@@ -157,7 +171,8 @@ def run_side_by_side(commands: Mapping[str, Sequence[str]], jobs: int) -> Outcom
     """
     waiting, running, failed = list(commands), {}, []
     forwarded = 0
-    with collected_signals() as signals, tqdm(total=len(commands), unit="run", disable=not commands) as bar:
+    bar = tqdm(total=len(commands), unit="run", ncols=COLUMNS, disable=not commands)
+    with collected_signals() as signals, bar:
         while running or (waiting and not signals):
             while waiting and len(running) < jobs and not signals:
                 name = waiting.pop(0)
@@ -222,4 +237,4 @@ def last_words(output: IO[bytes]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main, "interrupted; the same command goes on"))

@@ -1,18 +1,19 @@
 """Speed and memory of converting and loading region features, side by side with the plain way.
 
-    bash run/data_bench.bash               # 5,000 rows of 36 x 2048, needs 3 GB of disk: about two minutes
+    bash run/data_bench.bash               # 5,000 rows of 36 x 2048, needs 4 GB of disk: about two minutes
     bash run/data_bench.bash --quick       # 300 rows: a few seconds
     bash run/data_bench.bash --readme README.md
 
 A feature file of random rows in LXMERT's format is written to a scratch folder, which is deleted afterwards.
 
-- plain: csv module, standard base64, a dictionary of numpy arrays a row, everything kept in memory: what the
-  earlier implementation did at every start
+- plain: csv module, standard base64, a dictionary of numpy arrays per row, everything kept in memory: what
+  the earlier implementation did at every start
 - ours: the conversion to a store, which happens once, and loading from it
 
-Each measurement has a process of its own, so that peak memory is its own; sides take turns, `--repeats`
-times, and a figure is the median of the turns. The file is in the operating system's cache for both. The
-conversion ends with everything on the disk; `disk` is how fast the same bytes could have been written at all.
+Each measurement has a process of its own, so that peak memory is its own. All are repeated `--repeats` times,
+in turn, and a figure is the median. The file is in the operating system's cache for both. The conversion ends
+with everything on the disk; `disk` is how fast the same bytes could have been written at all. With --readme,
+the README gets a sentence, and run/BENCHMARKS.md beside it the tables.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from __future__ import annotations
 import argparse
 import base64
 import csv
-import json
 import multiprocessing
 import os
 import resource
@@ -28,6 +28,7 @@ import shutil
 import statistics
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -38,8 +39,11 @@ import numpy as np
 import psutil
 from tqdm import tqdm
 
-from common.errors import RunError, StoreError
-from report.results_table import replace_block
+from common.cli import Parser, run_command
+from common.errors import StoreError
+from common.files import write_errors_explained, write_json
+from common.markdown import aligned, table
+from tasks.bench.pages import check_pages, write_pages
 from vqadata.convert import convert
 from vqadata.dataset import VqaDataset
 from vqadata.features import FeatureStores
@@ -78,7 +82,7 @@ def write_random_tsv(path: Path, rows: int, boxes: int, size: int) -> None:
             ]
             file.write(b"\t".join(columns) + b"\n")
         file.flush()
-        os.fsync(file.fileno())  # or the system would write it during the first turns
+        os.fsync(file.fileno())  # or the system would write it during the first measurements
 
 
 def plain(path: Path) -> Figures:
@@ -129,7 +133,7 @@ def disk(path: Path, size: int) -> Figures:
     return {"MB/s": written / MB / seconds}
 
 
-def loading(folder: Path, seconds: float) -> Figures:
+def measure_loading(folder: Path, seconds: float) -> Figures:
     """Opening the store, the first batch, then random batches, of features alone and of whole examples."""
     process = psutil.Process()
     before, start = process.memory_info().rss, time.perf_counter()
@@ -161,70 +165,67 @@ def loading(folder: Path, seconds: float) -> Figures:
 
 
 def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
-    """All figures: medians over the turns."""
+    """All figures: medians over the repeats."""
     small, large = scratch / "small_obj36.tsv", scratch / "large_obj36.tsv"
     write_random_tsv(large, args.rows, args.boxes, args.size)
     _copy_head(large, small, args.few)
     store = scratch / "features" / "store"
-    turns: dict[str, list[Figures]] = {"plain": [], "ours": [], "ours, few rows": [], "disk": []}
-    for _ in tqdm(range(args.repeats), desc="taking turns", unit="turn", leave=False):
-        turns["plain"].append(_apart(plain, small))
+    repeats: dict[str, list[Figures]] = {"plain": [], "ours": [], "ours, few rows": [], "disk": []}
+    for _ in tqdm(range(args.repeats), desc="converting", unit="repeat", leave=False):
+        repeats["plain"].append(_apart(plain, small))
         for name, file in (("ours, few rows", small), ("ours", large)):
             shutil.rmtree(store, ignore_errors=True)
-            turns[name].append(_apart(ours, file, store, args.boxes))
+            repeats[name].append(_apart(ours, file, store, args.boxes))
         size = sum(file.stat().st_size for file in store.iterdir())
-        turns["disk"].append(_apart(disk, scratch / "disk", size))
+        repeats["disk"].append(_apart(disk, scratch / "disk", size))
     figures: dict[str, Any] = {
-        name: {key: statistics.median(turn[key] for turn in taken) for key in taken[0]}
-        for name, taken in turns.items()
+        name: {key: statistics.median(repeat[key] for repeat in measured) for key in measured[0]}
+        for name, measured in repeats.items()
     }
     figures["ratio"] = figures["ours"]["rows/s"] / figures["plain"]["rows/s"]
     figures["ratio, same rows"] = figures["ours, few rows"]["rows/s"] / figures["plain"]["rows/s"]
     figures["disk"]["rows/s"] = figures["disk"]["MB/s"] * MB / (size / args.rows)
-    figures["loading"] = _apart(loading, store.parent, args.seconds)
+    figures["loading"] = _apart(measure_loading, store.parent, args.seconds)
     setting = {key: getattr(args, key) for key in ("rows", "few", "boxes", "size", "repeats")}
     return {"setting": setting | {"cores": len(os.sched_getaffinity(0))}, **figures}
 
 
-def report(figures: dict[str, Any]) -> str:
-    """The figures as text."""
-    setting, loading, disk = figures["setting"], figures["loading"], figures["disk"]
-    sides = [("plain", setting["few"]), ("ours, few rows", setting["few"]), ("ours", setting["rows"])]
-    lines = [
-        f"conversion, {setting['boxes']} x {setting['size']}: {setting['cores']} cores",
-        *(
-            f"  {name.split(',')[0]:8}{count:6,} rows{figures[name]['rows/s']:10,.0f} rows/s"
-            f"{figures[name]['CPU ms/row']:8.2f} ms of CPU a row{figures[name]['peak MB']:8,.0f} MB at most"
-            for name, count in sides
-        ),
-        f"  ratio {figures['ratio']:.1f}, for the same rows {figures['ratio, same rows']:.1f}; "
-        f"this disk takes {disk['MB/s']:,.0f} MB/s, {disk['rows/s']:,.0f} rows/s",
-        f"loading {setting['rows']:,} images, batches of {BATCH}",
-        *(f"  {name:40}{value:10,.{3 if value < 10 else 0}f}" for name, value in loading.items()),
-    ]
-    return "\n".join(lines)
-
-
-def markdown(figures: dict[str, Any]) -> str:
-    """The figures as a table, and below it what they were measured with."""
-    setting, loading = figures["setting"], figures["loading"]
-    lines = ["| conversion | rows | rows/s | CPU ms a row | peak MB |", "| --- | ---: | ---: | ---: | ---: |"]
-    for name, side, count in (
-        ("plain", "plain", setting["few"]),
-        ("ours", "ours, few rows", setting["few"]),
-        ("ours", "ours", setting["rows"]),
+def cells(figures: dict[str, Any]) -> tuple[list[list[str]], list[list[str]]]:
+    """The figures as two tables: of converting, and of loading."""
+    few, rows = figures["setting"]["few"], figures["setting"]["rows"]
+    converting = [["conversion", "rows", "rows/s", "CPU ms per row", "peak MB"]]
+    for name, count, key in (
+        ("plain", few, "plain"),
+        ("ours", few, "ours, few rows"),
+        ("ours", rows, "ours"),
     ):
-        rate, cpu, peak = (figures[side][key] for key in ("rows/s", "CPU ms/row", "peak MB"))
-        lines.append(f"| {name} | {count:,} | {rate:,.0f} | {cpu:.2f} | {peak:,.0f} |")
-    lines += ["", f"| loading, batches of {BATCH} | |", "| --- | ---: |"]
-    lines += [f"| {name} | {value:,.{3 if value < 10 else 0}f} |" for name, value in loading.items()]
-    note = (
+        rate, cpu, peak = (figures[key][figure] for figure in ("rows/s", "CPU ms/row", "peak MB"))
+        converting.append([name, f"{count:,}", f"{rate:,.0f}", f"{cpu:.2f}", f"{peak:,.0f}"])
+    loading = [[f"loading, batches of {BATCH}", ""]]
+    loading += [[name, f"{value:,.{3 if value < 10 else 0}f}"] for name, value in figures["loading"].items()]
+    return converting, loading
+
+
+def note(figures: dict[str, Any]) -> str:
+    """The ratio, and what all was measured with."""
+    setting, disk = figures["setting"], figures["disk"]
+    return (
         f"Ours is {figures['ratio']:.1f} times as fast as the plain way, {figures['ratio, same rows']:.1f} "
-        f"times for the same rows. {setting['boxes']} x {setting['size']} features an image, "
-        f"{setting['cores']} cores, median of {setting['repeats']} turns; the "
-        f"disk took {figures['disk']['rows/s']:,.0f} rows/s ({figures['disk']['MB/s']:,.0f} MB/s)."
+        f"times for the same rows. {setting['boxes']} x {setting['size']} features per image, "
+        f"{setting['cores']} cores, repeats: {setting['repeats']}, medians; the "
+        f"disk took {disk['rows/s']:,.0f} rows/s ({disk['MB/s']:,.0f} MB/s)."
     )
-    return "\n".join([*lines, "", note])
+
+
+def sentence(figures: dict[str, Any]) -> str:
+    """What the README says."""
+    ours, plain = (figures[name]["rows/s"] for name in ("ours", "plain"))
+    loading = figures["loading"]["whole random batches, examples/s"]
+    return (
+        f"{figures['setting']['cores']} cores convert {ours:,.0f} images per second, the plain way "
+        f"{plain:,.0f}; random batches load at {loading:,.0f} examples per second "
+        "([run/BENCHMARKS.md](run/BENCHMARKS.md))."
+    )
 
 
 def _apart(function: Callable[..., Figures], *arguments: Any) -> Figures:
@@ -302,24 +303,25 @@ def _check_free(scratch: Path, args: argparse.Namespace) -> None:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    parser = Parser(
+        prog="data_bench.bash", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="300 rows, one turn")
-    parser.add_argument("--rows", type=int, default=5000, help="rows of the large file (5000)")
-    parser.add_argument(
-        "--few", type=int, default=500, help="rows of the small file, also read the plain way (500)"
+    flag = parser.add_argument
+    flag("--quick", action="store_true", help="300 rows, once")
+    flag("--rows", type=int, default=5000, help="rows of the large file (default: %(default)s)")
+    flag("--few", type=int, default=500, help="rows of the small one, read the plain way too (%(default)s)")
+    flag("--boxes", type=int, default=36, help="boxes per image (default: %(default)s)")
+    flag("--size", type=int, default=2048, help="features per box (default: %(default)s)")
+    flag("--repeats", type=int, default=3, help="how often all is measured (default: %(default)s)")
+    flag("--seconds", type=float, default=3, help="time for each loading rate (default: %(default)s)")
+    flag("--scratch", type=Path, metavar="DIR", help="folder of the files (default: the temporary one)")
+    flag("--json", type=Path, metavar="FILE", help="write the figures here too")
+    flag(
+        "--readme",
+        type=Path,
+        metavar="FILE",
+        help="write between this file's data markers, and those of run/BENCHMARKS.md beside it",
     )
-    parser.add_argument("--boxes", type=int, default=36, help="boxes an image (36)")
-    parser.add_argument("--size", type=int, default=2048, help="features a box (2048)")
-    parser.add_argument("--repeats", type=int, default=3, help="turns (3)")
-    parser.add_argument("--seconds", type=float, default=3, help="time for each loading rate (3)")
-    parser.add_argument(
-        "--scratch", type=Path, help="folder for the files, default: the system's temporary one"
-    )
-    parser.add_argument("--json", type=Path, help="write the figures here too")
-    parser.add_argument("--readme", type=Path, help="file whose table between the data markers to replace")
     args = parser.parse_args(argv)
     if args.quick:
         args.rows, args.few, args.repeats, args.seconds = 300, 100, 1, 0.5
@@ -328,30 +330,24 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    try:
+    if args.readme:
+        check_pages(args.readme, "data")
+    with write_errors_explained(args.scratch or Path(tempfile.gettempdir())):
         if args.scratch:
             args.scratch.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="data-bench-", dir=args.scratch) as folder:
             _check_free(Path(folder), args)
             figures = measure(args, Path(folder))
-        print(report(figures))
-        if args.json:
-            args.json.parent.mkdir(parents=True, exist_ok=True)
-            args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-        if args.readme:
-            text = args.readme.read_text(encoding="utf-8")
-            text = replace_block(text, markdown(figures), str(args.readme), "data")
-            args.readme.write_text(text, encoding="utf-8")
-    except (StoreError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error.filename or 'input/output'}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    return 0
+    converting, loading = cells(figures)
+    print(aligned(converting), aligned(loading), textwrap.fill(note(figures), 79), sep="\n\n")
+    if args.json:
+        write_json(args.json, figures)
+    if args.readme:
+        full = "\n\n".join([table(converting), table(loading), note(figures)])
+        write_pages(args.readme, "data", sentence(figures), full)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main, "interrupted; the scratch folder is deleted"))

@@ -1,11 +1,13 @@
 """Speed and memory of every strategy, side by side with the naive way and with Hugging Face's LXMERT.
 
-    bash run/vqa_bench.bash                     # base size, all sides: about forty minutes on two cores
-    bash run/vqa_bench.bash --quick             # small size, under two minutes
+    bash run/vqa_bench.bash                     base size, all variants: about forty minutes on two cores
+    bash run/vqa_bench.bash --quick             small size, under two minutes
+    bash run/vqa_bench.bash --steps 2 --repeats 2 --readme README.md
+    bash run/vqa_bench.bash --from-json snap/bench.json --readme README.md
 
-All sides run in this one process, on the same batches: random features, questions as long as those of
-VQA v2, half of the gates tuned unless a row says otherwise. Sides take turns, `--repeats` times; a figure is
-the median of the turns and its spread is their minimum and maximum.
+All variants run in this one process, on the same batches: random features, questions as long as those of
+VQA v2, half of the gates tuned unless a row says otherwise. All of them are measured, then all again,
+`--repeats` times; a figure is the median of the repeats, its spread their minimum and maximum.
 
 - ours: questions grouped by length and trimmed, fused attention, routed gates, no unused half of the last
   layer
@@ -16,31 +18,36 @@ the median of the turns and its spread is their minimum and maximum.
 
 A training step is forward, backward, clipping and AdamW. Memory is what PyTorch's allocator had handed out at
 its highest, from building the model to the end of the second step, measured once; process is what the whole
-process grew by in a turn.
+process grew by in a repeat. With --readme, the README gets a picture and the rows that matter most, and
+run/BENCHMARKS.md beside it gets every row.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import json
 import platform
+import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import LxmertConfig
 
-from adaptive.adapt import Adaptive
-from report.results_table import replace_block
+from common.cli import Parser, run_command
+from common.errors import UserError
+from common.files import read_json, write_json
+from common.markdown import aligned
 from tasks.bench.memory import process_peak, tensor_peak
-from tasks.bench.table import bench_markdown
-from tasks.bench.variants import ANSWERS, Side, attention_step_by_step, build_side, sides
+from tasks.bench.pages import check_pages, write_pages
+from tasks.bench.picture import draw_speed
+from tasks.bench.table import HIGHLIGHTS, all_rows, highlights, medians
+from tasks.bench.variants import ANSWERS, Variant, attention_step_by_step, build_variant, list_variants
 from tasks.finetune.args import POLICIES, VqaArgs
 from tasks.finetune.model import vqa_loss
 from training.optim import JointOptimizer, make_optimizer
@@ -48,137 +55,158 @@ from training.optim import JointOptimizer, make_optimizer
 Batch = tuple[dict[str, Tensor], Tensor]  # inputs of the model, target
 Step = Callable[[int, dict[str, Tensor], Tensor], None]  # number of the step and a batch
 
-# Word pieces a question, [CLS] and [SEP] included, of 57,038 questions of VQA v2 (mean 9.5).
+# Word pieces per question, [CLS] and [SEP] included, of 57,038 questions of VQA v2 (mean 9.5).
 LENGTHS = {
     5: 2, 6: 1480, 7: 6028, 8: 13222, 9: 11092, 10: 10522, 11: 6926, 12: 3460,
     13: 2010, 14: 1032, 15: 565, 16: 300, 17: 160, 18: 80, 19: 53, 20: 106,
 }  # fmt: skip
 PADDED = 20
 REGIONS = 36
+PICTURE = Path("visualizations/readme/performance.png")  # beside the README
 
 
-class Turn(NamedTuple):
-    """One measurement of one side."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, or read what was measured before, and show it."""
+    args = parse_args(argv)
+    if args.readme:
+        check_pages(args.readme, "performance")
+    if args.from_json:
+        measured = read_measured(args.from_json)
+    else:
+        variants = select_variants(args.policy, args.only)
+        if args.readme:
+            require_highlights([variant.name for variant in variants])
+        measured = measure_all(variants, args)
+    print(aligned([line[:-1] for line in medians(measured)]))
+    if not args.from_json:
+        write_json(args.json, measured)
+    if args.readme:
+        require_highlights([row["name"] for row in measured["rows"]])
+        draw_speed(measured, args.readme.parent / PICTURE)
+        block = f"![Speed in training and evaluation, relative to the references]({PICTURE})\n\n"
+        write_pages(args.readme, "performance", block + highlights(measured), all_rows(measured))
 
-    train: float  # examples a second
-    evaluation: float  # examples a second
-    process: float  # GB, growth of the resident set
+
+def read_measured(path: Path) -> dict[str, Any]:
+    """What an earlier benchmark wrote."""
+    measured = read_json(path)
+    fields = ("hardware", "versions", "arguments", "rows")
+    if not isinstance(measured, dict) or not measured.keys() >= set(fields):
+        raise UserError(f"{path} was not written by this benchmark: it lacks one of {', '.join(fields)}.")
+    return measured
 
 
-def main(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure, print the table, write JSON and, if asked, the README's block."""
+def select_variants(policy: str, only: str) -> list[Variant]:
+    """The variants whose name contains `only`, and those they are compared with."""
+    variants = list_variants(policy)
+    selected = [variant for variant in variants if only in variant.name]
+    if not selected:
+        raise UserError(f"no variant's name contains {only!r}; one is {variants[-1].name!r}.")
+    names = {name for variant in selected for name in (variant.name, *variant.against)}
+    return [variant for variant in variants if variant.name in names]
+
+
+def require_highlights(names: Sequence[str]) -> None:
+    if missing := [name for name in HIGHLIGHTS if name not in names]:
+        raise UserError(f"the README shows {', '.join(missing)} too: measure all variants, without --only.")
+
+
+def measure_all(variants: Sequence[Variant], args: argparse.Namespace) -> dict[str, Any]:
+    """All figures of all variants, and what they were measured with."""
     torch.manual_seed(args.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = LxmertConfig(
         hidden_size=args.hidden,
         num_attention_heads=args.heads,
         intermediate_size=4 * args.hidden,
-        l_layers=args.layers[0],
-        r_layers=args.layers[1],
-        x_layers=args.layers[2],
+        **dict(zip(("l_layers", "r_layers", "x_layers"), args.layers, strict=True)),
         visual_feat_dim=args.features,
         num_qa_labels=ANSWERS,
     )
-    wanted = [side for side in sides(args.policy) if args.only in side.name or is_reference(side, args)]
-    turns: dict[str, list[Turn]] = {side.name: [] for side in wanted}
-    tensors: dict[str, float] = {}
-    with tqdm(total=len(wanted) * (1 + args.repeats), unit="turn") as bar:
+    rows: dict[str, dict[str, Any]] = {
+        variant.name: {"name": variant.name, "against": variant.against}
+        | {figure: [] for figure in ("train", "evaluation", "process")}
+        for variant in variants
+    }
+    with tqdm(total=len(variants) * (1 + args.repeats), unit="run", ncols=79) as bar:
         for repeat in range(args.repeats):
-            batches = make_batches(args, config, torch.Generator().manual_seed(args.seed + repeat), device)
-            for side in wanted:
-                bar.set_description(side.name)
-                turns[side.name].append(measure(side, config, batches, args.seed, device))
+            generator = torch.Generator().manual_seed(args.seed + repeat)
+            batches = make_batches(args.batch, args.steps, config, generator, device)
+            for variant in variants:
+                bar.set_description(variant.name)
+                for figure, value in measure(variant, config, batches, args.seed, device).items():
+                    rows[variant.name][figure].append(value)
                 bar.update()
-        for side in wanted:
-            bar.set_description(f"memory of {side.name}")
-            tensors[side.name] = measure_tensors(side, config, batches, device)
+        for variant in variants:
+            bar.set_description(f"memory: {variant.name}")
+            peak = measure_memory(variant, config, batches, device)
+            rows[variant.name]["tensors"] = [peak] * args.repeats  # the same every time
             bar.update()
-    report = {
+    return {
         "hardware": {"device": str(device), "processor": processor(), "threads": torch.get_num_threads()},
         "versions": {name: version(name) for name in ("torch", "transformers")},
         "python": platform.python_version(),
         "arguments": {name: str(value) for name, value in vars(args).items()},
-        "rows": [
-            {"name": side.name, "against": side.against}
-            | {figure: [getattr(turn, figure) for turn in turns[side.name]] for figure in Turn._fields}
-            | {"tensors": [tensors[side.name]] * args.repeats}  # the same every turn
-            for side in wanted
-        ],
+        "rows": list(rows.values()),
     }
-    table = bench_markdown(report)
-    print(table)
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    if args.readme:
-        text = args.readme.read_text(encoding="utf-8")
-        args.readme.write_text(replace_block(text, table, str(args.readme), "performance"), encoding="utf-8")
-    return report
 
 
-def is_reference(side: Side, args: argparse.Namespace) -> bool:
-    """Whether a row that was asked for is compared with this one."""
-    return any(args.only in row.name and side.name in row.against for row in sides(args.policy))
+def measure(
+    variant: Variant, config: LxmertConfig, batches: list[Batch], seed: int, device: torch.device
+) -> dict[str, float | None]:
+    """Build one variant, train and evaluate it for a few steps, and forget it.
 
-
-def measure(side: Side, config: LxmertConfig, batches: list[Batch], seed: int, device: torch.device) -> Turn:
-    """Build one side, train and evaluate it for a few steps, and forget it."""
+    Returns examples per second in training and evaluation, and GB that the process grew by.
+    """
     torch.manual_seed(seed)
-    warm_up, *timed = (trim(batch) if trims(side) else batch for batch in batches)
-    with process_peak() as process, attention_step_by_step(side.dense):
-        model = build_side(side, config).to(device)
-        step = training_step(side, model, device)
+    warm_up, *timed = (trim(batch) if variant.trimmed else batch for batch in batches)
+    with process_peak() as process, attention_step_by_step(variant.dense):
+        model = build_variant(variant, config).to(device)
+        step = training_step(variant, model, device)
         step(0, *warm_up)
-        train = examples_a_second(step, timed, device, side.policy_every)
-        step = evaluation_step(model)
-        with torch.no_grad(), arithmetic(side, device):
+        train = examples_a_second(step, timed, device, variant.policy_every)
+        model.eval()
+
+        def step(number: int, inputs: dict[str, Tensor], target: Tensor) -> None:
+            model(**inputs)
+
+        with torch.no_grad(), autocast(variant, device):
             examples_a_second(step, timed, device, 1)  # first touches of memory and kernels, not counted
             evaluation = examples_a_second(step, timed, device, 1)
-    return Turn(train, evaluation, process())
+    return {"train": train, "evaluation": evaluation, "process": process()}
 
 
-def measure_tensors(side: Side, config: LxmertConfig, batches: list[Batch], device: torch.device) -> float:
-    """Peak memory in GB of building one side and of two steps of it, the second with the longest batch."""
-    first, last = (trim(batch) if trims(side) else batch for batch in (batches[0], batches[-1]))
+def measure_memory(
+    variant: Variant, config: LxmertConfig, batches: list[Batch], device: torch.device
+) -> float | None:
+    """Peak memory in GB of building one variant and of two steps of it, the second with the longest batch."""
+    first, last = (trim(batch) if variant.trimmed else batch for batch in (batches[0], batches[-1]))
     gc.collect()
-    with attention_step_by_step(side.dense), tensor_peak(device) as peak:
-        step = training_step(side, build_side(side, config).to(device), device)
+    with attention_step_by_step(variant.dense), tensor_peak(device) as peak:
+        step = training_step(variant, build_variant(variant, config).to(device), device)
         step(0, *first)  # makes the optimizer's state
         step(0, *last)
     return peak()
 
 
-def trims(side: Side) -> bool:
-    """Whether a side cuts its batches to their longest question."""
-    return not side.dense and side.strategy != "huggingface"
-
-
-def training_step(side: Side, model: nn.Module, device: torch.device) -> Step:
+def training_step(variant: Variant, model: nn.Module, device: torch.device) -> Step:
     """A step of training, with its optimizer."""
     model.train()
-    parts = [model.model] + ([model.policy] if model.policy is not None else [])
+    parts = [model.model] + ([model.policy] if variant.adaptive else [])
     optimizer = JointOptimizer([make_optimizer("adamw", part, 1e-5, 0.01) for part in parts])
     for group in optimizer.param_groups:
-        group["fused"] = not side.dense
+        group["fused"] = not variant.dense
 
     def step(number: int, inputs: dict[str, Tensor], target: Tensor) -> None:
-        if isinstance(model, Adaptive):
-            model.train_policy = number % side.policy_every == 0
-        with arithmetic(side, device):
+        if variant.adaptive:
+            model.train_policy = number % variant.policy_every == 0
+        with autocast(variant, device):
             loss = vqa_loss(model(**inputs)[0], target)
         loss.backward()
         for part in parts:
             nn.utils.clip_grad_norm_(part.parameters(), 5.0)
         optimizer.step()
         optimizer.zero_grad()
-
-    return step
-
-
-def evaluation_step(model: nn.Module) -> Step:
-    model.eval()
-
-    def step(number: int, inputs: dict[str, Tensor], target: Tensor) -> None:
-        model(**inputs)
 
     return step
 
@@ -195,27 +223,28 @@ def examples_a_second(step: Step, batches: list[Batch], device: torch.device, pe
 
 
 def make_batches(
-    args: argparse.Namespace, config: LxmertConfig, generator: torch.Generator, device: torch.device
+    batch: int, steps: int, config: LxmertConfig, generator: torch.Generator, device: torch.device
 ) -> list[Batch]:
-    """Batches of questions alike in length, as length-grouped sampling gives them, padded to 20."""
+    """A batch to warm up and one for each step, of questions alike in length as length-grouped sampling gives
+    them, padded to 20."""
     lengths = torch.tensor(list(LENGTHS))
     shares = torch.tensor([float(count) for count in LENGTHS.values()])
-    pool = lengths[shares.multinomial(50 * args.batch, replacement=True, generator=generator)]
-    grouped = pool.sort().values.view(50, args.batch)
+    pool = lengths[shares.multinomial(50 * batch, replacement=True, generator=generator)]
+    grouped = pool.sort().values.view(50, batch)
     # On the clock, evenly from the short ones to the long ones; before it, a middling one to warm up.
-    places = torch.cat([torch.tensor([0.5]), (torch.arange(args.steps) + 0.5) / args.steps])
+    places = torch.cat([torch.tensor([0.5]), (torch.arange(steps) + 0.5) / steps])
     chosen = grouped[(places * 50).long()]
     batches = []
     for row in chosen:
-        size = (args.batch, PADDED)
+        size = (batch, PADDED)
         inputs = {
             "input_ids": torch.randint(1000, config.vocab_size, size, generator=generator),
             "attention_mask": torch.arange(PADDED) < row[:, None],
-            "visual_feats": torch.randn(args.batch, REGIONS, config.visual_feat_dim, generator=generator),
-            "visual_pos": torch.rand(args.batch, REGIONS, 4, generator=generator),
-            "visual_attention_mask": torch.ones(args.batch, REGIONS, dtype=torch.bool),
+            "visual_feats": torch.randn(batch, REGIONS, config.visual_feat_dim, generator=generator),
+            "visual_pos": torch.rand(batch, REGIONS, 4, generator=generator),
+            "visual_attention_mask": torch.ones(batch, REGIONS, dtype=torch.bool),
         }
-        target = (torch.rand(args.batch, ANSWERS, generator=generator) < 0.001).float()
+        target = (torch.rand(batch, ANSWERS, generator=generator) < 0.001).float()
         batches.append(({name: t.to(device) for name, t in inputs.items()}, target.to(device)))
     return batches
 
@@ -228,8 +257,8 @@ def trim(batch: Batch) -> Batch:
     return inputs | cut, target
 
 
-def arithmetic(side: Side, device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=side.precision == "bf16")
+def autocast(variant: Variant, device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=variant.precision == "bf16")
 
 
 def synchronise(device: torch.device) -> None:
@@ -248,38 +277,49 @@ def processor() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
+def layer_counts(text: str) -> tuple[int, ...]:
+    """ "9/5/5" -> (9, 5, 5)."""
+    counts = tuple(int(part) for part in text.split("/") if part.isdecimal())
+    if len(counts) != 3 or min(counts) < 1:
+        raise argparse.ArgumentTypeError(f"three counts of layers look like 9/5/5, not {text!r}")
+    return counts
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
+    return int(text)
+
+
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = Parser(
+        prog="vqa_bench.bash", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--quick", action="store_true", help="hidden size 256, 3/2/2 layers, one turn of two steps"
+    flag = parser.add_argument
+    flag("--quick", action="store_true", help="hidden size 256, 3/2/2 layers, once, two steps")
+    flag("--batch", type=positive, default=32, help="examples per step (default: %(default)s)")
+    flag("--steps", type=positive, default=3, help="timed steps of a repeat (default: %(default)s)")
+    flag("--repeats", type=positive, default=3, help="how often all is measured (default: %(default)s)")
+    flag("--hidden", type=positive, default=768, help="hidden size (default: %(default)s)")
+    flag("--heads", type=positive, default=12, help="attention heads (default: %(default)s)")
+    flag("--features", type=positive, default=2048, help="features per region (default: %(default)s)")
+    flag("--layers", type=layer_counts, default="9/5/5", help="language/vision/cross (default: %(default)s)")
+    flag("--policy", choices=POLICIES, default=VqaArgs.policy, help="the policy listed first")
+    flag("--only", default="", metavar="TEXT", help="variants whose name contains this, and their references")
+    flag("--seed", type=int, default=0)
+    flag("--json", type=Path, default=Path("snap/bench.json"), help="default: %(default)s")
+    flag("--from-json", type=Path, metavar="FILE", help="measure nothing, show what this file holds")
+    flag(
+        "--readme",
+        type=Path,
+        metavar="FILE",
+        help="write between this file's performance markers, and those of run/BENCHMARKS.md beside it",
     )
-    parser.add_argument("--batch", type=int, default=32, help="examples a step (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=3, help="timed steps a turn (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, help="turns of each side (default: %(default)s)")
-    parser.add_argument("--hidden", type=int, default=768, help="hidden size (default: %(default)s)")
-    parser.add_argument("--heads", type=int, default=12, help="attention heads (default: %(default)s)")
-    parser.add_argument("--features", type=int, default=2048, help="features a region (default: %(default)s)")
-    parser.add_argument("--layers", default="9/5/5", help="language/vision/cross (default: %(default)s)")
-    parser.add_argument("--policy", choices=POLICIES, default=VqaArgs.policy, help="the policy listed first")
-    parser.add_argument("--only", default="", help="only rows whose name contains this, and their references")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, default=Path("snap/bench.json"), help="default: %(default)s")
-    parser.add_argument("--readme", type=Path, help="file whose performance table to replace")
     args = parser.parse_args(argv)
     if args.quick:
-        args.hidden, args.heads, args.layers, args.repeats = 256, 4, "3/2/2", 1
-        args.steps = 2
-    try:
-        args.layers = tuple(int(count) for count in args.layers.split("/"))
-        language, vision, cross = args.layers
-    except ValueError:
-        parser.error(f"--layers looks like 9/5/5, not {args.layers}")
-    if min(language, vision, cross, args.batch, args.steps, args.repeats) < 1:
-        parser.error("layers, batch, steps and repeats must be at least 1")
+        args.hidden, args.heads, args.layers, args.repeats, args.steps = 256, 4, (3, 2, 2), 1, 2
     return args
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    sys.exit(run_command(main, "interrupted; nothing was written"))

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,13 +12,12 @@ from matplotlib.collections import PatchCollection, QuadMesh
 from matplotlib.colors import to_hex, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.image import imread
-from tests.helpers.paths import SRC
 
 from common.errors import RunError
 from report.panels import DEAD_LABEL
-from report.policy_plot import draw_policy, main, policy_figure, question_type_figure
+from report.policy_plot import draw_policy, draw_run, policy_figure, question_type_figure
+from report.run import Run
 
-SCRIPT = SRC / "report" / "policy_plot.py"
 SMALL, BASE = (3, 2, 2, 4), (9, 5, 5, 12)  # language, vision, cross layers; heads
 RNG = np.random.default_rng
 
@@ -245,36 +241,19 @@ def write_usage(run: Path, **changes: np.ndarray) -> Path:
     return run
 
 
-def test_the_script_draws_the_last_epoch_without_pyplot(tmp_path: Path) -> None:
+def test_a_run_is_drawn_as_it_was_in_its_last_epoch(tmp_path: Path) -> None:
     run = write_usage(tmp_path / "snap" / "vqa" / "mine")
-    code = (
-        "import runpy, sys\n"
-        f"sys.argv = [{str(SCRIPT)!r}, {str(run)!r}]\n"
-        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
-        "except SystemExit as end: assert not end.code\n"
-        "assert 'matplotlib.pyplot' not in sys.modules\n"
-    )
-    environment = {key: value for key, value in os.environ.items() if key != "DISPLAY"}
-    environment.pop("PYTHONPATH", None)  # a user has none
-    environment["MPLBACKEND"] = "tkagg"  # must not matter: nothing may ask for a display
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    folder = tmp_path / "visualizations" / "mine"
+    pictures = draw_run(Run(run), tmp_path / "pictures")
     names = ["policy_by_question_type.png", "policy_train.png", "policy_val.png"]
-    assert sorted(path.name for path in folder.iterdir()) == names
-    assert done.stdout.count("wrote ") == 3
-
+    assert sorted(path.name for path in pictures) == names
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == names
     # The last epoch, not the first: the same picture as drawn from its shares.
     with np.load(run / "usage.npz") as usage:
         draw_policy(usage, usage["val"][-1], "mine: validation, epoch 2", tmp_path / "expected.png")
-    assert np.array_equal(imread(folder / "policy_val.png"), imread(tmp_path / "expected.png"))
+    assert np.array_equal(imread(tmp_path / "pictures" / "policy_val.png"), imread(tmp_path / "expected.png"))
 
 
-def test_the_script_says_in_one_sentence_what_is_wrong(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_usage_that_cannot_be_drawn_is_named_and_leaves_no_picture(tmp_path: Path) -> None:
     empty = write_usage(tmp_path / "empty", train=np.zeros((0, 73)), val=np.zeros((0, 73)))
     damaged = write_usage(tmp_path / "damaged")
     (damaged / "usage.npz").write_bytes(b"no archive")
@@ -282,12 +261,11 @@ def test_the_script_says_in_one_sentence_what_is_wrong(
     partial.mkdir()
     np.savez(partial / "usage.npz", **gate_table("block", SMALL))
     for run, words in (
-        (tmp_path / "none", "does not exist"),
+        (tmp_path / "none", "is missing"),
         (empty, "holds no epoch yet"),
         (damaged, "cannot be read"),
         (partial, "lacks train, val, question_types, val_by_type"),
     ):
-        assert main([str(run), "--output", str(tmp_path / "out")]) == 2
-        message = capsys.readouterr().err
-        assert message.startswith("error: ") and words in message and message.count("\n") == 1
+        with pytest.raises(RunError, match=words):
+            draw_run(Run(run), tmp_path / "out")
     assert not (tmp_path / "out").exists()

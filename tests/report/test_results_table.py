@@ -8,12 +8,20 @@ from typing import Any
 
 import pytest
 
-from common.errors import RunError
-from report.results_table import main, replace_block
+from common.cli import run_command
+from tasks import vqa_report
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 Capture = pytest.CaptureFixture[str]
+
+
+def results(arguments: list[str]) -> int:
+    return run_command(lambda: vqa_report.main(["results", *arguments]), "")
+
+
+def markdown(arguments: list[str]) -> int:
+    return results([*arguments, "--markdown-only"])
 
 
 def write_run(root: Path, strategy: str, seed: int, train: float, val: float, **changes: Any) -> Path:
@@ -53,8 +61,14 @@ def rows(output: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
+def orderings(capsys: Capture) -> list[str]:
+    """The claims that were printed, each in one line again."""
+    text = capsys.readouterr().out.partition("\nOrderings:\n- ")[2]
+    return [" ".join(claim.split()) for claim in text.split("\n- ") if claim]
+
+
 def error(arguments: list[str], capsys: Capture) -> str:
-    assert main(arguments) == 2
+    assert results(arguments) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
@@ -67,20 +81,20 @@ def test_cells_are_means_and_sample_standard_deviations(tmp_path: Path, capsys: 
         str(write_run(tmp_path, "SpotTune", 1, 82.0, 73.0)),
         str(write_run(tmp_path, "SpotTune", 2, 87.0, 73.0)),
     ]
-    assert main(runs) == 0
+    assert markdown(runs) == 0
     output = capsys.readouterr().out
     # train 80, 82, 87: mean 83, deviations -3, -1, 4, so sqrt(26 / 2) = 3.61; validation 70, 73, 73: mean 72,
     # sqrt(6 / 2) = 1.73; gap 10, 9, 14: mean 11, sqrt(14 / 2) = 2.65; share .5, .6, .7; seconds 30, 34, 38.
     expected = ["SpotTune", "83.0 ± 3.6", "72.0 ± 1.7", "11.0 ± 2.6", "73.0 ± 1.7", "0.60 ± 0.10", "34 ± 4"]
     assert rows(output)[2] == expected
-    assert "Data set scenes, 14 epochs, 3 seeds a strategy" in output
+    assert "Data set scenes, 14 epochs, 3 seeds per strategy" in output
 
 
 def test_one_seed_has_no_deviation_and_no_policy_no_share(tmp_path: Path, capsys: Capture) -> None:
-    assert main([str(write_run(tmp_path, "Frozen", 0, 74.0, 72.5))]) == 0
+    assert markdown([str(write_run(tmp_path, "Frozen", 0, 74.0, 72.5))]) == 0
     output = capsys.readouterr().out
     assert rows(output)[2] == ["Frozen", "74.0", "72.5", "1.5", "73.5", "none", "30"]
-    assert "1 seed a strategy" in output and "±" not in output
+    assert "1 seed per strategy" in output and "±" not in output
 
 
 @pytest.mark.parametrize(
@@ -89,32 +103,34 @@ def test_one_seed_has_no_deviation_and_no_policy_no_share(tmp_path: Path, capsys
 def test_times_have_a_unit_that_suits_them(
     tmp_path: Path, capsys: Capture, seconds: int, unit: str, text: str
 ) -> None:
-    assert main([str(write_run(tmp_path, "Frozen", 0, 74.0, 72.5, seconds=seconds))]) == 0
+    assert markdown([str(write_run(tmp_path, "Frozen", 0, 74.0, 72.5, seconds=seconds))]) == 0
     table = rows(capsys.readouterr().out)
     assert table[0][-1] == f"training time ({unit})" and table[2][-1] == text
 
 
-def test_rows_are_in_order_and_unknown_strategies_come_last(tmp_path: Path, capsys: Capture) -> None:
+def test_rows_are_in_the_order_of_the_strategy_table_and_unknown_strategies_come_last(
+    tmp_path: Path, capsys: Capture
+) -> None:
     runs = write_all(tmp_path)
-    runs.insert(0, str(write_run(tmp_path, "SpotTune_Residual", 0, 81.0, 73.0)))
-    assert main(runs) == 0
+    runs.insert(0, str(write_run(tmp_path, "SpotTune_Hat", 0, 81.0, 73.0)))
+    assert markdown(runs) == 0
     output = capsys.readouterr().out
     names = [row[0] for row in rows(output)[2:]]
-    assert names == ["from scratch", "Frozen", "standard", "SpotTune_Block", "SpotTune", "SpotTune_Residual"]
-    assert "standard 2" in output and "SpotTune_Residual 1" in output
+    assert names == ["from scratch", "standard", "Frozen", "SpotTune", "SpotTune_Block", "SpotTune_Hat"]
+    assert "standard 2" in output and "SpotTune_Hat 1" in output
 
 
 def test_orderings_that_hold_are_said_to_hold_with_their_numbers(tmp_path: Path, capsys: Capture) -> None:
     runs = write_all(tmp_path)
-    assert main(runs) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("- ")]
+    assert results(runs) == 0
+    lines = orderings(capsys)
     assert len(lines) == 5
     assert all(line.endswith(": holds") for line in lines)
     # Validation: from scratch 42, standard (72 + 73) / 2, SpotTune (73.5 + 74.5) / 2.
     assert "30.50 below standard" in lines[0]
-    assert "SpotTune is within 1.5 points of standard in validation: +1.50" in lines[2]
+    assert "SpotTune is within 1.5 points of standard in validation: +1.50" in lines[1]
     # Gaps: Frozen (1.5 + 2.5) / 2, SpotTune (8.5 + 9.5) / 2, standard (13 + 14) / 2.
-    assert "2.00, 9.00, 13.50; 4.50 below standard" in lines[4]
+    assert "2.00, 9.00, 13.50; 4.50 below standard" in lines[3]
 
 
 @pytest.mark.parametrize(
@@ -135,8 +151,8 @@ def test_an_ordering_that_fails_is_said_to_fail(
     }
     all_runs = baselines | {(strategy, scratch): (train, val)}
     runs = [str(write_run(tmp_path, n, 0, *figure, from_scratch=s)) for (n, s), figure in all_runs.items()]
-    assert main(runs) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("- ")]
+    assert results(runs) == 0
+    lines = orderings(capsys)
     failed = [line for line in lines if line.endswith("does not hold")]
     assert len(lines) == 3
     assert len(failed) == 1 and claim in failed[0]
@@ -144,8 +160,8 @@ def test_an_ordering_that_fails_is_said_to_fail(
 
 def test_orderings_without_their_strategies_are_left_out(tmp_path: Path, capsys: Capture) -> None:
     runs = [str(write_run(tmp_path, name, 0, 80.0, 72.0)) for name in ("standard", "SpotTune")]
-    assert main(runs) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("- ")]
+    assert results(runs) == 0
+    lines = orderings(capsys)
     assert len(lines) == 1 and "within 1.5 points" in lines[0]
 
 
@@ -154,12 +170,12 @@ def test_the_readme_changes_only_between_its_markers(tmp_path: Path, capsys: Cap
     readme = tmp_path / "README.md"
     before, after = "# Title\n\n| a | b |\n", "\n## Later\nend without newline"
     readme.write_text(f"{before}{BEGIN}\nold\n{END}{after}", encoding="utf-8")
-    assert main([*runs, "--readme", str(readme), "--markdown-only"]) == 0
+    assert markdown([*runs, "--readme", str(readme)]) == 0
     first = readme.read_text(encoding="utf-8")
     table = capsys.readouterr().out.strip()
     assert first == f"{before}{BEGIN}\n{table}\n{END}{after}"
     assert "holds" not in first
-    assert main([*runs, "--readme", str(readme)]) == 0
+    assert results([*runs, "--readme", str(readme)]) == 0
     assert readme.read_text(encoding="utf-8") == first
     assert "holds" in capsys.readouterr().out
 
@@ -176,15 +192,9 @@ def test_a_readme_without_its_markers_is_an_error_and_untouched(
     assert readme.read_text() == text
 
 
-def test_replacing_keeps_backslashes_and_other_special_characters() -> None:
-    assert replace_block(f"a{BEGIN}{END}b", r"\1 | $x", "README") == f"a{BEGIN}\n\\1 | $x\n{END}b"
-    with pytest.raises(RunError, match="README"):
-        replace_block("a", "b", "README")
-
-
 def test_the_json_file_holds_the_numbers_unrounded(tmp_path: Path) -> None:
     file = tmp_path / "table.json"
-    assert main([*write_all(tmp_path), "--json", str(file)]) == 0
+    assert results([*write_all(tmp_path), "--json", str(file)]) == 0
     content = json.loads(file.read_text())
     assert (content["dataset"], content["epochs"]) == ("scenes", 14)
     (spottune,) = [row for row in content["rows"] if row["name"] == "SpotTune"]
@@ -231,10 +241,27 @@ def test_a_share_tuned_in_some_runs_of_a_strategy_only_is_an_error(tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("{", "cannot be read"), ("[]", "cannot be read"), ('{"dataset": "scenes"}', "lacks")],
+    [
+        ("{", "is not valid JSON"),
+        ("[]", "holds no JSON object"),
+        ('{"dataset": "scenes"}', "lacks a usable strategy"),
+        ('{"dataset": null}', "lacks a usable dataset"),
+    ],
 )
 def test_a_damaged_result_is_named(tmp_path: Path, capsys: Capture, content: str, words: str) -> None:
     run = write_run(tmp_path, "Frozen", 0, 74, 72)
     (run / "result.json").write_text(content)
     message = error([str(run)], capsys)
     assert words in message and str(run) in message
+
+
+def test_what_is_printed_fits_a_terminal_and_has_the_numbers_of_the_markdown(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    runs = [*write_all(tmp_path), str(write_run(tmp_path, "SpotTune_Res", 0, 80.0, 70.0, seconds=4000))]
+    assert markdown(runs) == 0
+    cells = [cell for row in rows(capsys.readouterr().out)[2:] for cell in row]
+    assert results(runs) == 0
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 80
+    assert all(cell.replace(" ± ", "±") in printed for cell in cells)

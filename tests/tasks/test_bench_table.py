@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from tasks.bench.table import bench_markdown
+from tasks.bench.picture import PANELS, speed_figure
+from tasks.bench.table import all_rows, medians
 
 
 def row(name: str, train: list[float], evaluation: list[float], tensors: list[float], *against: str) -> dict:
@@ -8,7 +9,7 @@ def row(name: str, train: list[float], evaluation: list[float], tensors: list[fl
     return {"name": name, "against": list(against)} | figures
 
 
-REPORT = {
+MEASURED = {
     "hardware": {"processor": "a processor", "threads": 2},
     "versions": {"torch": "1", "transformers": "2"},
     "arguments": {"batch": "32", "repeats": "3"},
@@ -20,8 +21,8 @@ REPORT = {
 }
 
 
-def test_ratios_are_taken_turn_by_turn_and_against_each_reference_that_was_measured() -> None:
-    lines = bench_markdown(REPORT).splitlines()
+def test_ratios_are_taken_repeat_by_repeat_and_against_each_reference_that_was_measured() -> None:
+    lines = all_rows(MEASURED).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:6]]
     assert cells[0][:5] == ["slow", "2.0 (1.0 to 4.0)", "10.0", "8.00", "9.00"]
     assert cells[2][5:] == ["slow", "3.00x (2.00 to 4.00)", "2.50x", "0.50x", "1.00x"]
@@ -30,5 +31,42 @@ def test_ratios_are_taken_turn_by_turn_and_against_each_reference_that_was_measu
 
 
 def test_the_note_says_what_it_was_measured_with() -> None:
-    note = bench_markdown(REPORT).splitlines()[-1]
-    assert note.startswith("a processor, 2 threads, torch 1, transformers 2; batch 32, turns: 3")
+    note = all_rows(MEASURED).splitlines()[-1]
+    assert note.startswith("a processor, 2 threads, torch 1, transformers 2; batch 32, repeats: 3")
+
+
+def test_a_line_of_medians_has_the_training_speed_against_the_first_reference() -> None:
+    assert medians(MEASURED)[1:] == [
+        ["slow", "2.0", "10.0", "8.00", "", ""],
+        ["plain", "5.0", "20.0", "6.00", "", ""],
+        ["ours", "4.0", "25.0", "4.00", "3.00x", "slow"],
+    ]
+
+
+def test_a_figure_that_could_not_be_measured_leaves_its_cells_empty() -> None:
+    rows = [row | {"process": [None] * 3} for row in MEASURED["rows"]]
+    lines = all_rows(MEASURED | {"rows": rows}).splitlines()
+    assert [cell.strip() for cell in lines[4].strip("|").split("|")][4::5] == ["", ""]
+
+
+def test_the_picture_has_a_bar_for_each_ratio_with_its_number() -> None:
+    """Its variants at 1, 2, 3, ... times the speed of one reference, twice that in evaluation."""
+    names = [f"{name}, {p}" for panel in PANELS.values() for name in panel.values() for p in ("fp32", "bf16")]
+    rows = [row("reference", [1, 1, 1], [1, 1, 1], [1, 1, 1])]
+    for speed, name in enumerate(names, 1):
+        rows.append(row(name, [speed] * 3, [2 * speed] * 3, [1, 1, 1], "reference"))
+    figure = speed_figure({"rows": rows})
+    panels = figure.axes  # training and evaluation of the first panel, then of the second
+    for train, evaluation in (panels[:2], panels[2:]):
+        assert [2 * bar.get_width() for bar in train.patches] == [
+            bar.get_width() for bar in evaluation.patches
+        ]
+    drawn = [
+        (bar.get_width(), text.get_text())
+        for axes in panels[::2]
+        for bar, text in zip(axes.patches, axes.texts, strict=True)
+    ]
+    assert drawn == [(speed, f"{speed:.2f}") for speed in range(1, len(names) + 1)]
+    figure.canvas.draw()
+    boxes = [text.get_window_extent() for axes in panels for text in axes.texts]
+    assert all(box.x1 <= figure.bbox.width for box in boxes)

@@ -8,11 +8,16 @@ import torch
 from tests.helpers.small import random_inputs, small_config
 from transformers import LxmertForQuestionAnswering
 
+from common.errors import UserError
 from kernels.dropout import Dropout
 from kernels.linear import Linear
 from tasks import vqa_bench
 from tasks.bench.memory import process_peak, tensor_peak
-from tasks.bench.variants import ANSWERS, Side, attention_step_by_step, build_side
+from tasks.bench.picture import COLOURS, PANELS
+from tasks.bench.table import HIGHLIGHTS
+from tasks.bench.variants import ANSWERS, Variant, attention_step_by_step, build_variant, list_variants
+from tasks.finetune.args import POLICIES
+from tasks.finetune.strategies import STRATEGIES, Strategy
 from tasks.vqa_bench import parse_args, trim
 
 SIZES = [
@@ -22,14 +27,66 @@ SIZES = [
 
 
 @pytest.mark.slow
-def test_a_small_benchmark_measures_every_row_and_writes_its_json(tmp_path: Path) -> None:
-    file = tmp_path / "bench.json"
-    report = vqa_bench.main(parse_args([*SIZES, "--only", "bf16", "--json", str(file)]))
-    names = [row["name"] for row in report["rows"]]
-    assert {"Hugging Face standard", "dense SpotTune", "dense SpotTune_Block"} < set(names)
-    figures = ("train", "evaluation", "tensors")
-    assert all(row[figure][0] > 0 for row in report["rows"] for figure in figures)
-    assert json.loads(file.read_text())["rows"] == json.loads(json.dumps(report["rows"]))
+def test_a_small_benchmark_measures_every_row_and_is_shown_again_without_measuring(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, readme, full = tmp_path / "bench.json", tmp_path / "README.md", tmp_path / "run" / "BENCHMARKS.md"
+    full.parent.mkdir()
+    for page in (readme, full):
+        page.write_text("before\n<!-- performance:begin -->\nold\n<!-- performance:end -->\nafter\n")
+    vqa_bench.main([*SIZES, "--json", str(file), "--readme", str(readme)])
+    rows = {row["name"]: row for row in json.loads(file.read_text())["rows"]}
+    assert list(rows) == [variant.name for variant in list_variants("lxmert")]
+    assert all(row[figure][0] > 0 for row in rows.values() for figure in ("train", "evaluation", "tensors"))
+    printed, short, long = capsys.readouterr().out, readme.read_text(), full.read_text()
+    assert max(map(len, printed.splitlines())) <= 80 and all(name in printed for name in rows)
+    assert all(f"| {name} |" in long for name in rows) and "old" not in short + long
+    assert short.count("\n| ") == 2 + len(HIGHLIGHTS) and short.endswith("end -->\nafter\n")
+    picture = tmp_path / "visualizations" / "readme" / "performance.png"
+    assert f"]({picture.relative_to(tmp_path)})" in short
+    before = picture.read_bytes()
+    picture.unlink()
+    monkeypatch.setattr(vqa_bench, "measure_all", None)  # would fail if it were called
+    vqa_bench.main(["--from-json", str(file), "--readme", str(readme)])
+    assert (capsys.readouterr().out, readme.read_text(), full.read_text()) == (printed, short, long)
+    assert picture.read_bytes() == before
+
+
+def test_every_adaptive_strategy_is_measured_with_every_policy_in_both_precisions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(STRATEGIES, "Toy", Strategy("Toy", "a toy", "layer"))
+    variants = {variant.name: variant for variant in list_variants("light")}
+    for strategy in STRATEGIES.values():
+        names = [f", {policy} policy" for policy in POLICIES] if strategy.adaptive else [""]
+        assert {f"{strategy.name}{n}, {p}" for n in names for p in ("fp32", "bf16")} <= set(variants)
+    assert variants["Toy, light policy, bf16"].against == ("dense SpotTune_Block", "standard, bf16")
+    assert all(set(variant.against) <= set(variants) for variant in variants.values())
+    drawn = [f"{name}, {p}" for panel in PANELS.values() for name in panel.values() for p in COLOURS]
+    assert {*HIGHLIGHTS, *drawn} <= set(variants)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--only", "bf61"], "no variant's name contains 'bf61'"),
+        (["--only", "bf16", "--readme", "README.md"], "measure all variants"),
+        (["--from-json", "absent.json"], "absent.json is missing"),
+        (["--from-json", "other.json"], "was not written by this benchmark"),
+        (["--readme", "other.json"], "must have the markers"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(vqa_bench, "measure_all", None)
+    (tmp_path / "other.json").write_text("{}")
+    (tmp_path / "run").mkdir()
+    for page in ("README.md", "run/BENCHMARKS.md"):
+        (tmp_path / page).write_text("<!-- performance:begin --><!-- performance:end -->")
+    with pytest.raises(UserError, match=words):
+        vqa_bench.main(flags)
 
 
 def test_the_baselines_compute_the_same_logits_as_ours() -> None:
@@ -38,8 +95,8 @@ def test_the_baselines_compute_the_same_logits_as_ours() -> None:
     config.num_qa_labels = ANSWERS
     inputs = random_inputs(4)
     torch.manual_seed(0)
-    dense = build_side(Side("", "SpotTune", "fp32", dense=True), config).eval()
-    ours = build_side(Side("", "SpotTune", "fp32"), config).eval()
+    dense = build_variant(Variant("", "SpotTune", "fp32", dense=True), config).eval()
+    ours = build_variant(Variant("", "SpotTune", "fp32"), config).eval()
     ours.model.load_state_dict(dense.model.state_dict())  # the policies differ, the gates are fixed
     torch.manual_seed(1)
     with attention_step_by_step(True):
@@ -47,8 +104,8 @@ def test_the_baselines_compute_the_same_logits_as_ours() -> None:
     torch.manual_seed(1)  # the fixed gates are drawn again
     assert torch.allclose(ours(**inputs).outputs, expected.outputs, atol=1e-5)
 
-    plain = build_side(Side("", "standard", "fp32"), config).eval()
-    hugging_face = build_side(Side("", "huggingface", "fp32"), config).eval()
+    plain = build_variant(Variant("", "standard", "fp32"), config).eval()
+    hugging_face = build_variant(Variant("", "huggingface", "fp32"), config).eval()
     assert isinstance(hugging_face.model, LxmertForQuestionAnswering)
     hugging_face.model.load_state_dict(
         {name.removeprefix("model."): tensor for name, tensor in plain.state_dict().items()}
@@ -56,18 +113,20 @@ def test_the_baselines_compute_the_same_logits_as_ours() -> None:
     assert torch.allclose(hugging_face(**inputs)[0], plain(**inputs).outputs, atol=1e-5)
 
 
-def test_the_dense_side_has_the_policy_network_of_the_earlier_implementation() -> None:
+def test_the_dense_variant_has_the_policy_network_of_the_earlier_implementation() -> None:
     config = small_config()
-    dense, ours = (build_side(Side("", "SpotTune", "fp32", dense=dense), config) for dense in (True, False))
+    dense, ours = (
+        build_variant(Variant("", "SpotTune", "fp32", dense=dense), config) for dense in (True, False)
+    )
     names = dict(dense.policy.named_parameters())
     assert "policy.lxmert.embeddings.word_embeddings.weight" in names
     assert "policy.lxmert.encoder.layer.1.output.dense.weight" in names
     assert not [name for name, _ in ours.policy.named_parameters() if "embeddings" in name]
 
 
-def test_the_dense_side_multiplies_and_drops_as_pytorch_does_by_itself() -> None:
+def test_the_dense_variant_multiplies_and_drops_as_pytorch_does_by_itself() -> None:
     dense, ours = (
-        build_side(Side("", "SpotTune", "fp32", dense=dense), small_config()) for dense in (True, False)
+        build_variant(Variant("", "SpotTune", "fp32", dense=dense), small_config()) for dense in (True, False)
     )
     assert not [module for module in dense.modules() if isinstance(module, Linear | Dropout)]
     assert [module for module in ours.modules() if isinstance(module, Linear)]
@@ -92,9 +151,9 @@ def test_the_peak_of_the_process_covers_what_was_freed_again() -> None:
 
 
 def test_the_share_tuned_is_what_the_row_says() -> None:
-    side = build_side(Side("", "SpotTune", "fp32", share=0.25), small_config())
+    variant = build_variant(Variant("", "SpotTune", "fp32", share=0.25), small_config())
     torch.manual_seed(0)
-    gates = torch.cat([side(**random_inputs(16)).gates for _ in range(20)])
+    gates = torch.cat([variant(**random_inputs(16)).gates for _ in range(20)])
     assert gates.mean().item() == pytest.approx(0.25, abs=0.01)
 
 
@@ -106,18 +165,24 @@ def test_trimming_cuts_to_the_longest_question() -> None:
     assert cut["visual_feats"] is inputs["visual_feats"]
 
 
-def test_a_malformed_size_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("flags", "words"), [(["--layers", "9/5"], "look like 9/5/5"), (["--steps", "0"], "at least 1, not '0'")]
+)
+def test_a_malformed_size_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], flags: list[str], words: str
+) -> None:
     with pytest.raises(SystemExit):
-        parse_args(["--layers", "9/5"])
-    assert "9/5/5" in capsys.readouterr().err
+        parse_args(flags)
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("steps", [2, 3, 8])
 def test_timed_questions_are_as_long_as_real_ones_on_average(steps: int) -> None:
-    args = parse_args(["--steps", str(steps), "--batch", "32", "--features", "8"])
     config = small_config()
     config.vocab_size, config.visual_feat_dim = 2000, 8
-    batches = vqa_bench.make_batches(args, config, torch.Generator().manual_seed(0), torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    batches = vqa_bench.make_batches(32, steps, config, generator, torch.device("cpu"))
     lengths = torch.cat([inputs["attention_mask"].sum(1) for inputs, _ in batches[1:]])
     assert len(batches) == steps + 1
     assert lengths.float().mean().item() == pytest.approx(9.5, abs=0.5)

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-Peak = Callable[[], float]  # GB, to be asked for after the block
+Peak = Callable[[], float | None]  # GB, to be asked for after the block; None where it is not known
 
 
 @contextmanager
@@ -42,14 +42,14 @@ def tensor_peak(device: torch.device) -> Iterator[Peak]:
 
 @contextmanager
 def process_peak() -> Iterator[Peak]:
-    """Growth of the process's resident set: the tensors and the holes between them. NaN off Linux."""
+    """Growth of the process's resident set: the tensors and the holes between them. None off Linux."""
     give_back_memory()
     try:
         Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back
         before = resident("VmRSS")
         yield lambda: (resident("VmHWM") - before) / 1e9
     except OSError:
-        yield lambda: float("nan")
+        yield lambda: None
 
 
 def give_back_memory() -> None:

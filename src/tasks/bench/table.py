@@ -1,4 +1,8 @@
-"""The benchmark's JSON as a markdown table of figures and ratios."""
+"""What the benchmark measured, as tables: in full, as the README shows it, and for a terminal.
+
+`measured` is the benchmark's JSON: its rows hold a list for each figure, with one value per repeat. A ratio
+is taken repeat by repeat, so that what slowed the machine down for a while slowed down both of its variants.
+"""
 
 from __future__ import annotations
 
@@ -6,50 +10,100 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-HEADER = (
+from common.markdown import table
+
+HEADER = [
     *("", "train examples/s", "eval examples/s", "memory GB", "process GB"),
     *("against", "train", "eval", "memory", "process"),
+]
+FIGURES = {"train": 1, "evaluation": 1, "tensors": 2, "process": 2}  # in the JSON, and digits in the tables
+
+# The rows that the README shows: references, then ours.
+HIGHLIGHTS = (
+    "Hugging Face standard",
+    "standard, fp32",
+    "dense SpotTune_Block",
+    "SpotTune_Block, lxmert policy, fp32",
+    "SpotTune_Block, light policy every 4th step, fp32",
+    "SpotTune, lxmert policy, fp32",
 )
-FIGURES = {"train": 1, "evaluation": 1, "tensors": 2, "process": 2}  # in the report, and digits in the table
+
+Row = Mapping[str, Any]
 
 
-def bench_markdown(report: Mapping[str, Any]) -> str:
-    """The table, and below it what it was measured with.
-
-    A row of the report holds a list for each figure, one value a turn. A ratio is taken turn by turn, so that
-    what slowed the machine down for a while slowed down both of its sides.
-    """
-    rows = {row["name"]: row for row in report["rows"]}
-    lines = [_line(HEADER), _line(["---"] + ["---:"] * len(FIGURES) + ["---"] + ["---:"] * len(FIGURES))]
+def all_rows(measured: Mapping[str, Any]) -> str:
+    """Every row with its spread and its ratios to each reference, and what it was measured with."""
+    rows = _by_name(measured)
+    lines = [HEADER]
     for row in rows.values():
         figures = [row["name"], *(_spread(row[figure], digits) for figure, digits in FIGURES.items())]
         references = [rows[name] for name in row["against"] if name in rows]
         for reference in references or [None]:
             ratios = _ratios(row, reference) if reference else [""] * (1 + len(FIGURES))
-            lines.append(_line([*figures, *ratios]))
+            lines.append([*figures, *ratios])
             figures = [""] * (1 + len(FIGURES))  # once is enough
-    hardware, versions, arguments = report["hardware"], report["versions"], report["arguments"]
-    note = (
+    return f"{table(lines)}\n\n{_setting(measured)}, median (minimum to maximum)."
+
+
+def highlights(measured: Mapping[str, Any]) -> str:
+    """The medians of HIGHLIGHTS in markdown, and what they were measured with."""
+    lines = {
+        name: [name, *figures, f"{speed} {reference}".strip()]
+        for name, *figures, speed, reference in medians(measured)
+    }
+    head = ["", "train examples/s", "eval examples/s", "memory GB", "training speed"]
+    more = "all rows, with their spread, in [run/BENCHMARKS.md](run/BENCHMARKS.md)"
+    return f"{table([head, *map(lines.get, HIGHLIGHTS)])}\n\n{_setting(measured)}, medians; {more}."
+
+
+def medians(measured: Mapping[str, Any]) -> list[list[str]]:
+    """A heading, and for each row its name, its medians, and its training speed against which reference."""
+    rows = _by_name(measured)
+    lines = [["", "train/s", "eval/s", "GB", "speed", "against"]]
+    for row in rows.values():
+        figures = [f"{statistics.median(row[figure]):.{FIGURES[figure]}f}" for figure in list(FIGURES)[:3]]
+        reference = reference_of(row, rows)
+        speed = [f"{speed_ratio(row, reference, 'train'):.2f}x", reference["name"]] if reference else ["", ""]
+        lines.append([row["name"], *figures, *speed])
+    return lines
+
+
+def reference_of(row: Row, rows: Mapping[str, Row]) -> Row | None:
+    """The first of the rows that this one is compared with."""
+    return next((rows[name] for name in row["against"] if name in rows), None)
+
+
+def speed_ratio(row: Row, reference: Row, figure: str) -> float:
+    """How many times as much of a figure a row has as its reference, the median over repeats."""
+    return statistics.median(a / b for a, b in zip(row[figure], reference[figure], strict=True))
+
+
+def _by_name(measured: Mapping[str, Any]) -> dict[str, Row]:
+    return {row["name"]: row for row in measured["rows"]}
+
+
+def _setting(measured: Mapping[str, Any]) -> str:
+    hardware, versions, arguments = measured["hardware"], measured["versions"], measured["arguments"]
+    return (
         f"{hardware['processor']}, {hardware['threads']} threads, torch {versions['torch']}, transformers "
-        f"{versions['transformers']}; batch {arguments['batch']}, turns: {arguments['repeats']}, median "
-        "(minimum to maximum)."
+        f"{versions['transformers']}; batch {arguments['batch']}, repeats: {arguments['repeats']}"
     )
-    return "\n".join([*lines, "", note])
 
 
-def _ratios(row: Mapping[str, Any], reference: Mapping[str, Any]) -> list[str]:
+def _ratios(row: Row, reference: Row) -> list[str]:
     pairs = [zip(row[figure], reference[figure], strict=True) for figure in FIGURES]
     return [
         reference["name"],
-        *(_spread([ours / theirs for ours, theirs in turns], 2, "x") for turns in pairs),
+        *(
+            _spread([ours / theirs if ours and theirs else None for ours, theirs in pair], 2, "x")
+            for pair in pairs
+        ),
     ]
 
 
-def _spread(values: Sequence[float], digits: int, unit: str = "") -> str:
-    """The values of all turns as "median (minimum to maximum)"."""
+def _spread(values: Sequence[float | None], digits: int, unit: str = "") -> str:
+    """The values of all repeats as "median (minimum to maximum)"; nothing if they are not known."""
+    if None in values:
+        return ""
     low, middle, high = (f"{f(values):.{digits}f}" for f in (min, statistics.median, max))
     return f"{middle}{unit}" if low == high else f"{middle}{unit} ({low} to {high})"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

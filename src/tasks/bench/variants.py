@@ -1,4 +1,4 @@
-"""The sides of the benchmark: which rows it has, and how the model of each is built."""
+"""The variants that the benchmark compares: which there are, and how the model of each is built."""
 
 from __future__ import annotations
 
@@ -18,66 +18,77 @@ from lxmert.checkpoint import Pretrained
 from lxmert.modeling import Attention
 from tasks.finetune.args import POLICIES, VqaArgs
 from tasks.finetune.model import ModelSpec, VqaModel, build
+from tasks.finetune.strategies import STRATEGIES
 
 ANSWERS = 3129  # of the published VQA v2 vocabulary
 
 
-class Side(NamedTuple):
+class Variant(NamedTuple):
     """One row of the table."""
 
     name: str
-    strategy: str  # or "huggingface"
-    precision: str
-    dense: bool = False
+    strategy: str  # of STRATEGIES, or "huggingface"
+    precision: str = "fp32"
+    dense: bool = False  # as the earlier implementation computed it
     policy: str = "lxmert"
     share: float = 0.5
     policy_every: int = 1
     against: tuple[str, ...] = ()  # the rows that its ratios refer to
 
+    @property
+    def adaptive(self) -> bool:
+        return self.strategy in STRATEGIES and STRATEGIES[self.strategy].adaptive
 
-def sides(default_policy: str) -> list[Side]:
-    """All rows, references first."""
-    other = next(policy for policy in POLICIES if policy != default_policy)
-    hugging_face, dense, dense_block = "Hugging Face standard", "dense SpotTune", "dense SpotTune_Block"
-    rows = [
-        Side(hugging_face, "huggingface", "fp32"),
-        Side(dense, "SpotTune", "fp32", dense=True),
-        Side(dense_block, "SpotTune_Block", "fp32", dense=True),
-    ]
+    @property
+    def trimmed(self) -> bool:
+        """Whether its batches are cut to their longest question."""
+        return not self.dense and self.strategy != "huggingface"
+
+
+def list_variants(default_policy: str) -> list[Variant]:
+    """All rows, references first: every strategy with every policy network in both precisions."""
+    hugging_face = Variant("Hugging Face standard", "huggingface")
+    dense = Variant("dense SpotTune", "SpotTune", dense=True)
+    dense_block = Variant("dense SpotTune_Block", "SpotTune_Block", dense=True)
+    variants = [hugging_face, dense, dense_block]
+    policies = sorted(POLICIES, key=lambda policy: policy != default_policy)
     for precision in ("fp32", "bf16"):
         standard = f"standard, {precision}"
-        rows.append(Side(standard, "standard", precision, against=(hugging_face,)))
-        rows.append(Side(f"Frozen, {precision}", "Frozen", precision, against=(hugging_face,)))
-        for strategy in ("SpotTune", "SpotTune_Res", "SpotTune_Block"):
-            for policy in (default_policy, other):
-                name = f"{strategy}, {policy} policy, {precision}"
-                against = (dense if strategy == "SpotTune" else dense_block, standard)
-                rows.append(Side(name, strategy, precision, policy=policy, against=against))
-        name = f"SpotTune_Block, light policy every 4th step, {precision}"
-        rows.append(
-            Side(name, "SpotTune_Block", precision, policy="light", policy_every=4, against=(standard,))
+        for strategy in STRATEGIES.values():
+            if not strategy.adaptive:
+                name, against = f"{strategy.name}, {precision}", (hugging_face.name,)
+                variants.append(Variant(name, strategy.name, precision, against=against))
+                continue
+            reference = dense if strategy.granularity == "component" else dense_block
+            for policy in policies:
+                name, against = f"{strategy.name}, {policy} policy, {precision}", (reference.name, standard)
+                variants.append(Variant(name, strategy.name, precision, policy=policy, against=against))
+        rare = Variant(
+            f"SpotTune_Block, light policy every 4th step, {precision}", "SpotTune_Block", precision
         )
+        variants.append(rare._replace(policy="light", policy_every=4, against=(standard,)))
     for share in (0.25, 0.75):
-        name = f"SpotTune_Block, {default_policy} policy, fp32, {share:.0%} tuned"
-        block = Side(name, "SpotTune_Block", "fp32", policy=default_policy, against=(dense_block,))
-        rows.append(block._replace(share=share))
-    return rows
+        block = Variant(
+            f"SpotTune_Block, {default_policy} policy, fp32, {share:.0%} tuned", "SpotTune_Block", share=share
+        )
+        variants.append(block._replace(policy=default_policy, against=(dense_block.name,)))
+    return variants
 
 
-def build_side(side: Side, config: LxmertConfig) -> nn.Module:
+def build_variant(variant: Variant, config: LxmertConfig) -> nn.Module:
     """A model with random weights: speed does not depend on them."""
-    if side.strategy == "huggingface":
+    if variant.strategy == "huggingface":
         return HuggingFace(config)
-    args = VqaArgs(strategy=side.strategy, from_scratch=True, policy=side.policy)
-    if side.dense:
+    args = VqaArgs(strategy=variant.strategy, from_scratch=True, policy=variant.policy)
+    if variant.dense:
         args = dataclasses.replace(args, policy_llayers=min(2, config.l_layers))
     spec = ModelSpec.of(args)
     weights = Pretrained(config, {}, None, None, "", "random weights", "", [])
-    model = build(spec, weights, [""] * ANSWERS, side.precision)[0]
-    if model.policy is not None:
-        model.policy = FixedShare(model.policy, side.share)
-        model.gates.dense = side.dense
-    if side.dense:
+    model = build(spec, weights, [""] * ANSWERS, variant.precision)[0]
+    if variant.adaptive:
+        model.policy = FixedShare(model.policy, variant.share)
+        model.gates.dense = variant.dense
+    if variant.dense:
         model.model.__class__ = WholeModel
         encoder, policy = model.model.lxmert.encoder, model.policy.policy.lxmert
         policy.embeddings = copy.deepcopy(model.model.lxmert.embeddings)
@@ -91,8 +102,6 @@ def build_side(side: Side, config: LxmertConfig) -> nn.Module:
 
 class HuggingFace(nn.Module):
     """transformers' model behind our signature."""
-
-    policy = None
 
     def __init__(self, config: LxmertConfig) -> None:
         super().__init__()

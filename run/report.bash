@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Draw pictures and tables of runs that were made earlier.
+#
+#   bash run/report.bash <command> ...        (--help lists them, <command> --help explains one)
+#
+#   bash run/report.bash policy demo                             which gates ran tuned in the last epoch of a run
+#   bash run/report.bash results snap/vqa/compare-*              the results of finished runs, one row per strategy
+#   bash run/report.bash results snap/vqa/compare-* --readme README.md
+#
+# Takes a few seconds. Pictures go to visualizations/<version>/ unless --output says otherwise.
+
+set -euo pipefail
+
+# shellcheck source=env.bash
+source "$(dirname "$(readlink -f "$0")")/env.bash"
+exec "$PYTHON" src/tasks/vqa_report.py "$@"

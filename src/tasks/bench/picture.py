@@ -1,0 +1,82 @@
+"""What the benchmark measured, as a picture: how many times as fast as its reference each variant is."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from common.files import replace_file
+from tasks.bench.table import Row, reference_of, speed_ratio
+
+# What each row of panels shows, and its variants: a label, and their names without the precision.
+PANELS = {
+    "Adaptive: times as fast as computing both copies for every example": {
+        "SpotTune": "SpotTune, lxmert policy",
+        "SpotTune_Res": "SpotTune_Res, lxmert policy",
+        "SpotTune_Block": "SpotTune_Block, lxmert policy",
+        "SpotTune_Block,\nlight policy": "SpotTune_Block, light policy",
+    },
+    "Not adaptive: times as fast as standard fine-tuning of Hugging Face's LXMERT": {
+        "standard": "standard",
+        "Frozen": "Frozen",
+    },
+}
+FIGURES = {"train": "Training", "evaluation": "Evaluation"}
+COLOURS = {"fp32": "#56b4e9", "bf16": "#0072b2"}  # Okabe & Ito: safe for colour-blind readers
+WIDTH, HEIGHT, DPI, FONT = 8.0, 4.6, 150, 10  # inches, dots per inch, points
+BAR = 0.36  # of the distance between two variants
+
+
+def draw_speed(measured: Mapping[str, Any], path: Path) -> None:
+    """Save the picture as a PNG, 1200 pixels wide."""
+    image = io.BytesIO()
+    speed_figure(measured).savefig(image, dpi=DPI)
+    replace_file(path, image.getvalue())
+
+
+def speed_figure(measured: Mapping[str, Any]) -> Figure:
+    """Draw training and evaluation side by side, a panel per reference below each other."""
+    rows = {row["name"]: row for row in measured["rows"]}
+    figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI)
+    FigureCanvasAgg(figure)
+    grid = {"height_ratios": [len(variants) for variants in PANELS.values()]}
+    place = {"left": 0.175, "right": 0.985, "top": 0.82, "bottom": 0.08, "hspace": 0.3, "wspace": 0.07}
+    panels = figure.subplots(len(PANELS), len(FIGURES), sharex=True, squeeze=False, gridspec_kw=grid | place)
+    for (title, variants), line in zip(PANELS.items(), panels, strict=True):
+        for name, axes in zip(FIGURES, line, strict=True):
+            _bars(axes, rows, variants, name)
+        line[0].set_yticks(range(len(variants)), list(variants))
+        figure.text(0.012, line[0].get_position().y1 + 0.022, title, size=FONT)
+    longest = max((bar.get_width() for axes in figure.axes for bar in axes.patches), default=1.0)
+    panels[0, 0].set_xlim(0, 1.14 * longest)
+    for axes, title in zip(panels[0], FIGURES.values(), strict=True):
+        figure.text(axes.get_position().x0, 0.93, title, size=FONT + 2, weight="bold")
+    note = "Dashed: as fast as the reference, which computes in fp32."
+    figure.text(0.175, 0.025, note, size=FONT - 1, color="0.3")
+    handles = [Patch(color=colour, label=precision) for precision, colour in COLOURS.items()]
+    figure.legend(handles=handles, loc="upper right", ncols=2, fontsize=FONT, frameon=False)
+    return figure
+
+
+def _bars(axes: Axes, rows: Mapping[str, Row], variants: Mapping[str, str], figure: str) -> None:
+    """A pair of bars per variant, first one on top, with its ratio at its end; a line where it is 1."""
+    style = {"textcoords": "offset points", "va": "center", "size": FONT - 1}
+    for place, name in enumerate(variants.values()):
+        for offset, (precision, colour) in zip((-0.5, 0.5), COLOURS.items(), strict=True):
+            row = rows.get(f"{name}, {precision}")
+            if row and (reference := reference_of(row, rows)):
+                ratio, y = speed_ratio(row, reference, figure), place + offset * BAR
+                axes.barh(y, ratio, 0.9 * BAR, color=colour)
+                axes.annotate(f"{ratio:.2f}", (ratio, y), (3, 0), **style)
+    axes.axvline(1, color="0.2", linewidth=1, linestyle=(0, (4, 3)))
+    axes.set(ylim=(len(variants) - 0.5, -0.5), xticks=[], yticks=[])
+    axes.tick_params(length=0, labelsize=FONT)
+    axes.spines[["top", "right", "bottom"]].set_visible(False)
+    axes.spines["left"].set_color("0.6")

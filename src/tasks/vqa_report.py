@@ -1,0 +1,66 @@
+"""Pictures and tables of runs that were made earlier.
+
+    bash run/report.bash policy <version>             what the policy chose, drawn
+    bash run/report.bash results snap/vqa/compare-*   a row per strategy
+
+A run is given by its version name or by its folder.
+"""
+
+# Not report.py: Python looks into a script's own folder first, where it would hide the package `report`.
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from common.cli import Parser, run_command
+from report.policy_plot import draw_run
+from report.results_table import show_results
+from report.run import Run
+from tasks.finetune.strategies import STRATEGIES
+
+RUNS = Path("snap/vqa")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    if args.command == "policy":
+        for path in draw_run(args.run, args.output or Path("visualizations", args.run.name)):
+            print(f"wrote {path}")
+    else:
+        files = {"readme": args.readme, "json": args.json}
+        show_results(args.runs, list(STRATEGIES), **files, markdown_only=args.markdown_only)
+
+
+def find_run(text: str) -> Run:
+    """The run of a version name or a folder."""
+    folder = Path(text)
+    return Run(folder if folder.is_dir() or len(folder.parts) > 1 else RUNS / text)
+
+
+def build_parser() -> Parser:
+    """The command line; `command` is the sub-command's name."""
+    parser = Parser(
+        prog="report.bash", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(metavar="<command>", dest="command", required=True, title="commands")
+
+    about = "Draw which gates ran tuned in a run's last epoch: training, validation, by question type (PNG)."
+    policy = commands.add_parser("policy", help="pictures of what the policy chose", description=about)
+    policy.add_argument("run", type=find_run, help="the version name or folder of an adaptive run")
+    policy.add_argument("--output", type=Path, metavar="DIR", help="default: visualizations/<version>")
+
+    about = "Print the results of finished runs, averaged over seeds, and check the orderings one expects."
+    results = commands.add_parser("results", help="a row per strategy of finished runs", description=about)
+    flag = results.add_argument
+    flag("runs", type=find_run, nargs="+", help="version names or folders, such as snap/vqa/compare-*")
+    flag("--readme", type=Path, metavar="FILE", help="write it between this file's results markers too")
+    flag("--json", type=Path, metavar="FILE", help="write unrounded rows and orderings to this file too")
+    flag("--markdown-only", action="store_true", help="print it in markdown and without the orderings")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, "interrupted"))

@@ -1,0 +1,56 @@
+"""The public reader of run folders, on a folder that an earlier version wrote."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from common.errors import RunError
+from report.run import Run
+
+ASSET = Path(__file__).parents[1] / "assets" / "run_format_1" / "run"
+
+
+def test_every_file_of_a_run_is_read() -> None:
+    run = Run(ASSET)
+    assert run.finished and run.adaptive
+    assert run.result["best"]["val_accuracy"] == pytest.approx(100 / 3)
+    assert run.arguments["strategy"] == run.result["strategy"] == "SpotTune_Block"
+    assert run.environment["device"] == "cpu"
+    assert run.metrics[0]["step"] == 1 and run.metrics[-1]["step"] == run.metrics[-2]["step"]
+    assert run.usage["val"].shape == (run.result["epochs"], run.result["gates"]["total"])
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "read"),
+    [
+        ("result.json", "{}", lambda run: run.result),
+        ("result.json", "{", lambda run: run.adaptive),
+        ("args.json", "[]", lambda run: run.arguments),
+        ("env.json", None, lambda run: run.environment),
+        ("metrics.jsonl", '{"step": 1}\n{"st', lambda run: run.metrics),
+        ("usage.npz", "no archive", lambda run: run.usage),
+    ],
+)
+def test_a_missing_or_damaged_file_is_named(
+    tmp_path: Path, file: str, content: str | None, read: Callable[[Run], object]
+) -> None:
+    folder = shutil.copytree(ASSET, tmp_path / "run")
+    (folder / file).unlink()
+    if content is not None:
+        (folder / file).write_text(content)
+    with pytest.raises(RunError, match=str(folder / file)):
+        read(Run(folder))
+
+
+def test_reading_runs_needs_no_torch() -> None:
+    code = (
+        "import sys, report.run, report.results_table, report.policy_plot; assert 'torch' not in sys.modules"
+    )
+    source = ASSET.parents[3] / "src"
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(source)})
