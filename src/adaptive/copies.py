@@ -18,10 +18,7 @@ from adaptive.routing import map_tensors
 
 
 def full_copy(module: nn.Module, frozen_dtype: torch.dtype | None = None) -> tuple[nn.Module, nn.Module]:
-    """A duplicate of `module` to freeze, and `module` itself to tune.
-
-    The matrices of the first are stored in `frozen_dtype` (None: as they are).
-    """
+    """A duplicate of `module` to freeze, with its matrices in `frozen_dtype` (if given), and `module` to tune."""
     frozen = copy.deepcopy(module)
     if frozen_dtype is not None:
         cast_matrices(frozen, frozen_dtype)
@@ -37,16 +34,16 @@ def cast_matrices(module: nn.Module, dtype: torch.dtype) -> None:
 def call_in_dtype(call: Callable, module: nn.Module, like: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """The output of `call`, a method of `module`, in the type in which `like` would return it.
 
-    Where autocast is on, it decides about both. Else, if the matrices of `module` are stored in another type
-    than those of `like`, the call runs under autocast to that type and its output is cast back.
+    Where autocast is on, it decides about both. Else, if the matrices of `module` are stored in 16 bits and
+    those of `like` in more, the call runs under autocast to that type and its output is cast back.
     """
-    matrix, target = (next(_matrices(either), None) for either in (module, like))
-    same = matrix is None or target is None or matrix.dtype == target.dtype
-    if same or torch.is_autocast_enabled(matrix.device.type):
+    matrix = next(_matrices(module), None)
+    if matrix is None or matrix.dtype == torch.float32 or torch.is_autocast_enabled(matrix.device.type):
         return call(*args, **kwargs)
-    with torch.autocast(matrix.device.type, matrix.dtype):
+    target = next(_matrices(like), matrix).dtype
+    with torch.autocast(matrix.device.type, matrix.dtype, enabled=matrix.dtype != target):
         output = call(*args, **kwargs)
-    return map_tensors(lambda value: value.to(target.dtype) if value.dtype == matrix.dtype else value, output)
+    return map_tensors(lambda value: value.to(target) if value.dtype == matrix.dtype else value, output)
 
 
 def _matrices(module: nn.Module) -> Iterator[Tensor]:

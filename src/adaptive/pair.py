@@ -70,9 +70,8 @@ class GatedPair(nn.Module):
         if not gate.requires_grad:
             return output
         with torch.no_grad():
-            value = other(*args, **kwargs)
-            tuned, frozen = (output, value) if all_tuned else (value, output)
-            difference = map_tensors(torch.sub, tuned, frozen)
+            values = output, other(*args, **kwargs)
+            difference = map_tensors(torch.sub, *(values if all_tuned else reversed(values)))
         return with_gate_gradient(gate, output, difference)
 
     def _by_rows(self, gate: Tensor, args: Any, kwargs: Any) -> Any:

@@ -86,9 +86,10 @@ class RunFolder:
             except BaseException:
                 folder.tracker.close()
                 if not begun and folder.last is None and not (path / "BEST").exists():
-                    (path / "args.json").unlink(missing_ok=True)
                     if not found:
                         shutil.rmtree(path, ignore_errors=True)
+                    elif path.is_dir():
+                        (path / "args.json").unlink(missing_ok=True)
                 raise
             folder.tracker.close()
 

@@ -116,6 +116,31 @@ def results(
     return {"output": output.detach(), "input": x.grad, "gates": gates.grad, **tuned}
 
 
+def test_a_full_copy_tunes_the_module_itself_and_freezes_a_duplicate() -> None:
+    layer = Layer()
+    frozen, tuned = full_copy(layer)
+    assert tuned is layer
+    storages = {p.data_ptr() for p in tuned.parameters()} & {p.data_ptr() for p in frozen.parameters()}
+    assert not storages
+    assert all(torch.equal(frozen.state_dict()[name], t) for name, t in layer.state_dict().items())
+
+
+def test_adapt_takes_the_copies_from_the_function_it_is_given() -> None:
+    """And hands it the type of the frozen ones; what comes back is what the gates choose between."""
+    requested = []
+
+    def constant(module: nn.Module, frozen_dtype: torch.dtype | None) -> tuple[nn.Module, nn.Module]:
+        requested.append((module, frozen_dtype))
+        return module, nn.Sequential(module, nn.Threshold(torch.inf, -1.0))
+
+    model = nn.Sequential(layer := nn.Linear(SIZE, SIZE))
+    gates = adapt(model, [(["0"], 1)], BF16, constant)
+    assert requested == [(layer, BF16)]
+    x = torch.randn(2, SIZE)
+    gates.fill(torch.tensor([[0.0], [1.0]]))
+    assert torch.allclose(model(x), torch.stack([layer(x)[0], -torch.ones(SIZE)]), atol=1e-6)
+
+
 def bytes_of(model: nn.Module, copy: str) -> int:
     named = model.named_parameters()
     return sum(p.numel() * p.element_size() for name, p in named if f".{copy}." in name)
@@ -195,3 +220,14 @@ def test_outputs_have_the_type_of_the_tuned_copys(amp: bool, gate: float, width:
     gates.fill(torch.full((BATCH, width), gate))
     with autocast(amp):
         assert pair(torch.randn(BATCH, SIZE)).dtype == (BF16 if amp else torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, BF16], ids=["fp64", "bf16"])
+def test_a_model_in_another_type_as_a_whole_stays_in_it(dtype: torch.dtype) -> None:
+    """All gates 0 is then the layer itself, bit for bit and without autocast."""
+    torch.manual_seed(0)
+    layer = Layer().to(dtype)
+    pair = GatedPair(*full_copy(layer), gates := Gates(1), 0)
+    gates.fill(torch.zeros(BATCH, 1))
+    x = torch.randn(BATCH, TOKENS, SIZE, dtype=dtype)
+    assert torch.equal(pair(x)[0], layer(x)[0]) and pair(x)[0].dtype == dtype

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, ViTConfig, ViTModel
+from transformers.modeling_outputs import ModelOutput
 from transformers.models.bert.modeling_bert import BertLayer, BertSelfAttention
 
 from adaptive.adapt import Adaptive, adapt
@@ -143,6 +144,7 @@ WHOLE = {
 }
 CASES = {
     **WHOLE,
+    "BERT's encoder": Case(bert, text, [(["encoder"], 1)]),  # returns a ModelOutput
     "BERT parts": Case(bert, text, parts("encoder.layer.{}", BERT_PARTS)),
     "ViT parts": Case(vit, images, parts("layers.{}", VIT_PARTS)),
     "GPT-2 parts": Case(gpt2, text, parts("h.{}", [(["attn"], 1), (["mlp"], 1)])),
@@ -192,6 +194,8 @@ class Naive(nn.Module):
         tuned, frozen = self.tuned(*args, **kwargs), self.frozen(*args, **kwargs)
         if isinstance(tuned, tuple):
             return tuple(None if t is None else self.blend(t, f) for t, f in zip(tuned, frozen, strict=True))
+        if isinstance(tuned, ModelOutput):
+            return type(tuned)(**{name: self.blend(value, frozen[name]) for name, value in tuned.items()})
         return self.blend(tuned, frozen)
 
     def blend(self, tuned: Tensor, frozen: Tensor) -> Tensor:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
 from tests.helpers.small import ANSWERS, random_inputs
-from torch import Tensor
+from torch import Tensor, nn
 
 from adaptive.adapt import Adaptive
 from lxmert.checkpoint import load_weights
 from lxmert.units import gate_labels
 from tasks.finetune.args import POLICIES, VqaArgs
-from tasks.finetune.model import ModelSpec, VqaModel, build, vqa_loss
+from tasks.finetune.model import Borrowed, ModelSpec, VqaModel, build, vqa_loss
 from tasks.finetune.strategies import STRATEGIES
 
 ADAPTIVE = tuple(name for name, strategy in STRATEGIES.items() if strategy.adaptive)
@@ -113,6 +114,36 @@ def test_one_step_moves_tuned_policy_and_head_and_nothing_frozen(
         "model.lxmert.embeddings.",
     ):
         assert [name for name in moved if part in name], part
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_copy_taken_after_a_step_is_equal_and_independent(
+    pretrained: Path, inputs: dict, policy: str
+) -> None:
+    """The copy's policy reads the copy's embeddings, so that an average of weights can be kept."""
+    spec = ModelSpec.of(VqaArgs(strategy="SpotTune", pretrained=str(pretrained), policy=policy))
+    torch.manual_seed(0)
+    model = build(spec, load_weights(spec), ANSWERS)[0].train()
+    vqa_loss(model(**inputs).outputs, torch.rand(6, len(ANSWERS))).backward()
+    twin = copy.deepcopy(model).eval()
+    model.eval()
+    expected = model(**inputs)
+    for part, other in zip(expected, twin(**inputs), strict=True):
+        assert torch.equal(part, other)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.mul_(2)
+        twin.policy.head.logits.bias.sub_(torch.tensor([0.0, 50.0]).repeat(model.gates.total))
+    assert not twin(**inputs).gates.any()
+    for part, other in zip(expected, model(**inputs), strict=True):
+        assert torch.equal(part, other)
+    embeddings = twin.model.lxmert.embeddings
+    assert any(module is embeddings for module in borrowed(twin)) and embeddings not in borrowed(model)
+
+
+def borrowed(model: Adaptive) -> list[nn.Module]:
+    """The modules that a policy reads without owning them."""
+    return [part._module[0] for part in model.policy.modules() if isinstance(part, Borrowed)]
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -10,8 +10,11 @@ import pytest
 
 from lxmert.tokens import load_tokenizer
 from tasks import vqa
-from tasks.finetune import data as vqa_data
+from tasks.finetune import args as finetune_args
 from tasks.finetune.args import VqaArgs
+from tasks.finetune.data import load_splits
+from training.optim import geometric
+from vqadata.folder import DataFolder
 
 
 @pytest.fixture
@@ -70,22 +73,23 @@ def test_the_policy_learns_on_every_kth_step_only(args: VqaArgs, monkeypatch: py
 
 
 def test_the_temperature_falls_geometrically_to_its_end() -> None:
-    args = VqaArgs(temperature=8.0, temperature_end=0.5)
-    assert [args.temperature_at(share) for share in (0.0, 0.5, 1.0)] == pytest.approx([8.0, 2.0, 0.5])
-    assert VqaArgs(temperature=8.0).temperature_at(0.5) == 8.0
+    assert [geometric(8.0, 0.5, share) for share in (0.0, 0.5, 1.0)] == pytest.approx([8.0, 2.0, 0.5])
+    assert geometric(8.0, None, 0.5) == 8.0
 
 
 @pytest.mark.parametrize(("flag", "images"), [("tiny", "IMAGES_TINY"), ("fast", "IMAGES_FAST")])
 def test_tiny_and_fast_keep_so_many_images_of_every_split_and_mix_none(
     args: VqaArgs, flag: str, images: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vqa_data, images, 3)
-    answers = vqa_data.load_answers(args)
-    tokenizer = load_tokenizer(Path(args.pretrained))
+    monkeypatch.setattr(finetune_args, images, 3)
     some = replace(args, **{flag: True})
+    folder, tokenizer = DataFolder(Path(args.data), "vqav2"), load_tokenizer(args.pretrained)
+    names = ("train,nominival", "nominival", "minival")
+    datasets = load_splits(
+        folder, dict(zip(names, names, strict=True)), tokenizer, folder.read_answers(), some.images
+    )
     places = {
-        name: set(map(tuple, vqa_data.load_split(some, name, tokenizer, answers).places.tolist()))
-        for name in ("train,nominival", "nominival", "minival")
+        name: set(map(tuple, dataset.places.tolist())) for name, dataset in zip(names, datasets, strict=True)
     }
     assert {name: len(rows) for name, rows in places.items()} == {
         "train,nominival": 6,

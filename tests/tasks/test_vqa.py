@@ -9,16 +9,19 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 from tests.helpers.paths import SRC
-from training.checkpoint import StopSignal
 
 from common.errors import Interrupted
 from tasks import vqa
 from tasks.finetune.args import VqaArgs, parse_args
+from tasks.finetune.evaluate import Exam
 from tasks.finetune.strategies import STRATEGIES
+from training.signals import StopSignal
+from vqadata.dataset import VqaDataset
 
 TIMES = ("seconds", "examples_per_second")
 
@@ -29,15 +32,34 @@ def metrics_of(folder: Path) -> list[dict]:
     return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
 
 
-def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def stop_after(update: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make Ctrl-C arrive during a given step."""
-    asked = {"times": 0}
+    start = StopSignal.__init__
 
-    def requested(self: StopSignal) -> bool:
-        asked["times"] += 1
-        return asked["times"] == steps
+    def start_with_a_stop(self: StopSignal) -> None:
+        start(self)
+        self.after_update = update
 
-    monkeypatch.setattr(StopSignal, "__bool__", requested)
+    monkeypatch.setattr(StopSignal, "__init__", start_with_a_stop)
+
+
+def interrupt_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make Ctrl-C arrive while the second evaluation answers its first questions."""
+    official, finished = Exam.official_accuracy, []
+    read = VqaDataset.__getitems__
+
+    def count(self: Exam, *arguments: Any) -> Any:
+        finished.append(self.dataset)
+        return official(self, *arguments)
+
+    def interrupted_read(self: VqaDataset, indices: Any) -> Any:
+        if len(finished) == 1 and self is finished[0]:
+            os.kill(os.getpid(), signal.SIGINT)
+            finished.append(None)
+        return read(self, indices)
+
+    monkeypatch.setattr(Exam, "official_accuracy", count)
+    monkeypatch.setattr(VqaDataset, "__getitems__", interrupted_read)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -46,7 +68,7 @@ def test_a_run_leaves_the_promised_folder(args: VqaArgs, strategy: str) -> None:
     folder = Path("snap/vqa/run")
     files = {path.name for path in folder.iterdir()}
     adaptive = strategy.startswith("SpotTune")
-    expected = {"args.json", "env.json", "train.log", "metrics.jsonl", "LAST", "BEST", "result.json"}
+    expected = {".lock", "args.json", "env.json", "train.log", "metrics.jsonl", "LAST", "BEST", "result.json"}
     assert files == expected | ({"usage.npz"} if adaptive else set())
     assert json.loads((folder / "result.json").read_text()) == outcome
     assert outcome["gap"] == pytest.approx(outcome["train_accuracy"] - outcome["val_accuracy"])
@@ -64,20 +86,23 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(args: VqaArgs
     assert a != c
 
 
-@pytest.mark.parametrize("steps", [2, 4, 5, 11])
+@pytest.mark.parametrize("where", [1, 2, 4, 11, "evaluation"])
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(
-    args: VqaArgs, steps: int, monkeypatch: pytest.MonkeyPatch
+    args: VqaArgs, where: int | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the middle of an epoch, after its last step, and during an evaluation."""
     whole = vqa.main(replace(args, version="whole"))
     with monkeypatch.context() as patch:
-        stop_after(steps, patch)
-        with pytest.raises(Interrupted):
+        if where == "evaluation":
+            interrupt_evaluation(patch)
+        else:
+            stop_after(where, patch)
+        with pytest.raises(Interrupted, match="all is saved in snap/vqa/run/LAST"):
             vqa.main(args)
     resumed = vqa.main(args)
     folders = Path("snap/vqa/whole"), Path("snap/vqa/run")
     assert metrics_of(folders[0]) == metrics_of(folders[1])
-    differing = {"version", "seconds", "examples_per_second"}
+    differing = {"version", *TIMES}
     assert {k: v for k, v in whole.items() if k not in differing} == {
         k: v for k, v in resumed.items() if k not in differing
     }

@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator, skip_first_batches
 from accelerate.data_loader import prepare_data_loader
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from training.loader import EpochSampler, make_loader
 
@@ -26,13 +26,22 @@ def order(
     return list(sampler)
 
 
-def collate(examples: list[int]) -> torch.Tensor:
-    return torch.tensor(examples)
+class Numbers(Dataset):
+    """The numbers 0, 1, ..., as a data set that assembles its batches itself."""
+
+    def __init__(self, size: int = SIZE) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitems__(self, indices: list[int]) -> np.ndarray:
+        return np.array(indices)
 
 
 def loader(lengths: list[int] | None = None, workers: int = 0) -> DataLoader:
     sampler = EpochSampler(SIZE, 1, BATCH, lengths)
-    return make_loader(range(SIZE), BATCH, collate=collate, sampler=sampler, workers=workers)
+    return make_loader(Numbers(), BATCH, sampler, workers=workers)
 
 
 def batches(loader: Iterable[torch.Tensor]) -> list[list[int]]:
@@ -70,7 +79,7 @@ def test_epochs_and_seeds_differ_in_their_order(lengths: list[int] | None) -> No
 def test_grouping_keeps_every_example_and_puts_the_short_batch_last(size: int) -> None:
     lengths = np.random.default_rng(0).integers(4, 21, size)
     sampler = EpochSampler(size, 0, BATCH, lengths)
-    got = batches(make_loader(range(size), BATCH, collate=collate, sampler=sampler))
+    got = batches(make_loader(Numbers(size), BATCH, sampler))
     assert sorted(flat(got)) == list(range(size))
     assert all(len(batch) == BATCH for batch in got[:-1])
     assert len(got[-1]) == (size % BATCH or BATCH)
@@ -98,7 +107,7 @@ def test_grouped_batches_come_in_no_order_of_length() -> None:
 
 
 def test_without_a_sampler_the_order_is_that_of_the_data() -> None:
-    assert flat(batches(make_loader(range(SIZE), BATCH, collate=collate))) == list(range(SIZE))
+    assert flat(batches(make_loader(Numbers(), BATCH))) == list(range(SIZE))
 
 
 def states() -> tuple[object, ...]:
@@ -110,7 +119,7 @@ def states() -> tuple[object, ...]:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_iterating_draws_nothing_from_the_global_generators(workers: int) -> None:
     with_sampler = loader(workers=workers)
-    in_order = make_loader(range(SIZE), BATCH, collate=collate, workers=workers)
+    in_order = make_loader(Numbers(), BATCH, workers=workers)
     before = states()
     for _ in range(2):
         assert len(batches(with_sampler)) == len(batches(in_order)) == 6

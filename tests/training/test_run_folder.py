@@ -1,51 +1,62 @@
+"""A run folder: whose it is, that a failed start leaves nothing behind, and what it says of the machine."""
+
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import shutil
 import subprocess
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
+from torch import nn
 
+from common import files
 from common.errors import RunError
-from common.files import write_json
 from training import run_folder
-from training.run_folder import describe_environment, open_run_folder
+from training.run_folder import RunFolder, describe_environment, recorded_arguments
 
-ARGUMENTS: dict[str, Any] = {
-    "lr": 5e-5,
-    "seed": 1,
-    "load": None,
-    "folder": Path("snap"),
-    "betas": (0.9, 0.99),
-}
+ARGUMENTS: dict[str, Any] = {"lr": 5e-5, "seed": 1, "load": None, "betas": (0.9, 0.99)}
 FREE = frozenset({"tqdm"})
+
+
+def open_folder(path: Path, **changes: Any) -> AbstractContextManager[RunFolder]:
+    return RunFolder.open(path, {**ARGUMENTS, **changes}, FREE, Accelerator())
+
+
+def begin(path: Path, **changes: Any) -> None:
+    """A run that has begun: its state was saved once."""
+    with open_folder(path, **changes) as folder:
+        folder.save_state()
 
 
 def test_a_new_folder_is_made_and_holds_the_arguments(tmp_path: Path) -> None:
     folder = tmp_path / "vqa" / "run"
-    open_run_folder(folder, ARGUMENTS, free=FREE)
-    held = json.loads((folder / "args.json").read_text())
-    assert held == {**ARGUMENTS, "folder": "snap", "betas": [0.9, 0.99]}
+    assert recorded_arguments(folder) is None
+    begin(folder)
+    assert recorded_arguments(folder) == {**ARGUMENTS, "betas": [0.9, 0.99]}
 
 
 def test_the_same_arguments_open_the_same_folder_again(tmp_path: Path) -> None:
-    open_run_folder(tmp_path, ARGUMENTS, free=FREE)
+    begin(tmp_path)
     (tmp_path / "train.log").write_text("epoch 1")
-    open_run_folder(tmp_path, dict(reversed(ARGUMENTS.items())), free=FREE)
+    with RunFolder.open(tmp_path, dict(reversed(ARGUMENTS.items())), FREE, Accelerator()):
+        pass
     assert (tmp_path / "train.log").read_text() == "epoch 1"
 
 
 def test_other_arguments_are_refused_and_the_differing_ones_named(tmp_path: Path) -> None:
-    open_run_folder(tmp_path, {**ARGUMENTS, "gone": 3}, free=FREE)
+    begin(tmp_path, gone=3)
     before = (tmp_path / "args.json").read_bytes()
-    with pytest.raises(RunError) as refusal:
-        open_run_folder(tmp_path, {**ARGUMENTS, "lr": 1e-4, "added": "x"}, free=FREE)
+    with pytest.raises(RunError) as refusal, open_folder(tmp_path, lr=1e-4, added="x"):
+        pass
     message = str(refusal.value)
     assert "lr was 5e-05 and is now 0.0001" in message
     assert "gone was 3 and is now None" in message
@@ -56,22 +67,110 @@ def test_other_arguments_are_refused_and_the_differing_ones_named(tmp_path: Path
 
 
 def test_free_arguments_may_differ_and_the_last_ones_are_kept(tmp_path: Path) -> None:
-    open_run_folder(tmp_path, {**ARGUMENTS, "tqdm": True}, free=FREE)
-    open_run_folder(tmp_path, {**ARGUMENTS, "tqdm": False}, free=FREE)
-    assert json.loads((tmp_path / "args.json").read_text())["tqdm"] is False
+    begin(tmp_path, tqdm=True)
+    begin(tmp_path, tqdm=False)
+    assert recorded_arguments(tmp_path)["tqdm"] is False
 
 
-@pytest.mark.parametrize("content", ["", '{"lr": 5e-0', "\0\0\0"])
+@pytest.mark.parametrize("content", ["", '{"lr": 5e-0', "\0\0\0", "[]"])
 def test_damaged_arguments_are_one_sentence(tmp_path: Path, content: str) -> None:
     (tmp_path / "args.json").write_text(content)
-    with pytest.raises(RunError, match=r"args\.json is damaged\. Delete .* or choose another"):
-        open_run_folder(tmp_path, ARGUMENTS, free=FREE)
+    with pytest.raises(RunError, match=r"args\.json .*Delete .* or choose another"), open_folder(tmp_path):
+        pass
+    assert (tmp_path / "args.json").read_text() == content
 
 
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match=r"cannot be written: Not a directory\.$"):
-        open_run_folder(tmp_path / "file" / "run", ARGUMENTS, free=FREE)
+    with pytest.raises(RunError, match=r"cannot be written: Not a directory\.$"):  # noqa: SIM117
+        with open_folder(tmp_path / "file" / "run"):
+            pass
+
+
+def test_a_run_that_fails_before_its_first_save_leaves_nothing_that_blocks_the_next(tmp_path: Path) -> None:
+    """A folder that was there before stays, without the arguments."""
+    for found in (False, True):
+        folder = tmp_path / str(found)
+        if found:
+            (folder / "predictions").mkdir(parents=True)
+        with pytest.raises(MemoryError), open_folder(folder) as run:
+            run.start_tracker({}, "off", 0).say("started")
+            raise MemoryError
+        assert folder.exists() == found
+        assert not (folder / "args.json").exists()
+        begin(folder, lr=1.0)
+
+
+def test_a_run_that_fails_later_keeps_what_it_saved(tmp_path: Path) -> None:
+    with pytest.raises(MemoryError), open_folder(tmp_path / "run") as folder:
+        folder.save_state()
+        raise MemoryError
+    assert recorded_arguments(tmp_path / "run") and (tmp_path / "run" / "LAST").is_dir()
+
+
+def test_a_folder_in_use_is_refused_with_who_uses_it_and_free_again_afterwards(tmp_path: Path) -> None:
+    with open_folder(tmp_path) as folder:
+        folder.save_state()
+        words = rf"is in use by another run \(.*process {os.getpid()}, since 20"
+        with pytest.raises(RunError, match=words), open_folder(tmp_path):
+            pass
+        assert recorded_arguments(tmp_path)
+    begin(tmp_path)
+
+
+def test_a_killed_run_leaves_its_folder_free(tmp_path: Path) -> None:
+    code = "import fcntl, sys, time; file = open(sys.argv[1], 'a+'); fcntl.flock(file, fcntl.LOCK_EX);"
+    code += "print(1, flush=True); time.sleep(60)"
+    (tmp_path / ".lock").touch()
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / ".lock")], stdout=subprocess.PIPE
+    ) as other:
+        other.stdout.readline()
+        with pytest.raises(RunError, match="in use"), open_folder(tmp_path):
+            pass
+        other.kill()
+        other.wait()
+    begin(tmp_path)
+
+
+def test_a_disk_without_locks_costs_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*arguments: Any) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    with open_folder(tmp_path) as folder:
+        folder.start_tracker({}, "off", 0)
+        folder.save_state()
+    assert "cannot be locked on this disk" in capsys.readouterr().out
+
+
+def test_a_saved_state_is_one_folder_that_brings_everything_back(tmp_path: Path) -> None:
+    accelerator = Accelerator()
+    model = accelerator.prepare(nn.Linear(2, 2))
+    saved = model.weight.detach().clone()
+    with RunFolder.open(tmp_path, ARGUMENTS, FREE, accelerator) as folder:
+        assert not folder.load_state()
+        for _ in range(2):
+            torch.manual_seed(3)
+            folder.save_state()
+        drawn = torch.rand(3)
+        with torch.no_grad():
+            model.weight.zero_()
+        assert folder.load_state()
+    assert torch.equal(model.weight, saved)
+    assert torch.equal(torch.rand(3), drawn)
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "args.json", "LAST"}
+
+
+def test_environment_and_result_are_files_of_the_folder(tmp_path: Path) -> None:
+    with open_folder(tmp_path) as folder:
+        folder.write_environment([], {"processes": 1})
+        folder.write_result({"gap": 1.5})
+        folder.save_state()
+    assert json.loads((tmp_path / "env.json").read_text())["processes"] == 1
+    assert json.loads((tmp_path / "result.json").read_text()) == {"gap": 1.5}
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -125,30 +224,3 @@ def test_a_copy_without_history_has_no_commit(elsewhere: Path) -> None:
 def test_a_machine_without_git_has_no_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert describe_environment("cpu", [])["commit"] is None
-
-
-def test_a_reader_never_meets_half_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "result.json"
-    write_json(file, {"epoch": 1})
-
-    def power_cut(source: Path, target: Path) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as context:
-        context.setattr(Path, "replace", power_cut)
-        with pytest.raises(KeyboardInterrupt):
-            write_json(file, {"epoch": 2})
-    assert json.loads(file.read_text()) == {"epoch": 1}
-    write_json(file, {"epoch": 2})
-    assert json.loads(file.read_text()) == {"epoch": 2}
-    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
-
-
-def test_content_that_is_no_json_leaves_the_file_as_it_was(tmp_path: Path) -> None:
-    file = tmp_path / "result.json"
-    write_json(file, {"epoch": 1})
-    endless: list[Any] = []
-    endless.append(endless)
-    with pytest.raises(ValueError, match="Circular"):
-        write_json(file, endless)
-    assert json.loads(file.read_text()) == {"epoch": 1}

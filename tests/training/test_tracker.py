@@ -14,85 +14,122 @@ from typing import Any
 import pytest
 from tests.helpers.paths import SRC
 
-from training.tracker import Tracker
+from training.tracker import Tracker, open_tracker
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.fixture
-def tracker(tmp_path: Path) -> Tracker:
-    return Tracker(tmp_path, {}, wandb="off")
+def make(folder: Path, wandb: str = "off", resumed_at: int = 0, **config: Any) -> Tracker:
+    return open_tracker(folder, config, wandb, resumed_at)
 
 
 def test_what_is_said_goes_to_the_terminal_and_the_log(
-    tracker: Tracker, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    tracker = make(tmp_path)
     tracker.say("epoch 1: 72.5 %")
     tracker.say()
-    tracker.say("größer")
+    tracker.record({}, 3, "größer")
     assert capsys.readouterr().out == "epoch 1: 72.5 %\n\ngrößer\n"
-    assert (tracker.folder / "train.log").read_text(encoding="utf-8") == "epoch 1: 72.5 %\n\ngrößer\n"
+    assert (tmp_path / "train.log").read_text(encoding="utf-8") == "epoch 1: 72.5 %\n\ngrößer\n"
 
 
-def test_metrics_are_lines_with_their_step(tracker: Tracker) -> None:
-    tracker.record({"train/loss": 0.1, "epoch": 1}, 5)
-    tracker.record({"train/loss": 1 / 3}, 10)
-    expected = [{"step": 5, "train/loss": 0.1, "epoch": 1}, {"step": 10, "train/loss": 1 / 3}]
-    assert lines(tracker.folder) == expected
+def test_metrics_are_lines_with_their_step_and_no_number_is_null(tmp_path: Path) -> None:
+    tracker = make(tmp_path)
+    tracker.record({"train/loss": 0.1, "epoch": 1, "policy": Path("p.png")}, 5)
+    tracker.record({"train/loss": float("nan"), "by_type": {"colour": float("inf")}}, 10)
+    assert lines(tmp_path) == [
+        {"step": 5, "train/loss": 0.1, "epoch": 1},
+        {"step": 10, "train/loss": None, "by_type": {"colour": None}},
+    ]
 
 
-def test_a_resumed_run_goes_on_behind_what_was_there(tracker: Tracker) -> None:
-    tracker.say("first")
-    tracker.record({"x": 1}, 1)
-    again = Tracker(tracker.folder, {}, wandb="off")
-    again.say("second")
-    again.record({"x": 2}, 2)
-    assert (tracker.folder / "train.log").read_text() == "first\nsecond\n"
-    assert [line["x"] for line in lines(tracker.folder)] == [1, 2]
+def test_a_resumed_run_goes_on_behind_what_was_there(tmp_path: Path) -> None:
+    for step, text in ((1, "first"), (2, "second")):
+        make(tmp_path, resumed_at=step - 1).record({"x": step}, step, text)
+    assert (tmp_path / "train.log").read_text() == "first\nsecond\n"
+    assert [line["x"] for line in lines(tmp_path)] == [1, 2]
 
 
-def test_rewinding_drops_later_lines_and_half_a_line(tracker: Tracker) -> None:
+def test_resuming_drops_later_lines_and_damaged_ones(tmp_path: Path) -> None:
+    tracker = make(tmp_path)
     for step in (1, 2, 3, 4):
         tracker.record({"x": step}, step)
-    with (tracker.folder / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 2, "x"')  # the machine stopped while writing
-    tracker.rewind(2)
-    tracker.record({"x": "again"}, 3)
-    assert [(line["step"], line["x"]) for line in lines(tracker.folder)] == [(1, 1), (2, 2), (3, "again")]
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('[]\n{"step": 2, "x"')  # the machine stopped while writing
+    make(tmp_path, resumed_at=2).record({"x": "again"}, 3)
+    assert [(line["step"], line["x"]) for line in lines(tmp_path)] == [(1, 1), (2, 2), (3, "again")]
 
 
-def test_rewinding_before_anything_was_recorded_is_nothing(tracker: Tracker) -> None:
-    tracker.rewind(0)
-    assert not any(tracker.folder.iterdir())
-
-
-def test_other_processes_are_silent(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)  # importing it would be an error
-    main = Tracker(tmp_path, {}, wandb="off")
-    main.record({"x": 1}, 5)
-    other = Tracker(tmp_path, {}, wandb="online", speaks=False)
-    other.say("hello")
-    other.record({"x": 1}, 1)
-    other.picture("policy", tmp_path / "policy.png", 1)
-    other.rewind(0)
-    other.close()
+def test_without_sinks_nothing_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    tracker = Tracker([])
+    tracker.say("hello")
+    tracker.record({"x": 1}, 1, "text")
+    tracker.close()
     assert capsys.readouterr().out == ""
-    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
-    assert lines(tmp_path) == [{"step": 5, "x": 1}]
 
 
 def test_wandb_off_never_imports_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    tracker = Tracker(tmp_path, {}, wandb="off")
-    tracker.say("hello")
-    tracker.record({"x": 1}, 1)
-    tracker.picture("policy", tmp_path / "policy.png", 1)
+    tracker = make(tmp_path)
+    tracker.record({"x": 1}, 1, "hello")
     tracker.close()
     assert {path.name for path in tmp_path.iterdir()} == {"train.log", "metrics.jsonl"}
+
+
+class Broken:
+    """A sink that fails in one of its methods."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.calls = 0
+
+    def write(self, text: str, values: dict[str, Any], step: int) -> None:
+        self.calls += 1
+        if self.where == "write":
+            raise OSError("no space left")
+
+    def close(self) -> None:
+        if self.where == "close":
+            raise RuntimeError("the server is gone")
+
+
+@pytest.mark.parametrize("where", ["write", "close"])
+def test_a_sink_that_fails_is_left_out_with_one_sentence_and_the_others_go_on(
+    tmp_path: Path, where: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tracker, broken = make(tmp_path), Broken(where)
+    tracker.sinks.insert(0, broken)
+    for step in (1, 2, 3):
+        tracker.record({"x": step}, step)
+    tracker.close()
+    assert capsys.readouterr().out.count("Broken failed and is left out from here on") == 1
+    assert broken.calls == (1 if where == "write" else 3)
+    assert len(lines(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("broken", ["metrics.jsonl", "train.log"])
+def test_a_file_that_cannot_be_written_does_not_end_the_run(
+    tmp_path: Path, broken: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / broken).mkdir()
+    tracker = make(tmp_path)
+    tracker.record({"x": 1}, 1, "hello")
+    tracker.record({"x": 2}, 2, "again")
+    assert "left out" in capsys.readouterr().out
+    other = ({"metrics.jsonl", "train.log"} - {broken}).pop()
+    assert len((tmp_path / other).read_text().splitlines()) >= 2
+
+
+def test_a_broken_installation_of_wandb_is_no_reason_not_to_train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace())
+    make(tmp_path, "offline").record({"x": 1}, 1)
+    assert "One way of reporting is left out (AttributeError" in capsys.readouterr().out
+    assert lines(tmp_path) == [{"step": 1, "x": 1}]
 
 
 class FakeWandb:
@@ -137,14 +174,15 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeWandb:
 
 
 def modes(fake: FakeWandb, folder: Path, wandb: str) -> list[str]:
-    Tracker(folder, {}, wandb=wandb)
+    make(folder, wandb)
     return [options["mode"] for options in fake.started]
 
 
 def test_metrics_and_pictures_reach_wandb_with_their_step(fake: FakeWandb, tmp_path: Path) -> None:
-    tracker = Tracker(tmp_path, {"lr": 1}, wandb="auto")
+    tracker = make(tmp_path, "auto", lr=1)
     tracker.record({"x": 1}, 4)
-    tracker.picture("policy", Path("policy.png"), 5)
+    tracker.record({"policy": Path("policy.png")}, 5)
+    tracker.say("nothing for W&B")
     tracker.close()
     assert fake.started[0]["config"] == {"lr": 1}
     assert fake.logged == [({"x": 1}, 4), ({"policy": "image of policy.png"}, 5)]
@@ -155,7 +193,7 @@ def test_a_resumed_run_has_the_same_curves_and_another_run_others(fake: FakeWand
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
     for name in ("a", "a", "b"):
-        Tracker(tmp_path / name, {}, wandb="auto")
+        make(tmp_path / name, "auto")
     first, again, other = (options["id"] for options in fake.started)
     assert first == again != other
     assert {options["resume"] for options in fake.started} == {"allow"}
@@ -220,7 +258,7 @@ def test_a_server_that_does_not_answer_costs_one_line(
     fake: FakeWandb, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake.answers = False
-    tracker = Tracker(tmp_path, {}, wandb="online")
+    tracker = make(tmp_path, "online")
     assert [options["mode"] for options in fake.started] == ["online", "offline"]
     said = capsys.readouterr().out
     assert said.count("\n") == 1
@@ -232,9 +270,9 @@ def test_a_server_that_does_not_answer_costs_one_line(
 SCRIPT = """
 import sys
 from pathlib import Path
-from training.tracker import Tracker
-tracker = Tracker(Path(sys.argv[1]), {"lr": 1}, wandb="auto")
-print("offline:", tracker._wandb.settings._offline)
+from training.tracker import open_tracker
+tracker = open_tracker(Path(sys.argv[1]), {"lr": 1}, "auto", 0)
+print("offline:", tracker.sinks[-1]._run.settings._offline)
 tracker.record({"x": 1}, 1)
 tracker.close()
 """

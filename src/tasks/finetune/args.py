@@ -31,9 +31,16 @@ RELEASED_MODEL = "unc-nlp/lxmert-base-uncased"
 
 
 def flag(
-    default: Any, help: str, *, old: str = "", choices: Sequence[str] = (), section: str | None = None
+    default: Any,
+    help: str,
+    *,
+    old: str = "",
+    choices: Sequence[str] | Mapping[str, Any] = (),
+    section: str | None = None,
 ) -> Any:
     """A field that is a flag; `old` is its other spelling, `section` opens a group in --help.
+
+    choices: the values, or a table of what each of them is, `about` it.
 
     The default None means that it is settled later, see `tasks.finetune.settle`.
     """
@@ -50,10 +57,8 @@ class VqaArgs:
     output: str | None = flag(None, "Run folder, if not snap/vqa/<version>.")
     strategy: str | None = flag(
         None,
-        "How to fine-tune. "
-        + "; ".join(f"{strategy.name}: {strategy.about}" for strategy in STRATEGIES.values())
-        + f". {AS_LOADED} {ModelSpec.strategy}.",
-        choices=tuple(STRATEGIES),
+        f"How to fine-tune. {AS_LOADED} {ModelSpec.strategy}.",
+        choices=STRATEGIES,
     )
     seed: int = flag(9595, "Seed of initialisation, order, dropout and gate noise.")
     load: str | None = flag(None, "A BEST folder to start from, or with --test to evaluate.")
@@ -117,10 +122,8 @@ class VqaArgs:
 
     policy: str | None = flag(
         None,
-        "Policy network. "
-        + "; ".join(f"{policy.name}: {policy.about}" for policy in POLICIES.values())
-        + f". {AS_LOADED} {ModelSpec.policy}.",
-        choices=tuple(POLICIES),
+        f"Policy network. {AS_LOADED} {ModelSpec.policy}.",
+        choices=POLICIES,
         section="policy",
     )
     policy_every: int = flag(
@@ -297,9 +300,12 @@ def _add_flag(group: Any, field: dataclasses.Field, hint: Any) -> None:
     else:
         options["type"] = kind
         options["metavar"] = kind.__name__.upper()
-        if field.metadata["choices"]:
-            options["choices"] = field.metadata["choices"]
-            options["metavar"] = "{" + ",".join(field.metadata["choices"]) + "}"
+        if choices := field.metadata["choices"]:
+            options["choices"] = tuple(choices)
+            options["metavar"] = "{" + ",".join(choices) + "}"
+            if isinstance(choices, Mapping):
+                abouts = (f"{name}: {row.about}" for name, row in choices.items())
+                options["help"] += f" {'; '.join(abouts)}."
     group.add_argument(*names, **options)
 
 

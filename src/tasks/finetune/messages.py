@@ -21,6 +21,7 @@ from tasks.finetune.state import TrainState
 from training.run_folder import RunFolder
 
 PICTURES = Path("visualizations")
+MEANS = {"loss": "loss {:.3f}", "accuracy": "acc {:.1f}", "share_tuned": "tuned {:.2f}"}  # while training
 IDENTITY = ("version", "dataset", "strategy", "from_scratch", "seed", "epochs")  # of a run, for result.json
 
 Sizes = Mapping[str, Mapping[str, int]]  # of parameters and of gates
@@ -55,8 +56,8 @@ def resume_message(state: TrainState, epochs: int, folder: Path) -> str:
 def progress_text(means: Mapping[str, float], bar: tqdm, batch_size: int) -> str:
     """The running means beside a progress bar over batches."""
     examples_per_second = batch_size * (bar.format_dict["rate"] or 0.0)
-    share = f" tuned {means['share_tuned']:.2f}" if "share_tuned" in means else ""
-    return f"loss {means['loss']:.3f} acc {means['accuracy']:.1f}{share} {examples_per_second:.0f} ex/s"
+    words = [MEANS[name].format(value) for name, value in means.items()]
+    return " ".join([*words, f"{examples_per_second:.0f} ex/s"])
 
 
 def result_of(what: Mapping[str, Any], state: TrainState, sizes: Sizes) -> dict[str, Any]:
@@ -111,9 +112,10 @@ def official_rows(official: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     """The official VQA accuracy, overall and by answer type, if the human answers are at hand."""
     if not official:
         return []
-    parts = [("official VQA accuracy", official["overall"]), *official["by_answer_type"].items()]
+    by_type = [(f"  {name}", percent) for name, percent in official["by_answer_type"].items()]
     bound = ("best possible with these answers", official["vocabulary_bound"])
-    return [(name, f"{percent:.2f} %") for name, percent in (*parts, bound)]
+    parts = [("official VQA accuracy", official["overall"]), *by_type, bound]
+    return [(name, f"{percent:.2f} %") for name, percent in parts]
 
 
 def aligned(rows: Sequence[tuple[str, str]]) -> str:
@@ -151,4 +153,4 @@ def save_predictions(path: Path, evaluation: Evaluation, answers: Sequence[str])
 
 def epoch_text(metrics: EpochMetrics, epochs: int) -> str:
     """One epoch in one line."""
-    return f"epoch {metrics.epoch:>2}/{epochs}  {metrics.log_text()}"
+    return f"epoch {metrics.epoch:>2}/{epochs} {metrics.log_text()}"

@@ -52,7 +52,7 @@ class EpochMetrics:
         row="validation accuracy (soft target, last epoch)|{:.2f} %",
     )
     val_official: dict[str, Any] | None = metric(  # noqa: RUF009 - metric is dataclasses.field
-        lambda epoch: epoch.evaluation.official, log="official {0[overall]:.2f}"
+        lambda epoch: epoch.evaluation.official, log="vqa {0[overall]:.2f}"
     )
     gap: float = metric(
         lambda epoch: epoch.training["accuracy"] - epoch.evaluation.accuracy,
@@ -69,7 +69,7 @@ class EpochMetrics:
         row="departures from a gate's usual choice|{:.3f} (0: fixed mask)",
     )
     seconds: float = metric(lambda epoch: epoch.seconds)
-    examples_per_second: float = metric(lambda epoch: epoch.examples / epoch.seconds, log="{:.0f} ex/s")
+    examples_per_second: float = metric(lambda epoch: epoch.examples / epoch.seconds)
 
     @classmethod
     def of(cls, epoch: Epoch) -> EpochMetrics:
@@ -81,7 +81,7 @@ class EpochMetrics:
         return {name: value for name, value in named if value is not None}
 
     def log_text(self) -> str:
-        return "  ".join(self._formatted("log"))
+        return " ".join(self._formatted("log"))
 
     def rows(self) -> list[tuple[str, str]]:
         """Label and value of each row of the closing table."""

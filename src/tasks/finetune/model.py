@@ -50,12 +50,12 @@ def score(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def build(
-    spec: ModelSpec, weights: Pretrained, answers: Sequence[str], precision: str = "no"
+    spec: ModelSpec, weights: Pretrained, answers: Sequence[str], precision: str = "no", dense: bool = False
 ) -> tuple[Adaptive, list[Unit], list[str]]:
     """The model of a strategy with `weights` in it, its gateable units, and messages on what was loaded.
 
     The weights of the encoder are moved into the model: `weights` serves for one model only. `precision` is
-    that of the arithmetic, in accelerate's words (no, bf16, fp16): it decides what --frozen-dtype auto means.
+    that of the arithmetic; it decides what --frozen-dtype auto means. dense: compute both copies always.
     """
     # A parameter that the file replaces needs no memory and no random values before.
     all_replaced = not spec.from_scratch and not weights.initialised
@@ -76,6 +76,7 @@ def build(
         held_in = precision if spec.frozen_dtype == "auto" else spec.frozen_dtype
         frozen_dtype = torch.bfloat16 if held_in == "bf16" else None
         gates = adapt(model.lxmert, [(unit.modules, unit.width) for unit in units], frozen_dtype)
+        gates.dense = dense
         return Adaptive(model, policy, gates, spec.temperature), units, messages
     for name in strategy.keeps:
         freeze(model.lxmert.get_submodule(name))

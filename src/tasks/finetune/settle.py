@@ -7,9 +7,10 @@ call of the same command, the recipe of the data set, the default.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from common.errors import UserError
 from tasks.finetune.args import VqaArgs
@@ -35,7 +36,14 @@ def settle(args: VqaArgs, say: Callable[[str], None]) -> tuple[VqaArgs, Best | N
     """
     best = read_best(Path(args.load)) if args.load else None
     if best:
-        args = with_checkpoint(args, best)
+        saved = {name: getattr(best.spec, name) for name in FIXED}
+        if args.test is None and args.question is None:
+            saved["dataset"] = best.dataset  # evaluation may be on other data, training may not
+        refuse_contradictions(vars(args), saved, args.load)
+        moved = any(getattr(args, name) for name in LOCATIONS)
+        kept = (*FIXED, "temperature", "dropout", *(() if moved else LOCATIONS))
+        args = args.completed({name: getattr(best.spec, name) for name in kept})
+        args = replace(args, dataset=best.dataset) if args.dataset == "auto" else args
     if args.dataset == "auto":
         # The same command goes on with the data set of its run, whatever else came to be meanwhile.
         recorded = recorded_arguments(args.folder) or {}
@@ -48,20 +56,9 @@ def settle(args: VqaArgs, say: Callable[[str], None]) -> tuple[VqaArgs, Best | N
     return args.completed(dataclasses.asdict(spec)), best._replace(spec=spec) if best else None
 
 
-def with_checkpoint(args: VqaArgs, best: Best) -> VqaArgs:
-    """The arguments with what a checkpoint fixes; it may be evaluated on other data, but not trained on."""
-    fixed = {name: getattr(best.spec, name) for name in FIXED}
-    if args.dataset == "auto":
-        args = replace(args, dataset=best.dataset)
-    if args.test is None and args.question is None:
-        fixed["dataset"] = best.dataset
-    for name, saved in fixed.items():
-        given = getattr(args, name)
-        if given not in (None, saved):
-            raise UserError(
-                f"--{name} {given} contradicts {args.load}, which was trained with {saved}: leave it out"
-            )
-    kept = [*FIXED, "temperature", "dropout"]
-    if not any(getattr(args, name) for name in LOCATIONS):
-        kept += LOCATIONS
-    return args.completed({name: getattr(best.spec, name) for name in kept})
+def refuse_contradictions(given: Mapping[str, Any], saved: Mapping[str, Any], checkpoint: str) -> None:
+    """UserError for a flag that asks for something else than what a checkpoint was trained with."""
+    for name, value in saved.items():
+        if given[name] not in (None, "auto", value):
+            contradiction = f"--{name} {given[name]} contradicts {checkpoint}"
+            raise UserError(f"{contradiction}, which was trained with {value}: leave it out.")

@@ -65,13 +65,11 @@ def set_up(args: VqaArgs, machine: Machine, best: Best | None) -> Setup:
     tokenizer = load_tokenizer(weights.tokenizer)
     datasets = load_splits(folder, args.splits, tokenizer, answers, args.images)
     fit_features(weights, datasets[0].stores.feature_size)
-    model, units, loaded = build(spec, weights, answers, machine.precision)
+    model, units, loaded = build(spec, weights, answers, machine.precision, args.routing == "dense")
     if best:
         load_best(best, model, weights)
         loaded.append(f"fine-tuned weights of {best.folder}")
     model.model.lxmert.encoder.gradient_checkpointing = args.gradient_checkpointing
-    if model.gates:
-        model.gates.dense = args.routing == "dense"
     splits = [split for names in args.splits.values() for split in split_names(names)]
     labels = gate_labels(units)
     truth = folder.ground_truth(split_names(list(args.splits.values())[-1]))
