@@ -48,8 +48,9 @@ from tasks.bench.pages import check_pages, write_pages
 from tasks.bench.picture import draw_speed
 from tasks.bench.table import HIGHLIGHTS, all_rows, highlights, medians
 from tasks.bench.variants import ANSWERS, Variant, attention_step_by_step, build_variant, list_variants
-from tasks.finetune.args import POLICIES, VqaArgs
 from tasks.finetune.model import vqa_loss
+from tasks.finetune.policies import POLICIES
+from tasks.finetune.spec import ModelSpec
 from training.optim import JointOptimizer, make_optimizer
 
 Batch = tuple[dict[str, Tensor], Tensor]  # inputs of the model, target
@@ -304,7 +305,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     flag("--heads", type=positive, default=12, help="attention heads (default: %(default)s)")
     flag("--features", type=positive, default=2048, help="features per region (default: %(default)s)")
     flag("--layers", type=layer_counts, default="9/5/5", help="language/vision/cross (default: %(default)s)")
-    flag("--policy", choices=POLICIES, default=VqaArgs.policy, help="the policy listed first")
+    flag("--policy", choices=POLICIES, default=ModelSpec.policy, help="the policy listed first")
     flag("--only", default="", metavar="TEXT", help="variants whose name contains this, and their references")
     flag("--seed", type=int, default=0)
     flag("--json", type=Path, default=Path("snap/bench.json"), help="default: %(default)s")

@@ -16,8 +16,10 @@ from kernels.dropout import Dropout
 from kernels.linear import Linear
 from lxmert.checkpoint import Pretrained
 from lxmert.modeling import Attention
-from tasks.finetune.args import POLICIES, VqaArgs
-from tasks.finetune.model import ModelSpec, VqaModel, build
+from tasks.finetune.args import VqaArgs
+from tasks.finetune.model import VqaModel, build
+from tasks.finetune.policies import POLICIES
+from tasks.finetune.spec import ModelSpec
 from tasks.finetune.strategies import STRATEGIES
 
 ANSWERS = 3129  # of the published VQA v2 vocabulary
@@ -80,9 +82,9 @@ def build_variant(variant: Variant, config: LxmertConfig) -> nn.Module:
     if variant.strategy == "huggingface":
         return HuggingFace(config)
     args = VqaArgs(strategy=variant.strategy, from_scratch=True, policy=variant.policy)
-    if variant.dense:
-        args = dataclasses.replace(args, policy_llayers=min(2, config.l_layers))
     spec = ModelSpec.of(args)
+    if variant.dense:
+        spec = dataclasses.replace(spec, policy_llayers=min(2, config.l_layers))
     weights = Pretrained(config, {}, None, None, "", "random weights", "", [])
     model = build(spec, weights, [""] * ANSWERS, variant.precision)[0]
     if variant.adaptive:
