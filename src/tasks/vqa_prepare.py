@@ -3,7 +3,7 @@
     bash run/vqa_prepare.bash questions --from <folder>         VQA v2, from its published files
     bash run/vqa_prepare.bash questions --lxmert <folder>       VQA v2, from LXMERT's question files
     bash run/vqa_prepare.bash questions-cp --from <folder>      VQA-CP v2
-    bash run/vqa_prepare.bash own --from <folder> --name <name> your own questions and answers
+    bash run/vqa_prepare.bash own --from <folder> --name <name>  your own questions and answers
     bash run/vqa_prepare.bash changing-priors --from data/scenes --name scenes-cp
     bash run/vqa_prepare.bash check data/<name>                 is all there, and can it be used?
 
