@@ -18,7 +18,14 @@ from common.files import write_json
 from report.run import Run
 
 SCRATCH_MARGIN, STANDARD_MARGIN, GAP_MARGIN = 20.0, 1.5, 2.5  # points
-MEASURES = ("train_accuracy", "val_accuracy", "gap", "best_val_accuracy", "seconds")
+# What is averaged over seeds besides the time: its heading, that in a terminal, and digits.
+MEASURES = {
+    "train_accuracy": ("running train accuracy (%)", "train %", 1),
+    "val_accuracy": ("validation accuracy (%)", "val %", 1),
+    "gap": ("gap (points)", "gap", 1),
+    "best_val_accuracy": ("best validation accuracy (%)", "best val %", 1),
+    "share_tuned": ("share tuned", "tuned", 2),
+}
 
 
 class Summary(NamedTuple):
@@ -29,18 +36,16 @@ class Summary(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One strategy's runs; accuracies in %, gap in points, share tuned 0..1 (None without gates)."""
+    """One strategy's runs; accuracies in %, gap in points, share tuned 0..1 (None without gates), seconds."""
 
     name: str
     seeds: list[int]
-    train_accuracy: Summary
-    val_accuracy: Summary
-    gap: Summary
-    best_val_accuracy: Summary
-    share_tuned: Summary | None
-    seconds: Summary
     adaptive: bool
     from_scratch: bool
+    measures: dict[str, Summary | None]
+
+    def mean(self, measure: str) -> float:
+        return self.measures[measure].mean
 
 
 class Check(NamedTuple):
@@ -122,21 +127,16 @@ def _row(from_scratch: bool, strategy: str, runs: Sequence[Run]) -> Row:
     seeds = sorted(result["seed"] for result in results)
     if len(set(seeds)) < len(seeds):
         raise RunError(f"{name} has two runs with the same seed (seeds {seeds}): leave one of them out.")
-    adaptive = {run.adaptive for run in runs}
-    if len(adaptive) > 1:
+    if len({run.adaptive for run in runs}) > 1:
         raise RunError(f"some runs of {name} have a share tuned and some have not: compare like with like.")
     results = [result | {"best_val_accuracy": result["best"]["val_accuracy"]} for result in results]
-    return Row(
-        name,
-        seeds,
-        share_tuned=_summary([result["share_tuned"] for result in results]) if True in adaptive else None,
-        adaptive=True in adaptive,
-        from_scratch=from_scratch,
-        **{measure: _summary([float(result[measure]) for result in results]) for measure in MEASURES},
-    )
+    measures = {m: _summary([result[m] for result in results]) for m in (*MEASURES, "seconds")}
+    return Row(name, seeds, runs[0].adaptive, from_scratch, measures)
 
 
-def _summary(values: Sequence[float]) -> Summary:
+def _summary(values: Sequence[float | None]) -> Summary | None:
+    if None in values:
+        return None
     return Summary(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 
 
@@ -145,30 +145,27 @@ def _summary(values: Sequence[float]) -> Summary:
 
 def _cells(rows: Sequence[Row], brief: bool = False) -> list[list[str]]:
     """The heading and a line of cells for each row; a brief one fits a terminal."""
-    unit, seconds = _time_unit(rows)
-    head = ["strategy", "running train accuracy (%)", "validation accuracy (%)", "gap (points)"]
-    head += ["best validation accuracy (%)", "share tuned", f"training time ({unit})"]
-    if brief:
-        head = ["strategy", "train %", "val %", "gap", "best val %", "tuned", f"time ({unit})"]
-    cells = [head]
+    unit, length = _time_unit(rows)
+    titles = [names[brief] for names in MEASURES.values()]
+    cells = [["strategy", *titles, f"{'' if brief else 'training '}time ({unit})"]]
     for row in rows:
-        accuracies = (row.train_accuracy, row.val_accuracy, row.gap, row.best_val_accuracy)
-        share = _text(row.share_tuned, 2) if row.adaptive else "none"
-        time = _text(row.seconds, 0 if unit == "s" else 1, 1 / seconds)
-        cells.append([row.name, *(_text(summary, 1) for summary in accuracies), share, time])
+        texts = [_text(row.measures[measure], digits) for measure, (*_, digits) in MEASURES.items()]
+        cells.append([row.name, *texts, _text(row.measures["seconds"], int(unit != "s"), 1 / length)])
     if brief:
-        cells = [[cell.replace(" ± ", "±") for cell in line] for line in cells]
+        return [[cell.replace(" ± ", "±") for cell in line] for line in cells]
     return cells
 
 
-def _text(summary: Summary, digits: int, scale: float = 1.0) -> str:
+def _text(summary: Summary | None, digits: int, scale: float = 1.0) -> str:
+    if summary is None:
+        return "none"
     spread = "" if summary.std is None else f" ± {summary.std * scale:.{digits}f}"
     return f"{summary.mean * scale:.{digits}f}{spread}"
 
 
 def _time_unit(rows: Sequence[Row]) -> tuple[str, int]:
     """Choose a unit for the slowest strategy; return it and its length in seconds."""
-    longest = max(row.seconds.mean for row in rows)
+    longest = max(row.mean("seconds") for row in rows)
     if longest < 600:
         return "s", 1
     return ("min", 60) if longest < 3 * 3600 else ("h", 3600)
@@ -187,10 +184,10 @@ def _caption(table: Table) -> str:
 
 
 def _as_json(table: Table, checks: Sequence[Check]) -> dict[str, Any]:
-    rows = [
-        {k: v._asdict() if isinstance(v, Summary) else v for k, v in row._asdict().items()}
-        for row in table.rows
-    ]
+    rows = []
+    for row in table.rows:
+        measures = {name: summary and summary._asdict() for name, summary in row.measures.items()}
+        rows.append({"name": row.name, "seeds": row.seeds, **measures})
     return table._asdict() | {"rows": rows, "orderings": [check._asdict() for check in checks]}
 
 
@@ -206,32 +203,21 @@ def check_orderings(rows: Sequence[Row]) -> list[Check]:
     by_name = {row.name: row for row in rows}
     scratch, frozen, standard = (by_name.get(name) for name in ("from scratch", "Frozen", "standard"))
     others = [row for row in rows if not row.from_scratch]
-    adaptive = [row for row in others if row.adaptive]
+    adaptive = [row for row in others if row.adaptive] if standard else []
     checks = []
     if scratch and others:
-        checks.append(_check_scratch(scratch, others))
-    if standard:
-        checks += [_check_validation(row, standard) for row in adaptive]
-    if frozen and standard:
-        checks += [_check_gap(frozen, row, standard) for row in adaptive]
+        lowest = min(others, key=lambda row: row.mean("val_accuracy"))
+        distance = lowest.mean("val_accuracy") - scratch.mean("val_accuracy")
+        claim = f"from scratch is at least {SCRATCH_MARGIN:g} points below all others in validation"
+        measured = f"{distance:.2f} below {lowest.name}, the next"
+        checks.append(Check(claim, measured, distance >= SCRATCH_MARGIN))
+    for row in adaptive:
+        difference = row.mean("val_accuracy") - standard.mean("val_accuracy")
+        claim = f"{row.name} is within {STANDARD_MARGIN:g} points of standard in validation"
+        checks.append(Check(claim, f"{difference:+.2f}", abs(difference) <= STANDARD_MARGIN))
+    for row in adaptive if frozen else ():
+        low, middle, high = (r.mean("gap") for r in (frozen, row, standard))
+        claim = f"gap Frozen < {row.name} < standard, by at least {GAP_MARGIN:g} points below standard"
+        measured = f"{low:.2f}, {middle:.2f}, {high:.2f}; {high - middle:.2f} below standard"
+        checks.append(Check(claim, measured, low < middle and high - middle >= GAP_MARGIN))
     return checks
-
-
-def _check_scratch(scratch: Row, others: Sequence[Row]) -> Check:
-    lowest = min(others, key=lambda row: row.val_accuracy.mean)
-    distance = lowest.val_accuracy.mean - scratch.val_accuracy.mean
-    claim = f"from scratch is at least {SCRATCH_MARGIN:g} points below all others in validation"
-    return Check(claim, f"{distance:.2f} below {lowest.name}, the next", distance >= SCRATCH_MARGIN)
-
-
-def _check_validation(row: Row, standard: Row) -> Check:
-    difference = row.val_accuracy.mean - standard.val_accuracy.mean
-    claim = f"{row.name} is within {STANDARD_MARGIN:g} points of standard in validation"
-    return Check(claim, f"{difference:+.2f}", abs(difference) <= STANDARD_MARGIN)
-
-
-def _check_gap(frozen: Row, row: Row, standard: Row) -> Check:
-    low, middle, high = frozen.gap.mean, row.gap.mean, standard.gap.mean
-    claim = f"gap Frozen < {row.name} < standard, by at least {GAP_MARGIN:g} points below standard"
-    measured = f"{low:.2f}, {middle:.2f}, {high:.2f}; {high - middle:.2f} below standard"
-    return Check(claim, measured, low < middle and high - middle >= GAP_MARGIN)

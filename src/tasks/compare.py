@@ -25,7 +25,7 @@ from typing import IO, NamedTuple
 from tqdm import tqdm
 
 from common.cli import DONE, FOUND_WANTING, Parser, run_command
-from common.errors import Interrupted, UserError
+from common.errors import Interrupted
 from common.files import check_name
 from common.markdown import check_block
 from report.results_table import show_results
@@ -46,13 +46,6 @@ class Started(NamedTuple):
     output: IO[bytes]
 
 
-class Outcome(NamedTuple):
-    """What became of the runs."""
-
-    failed: list[str]
-    interrupted: bool
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Train what is not there yet, then show the table; FOUND_WANTING if a run failed."""
     args = parse_args(sys.argv[1:] if argv is None else argv)
@@ -66,17 +59,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     runs = [Run(RUNS / name) for name in commands]
     if finished := [run.name for run in runs if run.finished]:
         print(f"{len(finished)} of {len(runs)} runs were finished earlier and are not repeated.", flush=True)
-    outcome = run_side_by_side({n: c for n, c in commands.items() if n not in finished}, args.jobs)
-    if outcome.interrupted:
+    unfinished = {name: command for name, command in commands.items() if name not in finished}
+    failed, interrupted = run_side_by_side(unfinished, args.jobs)
+    if interrupted:
         raise Interrupted("Interrupted: run the same command again to go on.")
-    if outcome.failed:
-        failed = f"{len(outcome.failed)} runs failed: {', '.join(outcome.failed)}"
-        print(textwrap.fill(failed, COLUMNS, break_on_hyphens=False), file=sys.stderr)
-    usable = [run for run in runs if run.finished]
-    if not usable:
-        raise UserError("no run has a result, so there is no table.")
-    show_results(usable, list(STRATEGIES), readme=args.readme)
-    return FOUND_WANTING if outcome.failed else DONE
+    if failed:
+        text = f"{len(failed)} runs failed: {', '.join(failed)}"
+        print(textwrap.fill(text, COLUMNS, break_on_hyphens=False), file=sys.stderr)
+    if usable := [run for run in runs if run.finished]:
+        show_results(usable, list(STRATEGIES), readme=args.readme)
+    return FOUND_WANTING if failed else DONE
 
 
 def candidates() -> dict[str, tuple[str, list[str]]]:
@@ -163,8 +155,8 @@ def trainer_command(args: argparse.Namespace, candidate: str, seed: int) -> list
     return [*command, *flags, "--seed", str(seed), *args.trainer_flags]
 
 
-def run_side_by_side(commands: Mapping[str, Sequence[str]], jobs: int) -> Outcome:
-    """Run all commands, at most `jobs` at a time.
+def run_side_by_side(commands: Mapping[str, Sequence[str]], jobs: int) -> tuple[list[str], bool]:
+    """Run all commands, at most `jobs` at a time; return which failed, and whether there was a signal.
 
     After Ctrl-C or SIGTERM nothing is started any more, each running process gets one SIGINT, on which the
     trainer saves itself, and is waited for. A second Ctrl-C terminates them.
@@ -182,7 +174,8 @@ def run_side_by_side(commands: Mapping[str, Sequence[str]], jobs: int) -> Outcom
                 for run in running.values():
                     run.process.send_signal(signal.SIGTERM if forwarded else signal.SIGINT)
                 forwarded = len(signals)
-            bar.set_postfix_str(", ".join(running), refresh=sys.stderr.isatty())
+            shown = ["-".join(name.rsplit("-", 2)[1:]) for name in running]  # without the prefix
+            bar.set_postfix_str(", ".join(shown), refresh=sys.stderr.isatty())
             time.sleep(POLL_SECONDS)
             for name in [name for name, run in running.items() if run.process.poll() is not None]:
                 run = running.pop(name)
@@ -192,7 +185,7 @@ def run_side_by_side(commands: Mapping[str, Sequence[str]], jobs: int) -> Outcom
                     headline = f"{name} failed with exit code {run.process.returncode}:"
                     tqdm.write(f"{headline}\n{last_words(run.output)}", sys.stderr)
                 run.output.close()
-    return Outcome(failed, interrupted=bool(signals))
+    return failed, bool(signals)
 
 
 def start(command: Sequence[str]) -> Started:

@@ -1,19 +1,12 @@
-"""Speed and memory of converting and loading region features, side by side with the plain way.
+"""Speed and memory of converting and loading region features.
 
-    bash run/data_bench.bash               # 5,000 rows of 36 x 2048, needs 4 GB of disk: about two minutes
-    bash run/data_bench.bash --quick       # 300 rows: a few seconds
+    bash run/data_bench.bash            5,000 rows, 4 GB of disk: two minutes
+    bash run/data_bench.bash --quick    300 rows: a few seconds
     bash run/data_bench.bash --readme README.md
 
-A feature file of random rows in LXMERT's format is written to a scratch folder, which is deleted afterwards.
-
-- plain: csv module, standard base64, a dictionary of numpy arrays per row, everything kept in memory: what
-  the earlier implementation did at every start
-- ours: the conversion to a store, which happens once, and loading from it
-
-Each measurement has a process of its own, so that peak memory is its own. All are repeated `--repeats` times,
-in turn, and a figure is the median. The file is in the operating system's cache for both. The conversion ends
-with everything on the disk; `disk` is how fast the same bytes could have been written at all. With --readme,
-the README gets a sentence, and run/BENCHMARKS.md beside it the tables.
+Files go to a scratch folder, which is deleted afterwards. run/BENCHMARKS.md
+says what is measured and how; with --readme its tables are replaced, and the
+README gets a sentence.
 """
 
 from __future__ import annotations
@@ -21,6 +14,7 @@ from __future__ import annotations
 import argparse
 import base64
 import csv
+import itertools
 import multiprocessing
 import os
 import resource
@@ -55,6 +49,10 @@ TOKENS = 20
 WIDTH, HEIGHT = 640, 480
 MB = 1e6
 
+# Columns that hold arrays, in base64.
+ARRAYS = dict.fromkeys(("objects_id", "attrs_id"), np.int64)
+ARRAYS |= dict.fromkeys(("objects_conf", "attrs_conf", "boxes", "features"), np.float32)
+
 Figures = dict[str, float]
 
 
@@ -85,37 +83,39 @@ def write_random_tsv(path: Path, rows: int, boxes: int, size: int) -> None:
         os.fsync(file.fileno())  # or the system would write it during the first measurements
 
 
-def plain(path: Path) -> Figures:
-    """Every row as a dictionary of arrays."""
+def plain(path: Path) -> int:
+    """Read every row into a dictionary of arrays; return how many there are."""
     csv.field_size_limit(sys.maxsize)
-    _read_through(path)
-    start, used = time.perf_counter(), _cpu()
     images = []
     with path.open(encoding="utf-8") as file:
         for row in csv.DictReader(file, COLUMNS, delimiter="\t"):
             image: dict[str, Any] = dict(row)
             for name in ("img_h", "img_w", "num_boxes"):
                 image[name] = int(row[name])
-            count = image["num_boxes"]
-            for name, shape, dtype in (
-                ("objects_id", (count,), np.int64),
-                ("objects_conf", (count,), np.float32),
-                ("attrs_id", (count,), np.int64),
-                ("attrs_conf", (count,), np.float32),
-                ("boxes", (count, 4), np.float32),
-                ("features", (count, -1), np.float32),
-            ):
-                image[name] = np.frombuffer(base64.b64decode(row[name]), dtype).reshape(shape)
+            for name, dtype in ARRAYS.items():
+                array = np.frombuffer(base64.b64decode(row[name]), dtype)
+                image[name] = array.reshape(image["num_boxes"], -1)
             images.append(image)
-    return _conversion(len(images), start, used)
+    return len(images)
 
 
-def ours(path: Path, store: Path, boxes: int) -> Figures:
-    """The conversion, from the file to a finished store on the disk."""
-    _read_through(path)
-    start, used = time.perf_counter(), _cpu()
-    done = convert(TsvSource(path), store, Options(regions=boxes), progress=False)
-    return _conversion(done.images, start, used)
+def ours(path: Path, store: Path, boxes: int) -> int:
+    """Convert the file to a finished store on the disk; return how many rows it has."""
+    return convert(TsvSource(path), store, Options(regions=boxes), progress=False).images
+
+
+def measure_conversion(function: Callable[..., int], path: Path, *arguments: Any) -> Figures:
+    """Time one of the two. The peak is of the whole process, what it imported included."""
+    block = bytearray(1 << 20)
+    with path.open("rb", buffering=0) as file:
+        while file.readinto(block):  # into the operating system's cache, which may have dropped it
+            pass
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
+    rows = function(path, *arguments)
+    seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime  # in all threads
+    peak = after.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {"rows/s": rows / seconds, "CPU ms/row": 1e3 * used / rows, "peak MB": peak / MB}
 
 
 def disk(path: Path, size: int) -> Figures:
@@ -172,10 +172,10 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     store = scratch / "features" / "store"
     repeats: dict[str, list[Figures]] = {"plain": [], "ours": [], "ours, few rows": [], "disk": []}
     for _ in tqdm(range(args.repeats), desc="converting", unit="repeat", leave=False):
-        repeats["plain"].append(_apart(plain, small))
+        repeats["plain"].append(_apart(measure_conversion, plain, small))
         for name, file in (("ours, few rows", small), ("ours", large)):
             shutil.rmtree(store, ignore_errors=True)
-            repeats[name].append(_apart(ours, file, store, args.boxes))
+            repeats[name].append(_apart(measure_conversion, ours, file, store, args.boxes))
         size = sum(file.stat().st_size for file in store.iterdir())
         repeats["disk"].append(_apart(disk, scratch / "disk", size))
     figures: dict[str, Any] = {
@@ -194,11 +194,11 @@ def cells(figures: dict[str, Any]) -> tuple[list[list[str]], list[list[str]]]:
     """The figures as two tables: of converting, and of loading."""
     few, rows = figures["setting"]["few"], figures["setting"]["rows"]
     converting = [["conversion", "rows", "rows/s", "CPU ms per row", "peak MB"]]
-    for name, count, key in (
+    for name, count, key in [
         ("plain", few, "plain"),
         ("ours", few, "ours, few rows"),
         ("ours", rows, "ours"),
-    ):
+    ]:
         rate, cpu, peak = (figures[key][figure] for figure in ("rows/s", "CPU ms/row", "peak MB"))
         converting.append([name, f"{count:,}", f"{rate:,.0f}", f"{cpu:.2f}", f"{peak:,.0f}"])
     loading = [[f"loading, batches of {BATCH}", ""]]
@@ -234,31 +234,6 @@ def _apart(function: Callable[..., Figures], *arguments: Any) -> Figures:
         return pool.submit(function, *arguments).result()
 
 
-def _read_through(path: Path) -> None:
-    """Bring a file into the operating system's cache, which may have dropped it meanwhile."""
-    block = bytearray(1 << 20)
-    with path.open("rb", buffering=0) as file:
-        while file.readinto(block):
-            pass
-
-
-def _conversion(rows: int, start: float, used: float) -> Figures:
-    """What was converted since `start`, when the process had used `used` seconds of CPU."""
-    seconds, used = time.perf_counter() - start, _cpu() - used
-    return {"rows/s": rows / seconds, "CPU ms/row": 1e3 * used / rows, "peak MB": _peak()}
-
-
-def _cpu() -> float:
-    """Seconds of CPU time this process has used, in all its threads."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
-
-
-def _peak() -> float:
-    """The most memory this process ever held, in MB, what it imported included."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / MB
-
-
 def _rate(read: Callable[[np.ndarray], Any], count: int, rng: np.random.Generator, seconds: float) -> float:
     """Examples a second in random batches."""
     done, start = 0, time.perf_counter()
@@ -273,9 +248,7 @@ def _examples(image_ids: Sequence[str], stores: FeatureStores, rng: np.random.Ge
     answers = [str(number) for number in range(ANSWERS)]
     records = [
         {
-            "question_id": number,
-            "img_id": image_id,
-            "sent": "",
+            **{"question_id": number, "img_id": image_id, "sent": ""},
             "label": dict.fromkeys(rng.choice(answers, 3).tolist(), 0.3),
         }
         for number, image_id in enumerate(image_ids)
@@ -286,8 +259,7 @@ def _examples(image_ids: Sequence[str], stores: FeatureStores, rng: np.random.Ge
 
 def _copy_head(source: Path, target: Path, lines: int) -> None:
     with source.open("rb") as text, target.open("wb") as file:
-        for _ in range(lines):
-            file.write(text.readline())
+        file.writelines(itertools.islice(text, lines))
 
 
 def _check_free(scratch: Path, args: argparse.Namespace) -> None:
@@ -316,12 +288,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     flag("--seconds", type=float, default=3, help="time for each loading rate (default: %(default)s)")
     flag("--scratch", type=Path, metavar="DIR", help="folder of the files (default: the temporary one)")
     flag("--json", type=Path, metavar="FILE", help="write the figures here too")
-    flag(
-        "--readme",
-        type=Path,
-        metavar="FILE",
-        help="write between this file's data markers, and those of run/BENCHMARKS.md beside it",
-    )
+    flag("--readme", type=Path, metavar="FILE", help="write into this file and run/BENCHMARKS.md beside it")
     args = parser.parse_args(argv)
     if args.quick:
         args.rows, args.few, args.repeats, args.seconds = 300, 100, 1, 0.5

@@ -1,25 +1,13 @@
-"""Speed and memory of every strategy, side by side with the naive way and with Hugging Face's LXMERT.
+"""Speed and memory of every strategy, of the naive way and of Hugging Face.
 
-    bash run/vqa_bench.bash                     base size, all variants: about forty minutes on two cores
-    bash run/vqa_bench.bash --quick             small size, under two minutes
+    bash run/vqa_bench.bash            base size, about forty minutes
+    bash run/vqa_bench.bash --quick    small size, under two minutes
     bash run/vqa_bench.bash --steps 2 --repeats 2 --readme README.md
     bash run/vqa_bench.bash --from-json snap/bench.json --readme README.md
 
-All variants run in this one process, on the same batches: random features, questions as long as those of
-VQA v2, half of the gates tuned unless a row says otherwise. All of them are measured, then all again,
-`--repeats` times; a figure is the median of the repeats, its spread their minimum and maximum.
-
-- ours: questions grouped by length and trimmed, fused attention, routed gates, no unused half of the last
-  layer
-- dense: what the earlier implementation did: both copies always, padded to 20 word pieces, attention step by
-  step, everything computed, PyTorch's own linear layers and dropout, a policy network of 2/1/1 layers with
-  embeddings of its own, an optimizer that passes over memory once an operation
-- Hugging Face: `LxmertForQuestionAnswering`, padded to 20 word pieces, standard fine-tuning, our optimizer
-
-A training step is forward, backward, clipping and AdamW. Memory is what PyTorch's allocator had handed out at
-its highest, from building the model to the end of the second step, measured once; process is what the whole
-process grew by in a repeat. With --readme, the README gets a picture and the rows that matter most, and
-run/BENCHMARKS.md beside it gets every row.
+All variants run in this one process, on the same batches. run/BENCHMARKS.md
+says what they are and how they are measured; with --readme its table is
+replaced, and the README gets a picture and six of the rows.
 """
 
 from __future__ import annotations
@@ -46,10 +34,11 @@ from common.markdown import aligned
 from tasks.bench.memory import process_peak, tensor_peak
 from tasks.bench.pages import check_pages, write_pages
 from tasks.bench.picture import draw_speed
-from tasks.bench.table import HIGHLIGHTS, all_rows, highlights, medians
+from tasks.bench.table import FIGURES, HIGHLIGHTS, all_rows, highlights, medians
 from tasks.bench.variants import ANSWERS, Variant, attention_step_by_step, build_variant, list_variants
-from tasks.finetune.args import POLICIES
 from tasks.finetune.model import vqa_loss
+from tasks.finetune.policies import POLICIES
+from tasks.finetune.spec import ModelSpec
 from training.optim import JointOptimizer, make_optimizer
 
 Batch = tuple[dict[str, Tensor], Tensor]  # inputs of the model, target
@@ -90,9 +79,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 def read_measured(path: Path) -> dict[str, Any]:
     """What an earlier benchmark wrote."""
     measured = read_json(path)
-    fields = ("hardware", "versions", "arguments", "rows")
-    if not isinstance(measured, dict) or not measured.keys() >= set(fields):
-        raise UserError(f"{path} was not written by this benchmark: it lacks one of {', '.join(fields)}.")
+    fields, figures = {"hardware", "versions", "arguments", "rows"}, {"name", "against", *FIGURES}
+    if not isinstance(measured, dict) or not measured.keys() >= fields:
+        raise UserError(f"{path} was not written by this benchmark: it needs {', '.join(sorted(fields))}.")
+    if not all(row.keys() >= figures for row in measured["rows"]):
+        raise UserError(f"a row of {path} lacks one of {', '.join(sorted(figures))}: measure again.")
     return measured
 
 
@@ -123,31 +114,28 @@ def measure_all(variants: Sequence[Variant], args: argparse.Namespace) -> dict[s
         visual_feat_dim=args.features,
         num_qa_labels=ANSWERS,
     )
-    rows: dict[str, dict[str, Any]] = {
-        variant.name: {"name": variant.name, "against": variant.against}
-        | {figure: [] for figure in ("train", "evaluation", "process")}
-        for variant in variants
-    }
+    rows: list[dict[str, Any]] = [{"name": v.name, "against": v.against} for v in variants]
     with tqdm(total=len(variants) * (1 + args.repeats), unit="run", ncols=79) as bar:
         for repeat in range(args.repeats):
             generator = torch.Generator().manual_seed(args.seed + repeat)
             batches = make_batches(args.batch, args.steps, config, generator, device)
-            for variant in variants:
-                bar.set_description(variant.name)
+            for variant, row in zip(variants, rows, strict=True):
+                bar.set_postfix_str(variant.name)
                 for figure, value in measure(variant, config, batches, args.seed, device).items():
-                    rows[variant.name][figure].append(value)
+                    row.setdefault(figure, []).append(value)
                 bar.update()
-        for variant in variants:
-            bar.set_description(f"memory: {variant.name}")
-            peak = measure_memory(variant, config, batches, device)
-            rows[variant.name]["tensors"] = [peak] * args.repeats  # the same every time
+        for variant, row in zip(variants, rows, strict=True):
+            bar.set_postfix_str(f"memory of {variant.name}")
+            row["tensors"] = [
+                measure_memory(variant, config, batches, device)
+            ] * args.repeats  # always the same
             bar.update()
     return {
         "hardware": {"device": str(device), "processor": processor(), "threads": torch.get_num_threads()},
         "versions": {name: version(name) for name in ("torch", "transformers")},
         "python": platform.python_version(),
         "arguments": {name: str(value) for name, value in vars(args).items()},
-        "rows": list(rows.values()),
+        "rows": rows,
     }
 
 
@@ -164,15 +152,15 @@ def measure(
         model = build_variant(variant, config).to(device)
         step = training_step(variant, model, device)
         step(0, *warm_up)
-        train = examples_a_second(step, timed, device, variant.policy_every)
+        train = examples_per_second(step, timed, device, variant.policy_every)
         model.eval()
 
         def step(number: int, inputs: dict[str, Tensor], target: Tensor) -> None:
             model(**inputs)
 
         with torch.no_grad(), autocast(variant, device):
-            examples_a_second(step, timed, device, 1)  # first touches of memory and kernels, not counted
-            evaluation = examples_a_second(step, timed, device, 1)
+            examples_per_second(step, timed, device, 1)  # first touches of memory and kernels, not counted
+            evaluation = examples_per_second(step, timed, device, 1)
     return {"train": train, "evaluation": evaluation, "process": process()}
 
 
@@ -211,7 +199,7 @@ def training_step(variant: Variant, model: nn.Module, device: torch.device) -> S
     return step
 
 
-def examples_a_second(step: Step, batches: list[Batch], device: torch.device, period: int) -> float:
+def examples_per_second(step: Step, batches: list[Batch], device: torch.device, period: int) -> float:
     """Run all batches on the clock, and if need be again, up to at least one whole period of steps."""
     synchronise(device)
     timed = batches * (-(-period // len(batches)))
@@ -225,8 +213,7 @@ def examples_a_second(step: Step, batches: list[Batch], device: torch.device, pe
 def make_batches(
     batch: int, steps: int, config: LxmertConfig, generator: torch.Generator, device: torch.device
 ) -> list[Batch]:
-    """A batch to warm up and one for each step, of questions alike in length as length-grouped sampling gives
-    them, padded to 20."""
+    """One to warm up and one per step, questions grouped by length as in training and padded to 20."""
     lengths = torch.tensor(list(LENGTHS))
     shares = torch.tensor([float(count) for count in LENGTHS.values()])
     pool = lengths[shares.multinomial(50 * batch, replacement=True, generator=generator)]
@@ -306,15 +293,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     flag("--layers", type=layer_counts, default="9/5/5", help="language/vision/cross (default: %(default)s)")
     flag("--policy", choices=POLICIES, default=ModelSpec.policy, help="the policy listed first")
     flag("--only", default="", metavar="TEXT", help="variants whose name contains this, and their references")
-    flag("--seed", type=int, default=0)
-    flag("--json", type=Path, default=Path("snap/bench.json"), help="default: %(default)s")
+    flag("--seed", type=int, default=0, help="of batches and weights (default: %(default)s)")
+    flag("--json", type=Path, default=Path("snap/bench.json"), metavar="FILE", help="default: %(default)s")
     flag("--from-json", type=Path, metavar="FILE", help="measure nothing, show what this file holds")
-    flag(
-        "--readme",
-        type=Path,
-        metavar="FILE",
-        help="write between this file's performance markers, and those of run/BENCHMARKS.md beside it",
-    )
+    flag("--readme", type=Path, metavar="FILE", help="write into this file and run/BENCHMARKS.md beside it")
     args = parser.parse_args(argv)
     if args.quick:
         args.hidden, args.heads, args.layers, args.repeats, args.steps = 256, 4, (3, 2, 2), 1, 2

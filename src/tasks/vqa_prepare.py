@@ -1,12 +1,11 @@
 """From published files, or your own, to the data sets that the trainer reads.
 
-    bash run/vqa_prepare.bash questions --from DIR       VQA v2, from its files
-    bash run/vqa_prepare.bash questions --lxmert DIR     VQA v2, from LXMERT's
-    bash run/vqa_prepare.bash questions-cp --from DIR    VQA-CP v2
-    bash run/vqa_prepare.bash own --from DIR --name NAME your own questions
-    bash run/vqa_prepare.bash changing-priors --from data/scenes --name NAME
-    bash run/vqa_prepare.bash features FILE              region features
-    bash run/vqa_prepare.bash check data/NAME            can it be used?
+    bash run/vqa_prepare.bash questions --from <folder>          VQA v2
+    bash run/vqa_prepare.bash questions --lxmert <folder>        LXMERT's VQA v2
+    bash run/vqa_prepare.bash questions-cp --from <folder>       VQA-CP v2
+    bash run/vqa_prepare.bash own --from <folder> --name <name>  your own
+    bash run/vqa_prepare.bash changing-priors --from data/scenes --name scenes-cp
+    bash run/vqa_prepare.bash check data/<name>                  is all there?
 
 Files get their names when all of them are complete, so an interrupted command
 leaves what was there before, and can be started again.

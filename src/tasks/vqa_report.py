@@ -1,6 +1,6 @@
 """Pictures and tables of runs that were made earlier.
 
-    bash run/report.bash policy <version>             what the policy chose, drawn
+    bash run/report.bash policy <version>             what the policy chose
     bash run/report.bash results snap/vqa/compare-*   a row per strategy
 
 A run is given by its version name or by its folder.

@@ -55,7 +55,7 @@ def random_inputs(
 
 
 def write_pretrained(folder: Path) -> Path:
-    """A pre-trained model in the Hugging Face manner."""
+    """A pre-trained model in Hugging Face format."""
     torch.manual_seed(0)
     config = small_config()
     folder.mkdir(parents=True)

@@ -16,7 +16,7 @@ from tasks.bench.memory import process_peak, tensor_peak
 from tasks.bench.picture import COLOURS, PANELS
 from tasks.bench.table import HIGHLIGHTS
 from tasks.bench.variants import ANSWERS, Variant, attention_step_by_step, build_variant, list_variants
-from tasks.finetune.args import POLICIES
+from tasks.finetune.policies import POLICIES
 from tasks.finetune.strategies import STRATEGIES, Strategy
 from tasks.vqa_bench import parse_args, trim
 

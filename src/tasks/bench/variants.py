@@ -32,7 +32,7 @@ class Variant(NamedTuple):
     strategy: str  # of STRATEGIES, or "huggingface"
     precision: str = "fp32"
     dense: bool = False  # as the earlier implementation computed it
-    policy: str = "lxmert"
+    policy: str = ModelSpec.policy
     share: float = 0.5
     policy_every: int = 1
     against: tuple[str, ...] = ()  # the rows that its ratios refer to
@@ -65,15 +65,12 @@ def list_variants(default_policy: str) -> list[Variant]:
             for policy in policies:
                 name, against = f"{strategy.name}, {policy} policy, {precision}", (reference.name, standard)
                 variants.append(Variant(name, strategy.name, precision, policy=policy, against=against))
-        rare = Variant(
-            f"SpotTune_Block, light policy every 4th step, {precision}", "SpotTune_Block", precision
-        )
-        variants.append(rare._replace(policy="light", policy_every=4, against=(standard,)))
+        rare = Variant("", "SpotTune_Block", precision, policy="light", policy_every=4, against=(standard,))
+        variants.append(rare._replace(name=f"SpotTune_Block, light policy every 4th step, {precision}"))
     for share in (0.25, 0.75):
-        block = Variant(
-            f"SpotTune_Block, {default_policy} policy, fp32, {share:.0%} tuned", "SpotTune_Block", share=share
-        )
-        variants.append(block._replace(policy=default_policy, against=(dense_block.name,)))
+        name, against = f"SpotTune_Block, {default_policy} policy, fp32, {share:.0%} tuned", dense_block.name
+        block = Variant(name, "SpotTune_Block", policy=default_policy, share=share, against=(against,))
+        variants.append(block)
     return variants
 
 
@@ -81,8 +78,7 @@ def build_variant(variant: Variant, config: LxmertConfig) -> nn.Module:
     """A model with random weights: speed does not depend on them."""
     if variant.strategy == "huggingface":
         return HuggingFace(config)
-    args = VqaArgs(strategy=variant.strategy, from_scratch=True, policy=variant.policy)
-    spec = ModelSpec.of(args)
+    spec = ModelSpec.of(VqaArgs(strategy=variant.strategy, from_scratch=True, policy=variant.policy))
     if variant.dense:
         spec = dataclasses.replace(spec, policy_llayers=min(2, config.l_layers))
     weights = Pretrained(config, {}, None, None, "", "random weights", "", [])
