@@ -1,11 +1,11 @@
 """From published files, or your own, to the data sets that the trainer reads.
 
     bash run/vqa_prepare.bash questions --from <folder>          VQA v2
-    bash run/vqa_prepare.bash questions --lxmert <folder>        LXMERT's VQA v2
+    bash run/vqa_prepare.bash questions --lxmert <folder>        from LXMERT
     bash run/vqa_prepare.bash questions-cp --from <folder>       VQA-CP v2
     bash run/vqa_prepare.bash own --from <folder> --name <name>  your own
-    bash run/vqa_prepare.bash changing-priors --from data/scenes --name scenes-cp
-    bash run/vqa_prepare.bash check data/<name>                  is all there?
+    bash run/vqa_prepare.bash changing-priors --from data/scenes --name cp
+    bash run/vqa_prepare.bash check data/<name>                  all there?
 
 Files get their names when all of them are complete, so an interrupted command
 leaves what was there before, and can be started again.

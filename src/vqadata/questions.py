@@ -9,6 +9,7 @@ are and looked up in the vocabulary.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -170,13 +171,11 @@ def read_test_ids(path: Path) -> set[int]:
     text = read_source(path)
     if text.lstrip().startswith(("[", "{")):
         return read_question_ids(path)
-    ids = set()
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.strip():
-            if not line.strip().isascii() or not line.strip().isdigit():
-                raise DataError(f"{path}, line {number}: {line.strip()[:40]!r} is not a question id.")
-            ids.add(int(line))
-    return ids
+    lines = {number: line.strip() for number, line in enumerate(text.splitlines(), start=1) if line.strip()}
+    for number, line in lines.items():
+        if not re.fullmatch("[0-9]{1,18}", line):
+            raise DataError(f"{path}, line {number}: {line[:40]!r} is not a question id.")
+    return set(map(int, lines.values()))
 
 
 # ----------------------------------------------------------------------------------------------- details

@@ -227,9 +227,10 @@ def test_test_ids_come_as_lines_or_json(tmp_path: Path, text: str) -> None:
 
 def test_a_line_that_is_no_id_is_named(tmp_path: Path) -> None:
     path = tmp_path / "ids.txt"
-    path.write_text("1\n2a\n")
-    with pytest.raises(DataError, match=r"ids\.txt, line 2: '2a' is not a question id"):
-        read_test_ids(path)
+    for wrong in ("2a", "-2", "9" * 5000):
+        path.write_text(f"1\n{wrong}\n")
+        with pytest.raises(DataError, match=rf"ids\.txt, line 2: '{wrong[:40]}' is not a question id"):
+            read_test_ids(path)
 
 
 def test_held_out_images_depend_on_seed_and_set_only() -> None:
