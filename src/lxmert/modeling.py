@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import LxmertConfig
 
-from kernels.dropout import Dropout, dropout
+from kernels.attention import attention
+from kernels.dropout import Dropout
 from kernels.linear import Linear
 
 LAYER_NORM_EPS = 1e-12
@@ -110,29 +111,15 @@ class Attention(nn.Module):
     def combine(
         self,
         projected: tuple[Tensor, Tensor, Tensor],
-        dropped: Tensor | None,
+        tuned: Tensor | None,
         hidden: Tensor,
         context: Tensor,
         mask: Tensor,
     ) -> Tensor:
-        """Attend; in training with dropout in the heads that dropped (B, heads) marks, or if None in all."""
+        """Attend. tuned (B, heads): the heads of the tuned copy, which get dropout in training; None: all."""
         query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in projected)
-        mask = mask[:, None, None, :]
         rate = self.dropout.p if self.training else 0.0
-        # Step by step where the fused kernel has no dropout of the kind wanted, and where it is slow: on a
-        # CPU with dropout, and in bf16, whose backward pass takes several times as long as the steps.
-        on_cpu = query.device.type == "cpu"
-        slow = on_cpu and (rate > 0 or query.dtype != torch.float32)
-        if slow or (rate and dropped is not None):
-            scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
-            weights = scores.masked_fill(~mask, float("-inf")).softmax(-1)
-            thinned = dropout(weights, rate) if rate else weights
-            if rate and dropped is not None:
-                thinned = torch.where(dropped[:, :, None, None], thinned, weights)
-            attended = thinned @ value
-        else:
-            attended = F.scaled_dot_product_attention(query, key, value, mask, rate)
-        return attended.transpose(1, 2).flatten(2)
+        return attention(query, key, value, mask, rate, tuned).transpose(1, 2).flatten(2)
 
 
 class AddAndNorm(nn.Module):
@@ -169,8 +156,8 @@ class SelfAttentionLayer(nn.Module):
 
     def forward(self, hidden: Tensor, mask: Tensor, first_only: bool = False) -> Tensor:
         """(B, S, H), (B, S) -> (B, S, H), or only its first position, (B, 1, H)."""
-        wanted = hidden[:, :1].contiguous() if first_only else hidden
-        return self.output(self.self(wanted, hidden, mask), wanted)
+        queries = hidden[:, :1].contiguous() if first_only else hidden
+        return self.output(self.self(queries, hidden, mask), queries)
 
 
 class CrossAttentionLayer(nn.Module):

@@ -9,10 +9,8 @@ from tqdm import tqdm
 from transformers import BertTokenizer, PreTrainedTokenizerBase
 
 from common.errors import CheckpointError
-from lxmert.files import local_folder
+from lxmert.sources import TOKENIZER_FILES, VOCABULARY_FILES, local_folder
 
-VOCABULARY_FILES = ("vocab.txt", "tokenizer.json")
-TOKENIZER_FILES = (*VOCABULARY_FILES, "tokenizer_config.json", "special_tokens_map.json")
 BATCH = 10_000
 MANY = 50_000  # below it encoding takes less than a second or two: no progress bar
 

@@ -116,15 +116,9 @@ def train(args: VqaArgs, machine: Machine, start: Best | None) -> dict[str, Any]
                 metrics = state.finish_epoch(evaluation, len(run.loader.dataset))
                 tracker.record(metrics.values(), state.updates, messages.epoch_text(metrics, args.epochs))
                 if machine.is_main and state.best is metrics:
-                    save_best(
-                        args.folder / "BEST",
-                        accelerator.unwrap_model(run.model),
-                        setup.spec,
-                        setup.weights,
-                        setup.answers,
-                        args.dataset,
-                        metrics.values(),
-                    )
+                    about = (args.dataset, setup.answers, metrics.values())
+                    best = Best.of(args.folder / "BEST", setup.spec, setup.weights, *about)
+                    save_best(best, accelerator.unwrap_model(run.model), setup.weights)
                 folder.save_state()
                 if machine.is_main:  # after the save: what only shows must not spoil what was learned
                     messages.show_policy(folder, f"{args.strategy} on {args.dataset}", setup, state)

@@ -1,7 +1,8 @@
-"""Small checkpoints in every form, for the tests of this folder."""
+"""Small pre-trained models in every file format."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import LxmertConfig, LxmertForPreTraining, LxmertForQuestionAnswering
+
+from lxmert.loading import Origin, Pretrained, load_pretrained
 
 ANSWERS = ["yes", "no", "2", "gray", "cat"]
 
@@ -37,7 +40,12 @@ def small_config(**changes: Any) -> LxmertConfig:
 def original_tensors(rows: int = len(ANSWERS)) -> dict[str, Tensor]:
     """What the original code would save: the published pre-training class under the prefix `bert.`."""
     torch.manual_seed(0)
-    return original_names(LxmertForPreTraining(small_config(num_qa_labels=rows)))
+    return original_names(LxmertForPreTraining(original_config(num_qa_labels=rows)))
+
+
+def original_config(**changes: Any) -> LxmertConfig:
+    """With heads of the size that files of the original code are taken to have, 64."""
+    return small_config(**{"hidden_size": 64, "num_attention_heads": 1} | changes)
 
 
 def original_names(model: LxmertForPreTraining, prefix: str = "") -> dict[str, Tensor]:
@@ -51,6 +59,13 @@ def write_original(folder: Path, tensors: dict[str, Tensor] | None = None, **opt
     torch.save(tensors or original_tensors(), folder / "m_LXRT.pth", **options)
     (folder / "all_ans.json").write_text(json.dumps([{"ans": a, "dsets": ["vqa"]} for a in ANSWERS]))
     return folder / "m"
+
+
+def load(pretrained: Path | None = None, **origin: Any) -> Pretrained:
+    """`load_pretrained` from a folder, or as the fields of `Origin` say."""
+    fields = dict.fromkeys(field.name for field in dataclasses.fields(Origin)) | {"from_scratch": False}
+    folder = str(pretrained) if pretrained else None
+    return load_pretrained(Origin(**fields | {"pretrained": folder} | origin))
 
 
 def write_folder(

@@ -5,7 +5,7 @@ import pytest
 from huggingface_hub.utils import filter_repo_objects
 from tests.helpers.paths import SHARED, needs_shared_data
 
-import lxmert.files
+import lxmert.sources
 import lxmert.tokens
 from common.errors import CheckpointError
 from lxmert.tokens import encode, load_tokenizer
@@ -112,7 +112,7 @@ def test_a_hub_id_asks_for_the_tokenizer_files_only(small: str, monkeypatch: pyt
         asked.extend(filter_repo_objects(there, allow_patterns=allow_patterns))
         return small
 
-    monkeypatch.setattr(lxmert.files, "snapshot_download", download)
+    monkeypatch.setattr(lxmert.sources, "snapshot_download", download)
     assert load_tokenizer("someone/lxmert").tokenize("the CAT") == ["the", "cat"]
     assert asked == ["vocab.txt", "tokenizer_config.json"]
 

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.helpers.paths import SRC
+from tests.helpers.paths import ROOT
 from tests.helpers.small import ANSWERS
 from transformers import AutoTokenizer, BertConfig, BertModel, LxmertForQuestionAnswering
 from transformers import LxmertModel as PublishedModel
 
-from lxmert.checkpoint import main, weights_behind
-from lxmert.export import LEAKAGE, SCENES
+from common.cli import run_command
+from common.errors import CheckpointError, UserError
 from lxmert.tokens import encode, load_tokenizer
 from tasks import vqa
+from tasks.export import LEAKAGE, SCENES, export, main
 from tasks.finetune.args import VqaArgs
-from tasks.finetune.best import load_best, read_best
+from tasks.finetune.best import load_base_weights, load_best, read_best
 from tasks.finetune.model import build
 from tasks.finetune.strategies import STRATEGIES
 
-RUN = "snap/vqa/run"
-SCRIPT = SRC / "lxmert" / "checkpoint.py"
-
+RUN, OUT = Path("snap/vqa/run"), Path("out")
 ADAPTIVE = tuple(name for name, strategy in STRATEGIES.items() if strategy.adaptive)
 
 
@@ -40,10 +40,10 @@ def args(args: VqaArgs) -> VqaArgs:
 
 
 def run_logits(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    best = read_best(Path(RUN) / "BEST")
-    weights = weights_behind(best, best.spec)
-    model, _, _ = build(best.spec, weights, best.answers)
-    load_best(best, model, weights)
+    best = read_best(RUN / "BEST")
+    pretrained = load_base_weights(best)
+    model, _, _ = build(best.spec, pretrained, best.answers)
+    load_best(best, model, pretrained)
     return model.eval()(**inputs).outputs
 
 
@@ -53,7 +53,7 @@ def test_transformers_loads_a_plain_run_and_gives_the_same_logits(
     args: VqaArgs, inputs: dict, strategy: str, from_scratch: bool
 ) -> None:
     vqa.main(replace(args, strategy=strategy, from_scratch=from_scratch))
-    assert main(["export", "--run", RUN, "--to", "out"]) == 0
+    export(RUN, OUT)
     model, report = LxmertForQuestionAnswering.from_pretrained("out", output_loading_info=True)
     assert not any(report.values())
     logits = model.eval()(**inputs).question_answering_score
@@ -64,7 +64,7 @@ def test_transformers_loads_a_plain_run_and_gives_the_same_logits(
 
 def test_the_tokenizer_goes_along(args: VqaArgs) -> None:
     vqa.main(replace(args, strategy="standard"))
-    main(["export", "--run", RUN, "--to", "out"])
+    export(RUN, OUT)
     questions = ["Is it red?", "what is the blue", "unknown words"]
     ids, lengths = encode(load_tokenizer("model"), questions)
     for there in (AutoTokenizer.from_pretrained("out"), load_tokenizer("out")):
@@ -76,7 +76,7 @@ def test_an_exported_plain_run_is_a_pretrained_model_to_start_from(
     args: VqaArgs, capsys: pytest.CaptureFixture[str]
 ) -> None:
     vqa.main(replace(args, strategy="standard"))
-    main(["export", "--run", RUN, "--to", "out"])
+    export(RUN, OUT)
     vqa.main(replace(args, version="next", strategy="Frozen", pretrained="out"))
     assert f"answer head: {len(ANSWERS)} answers loaded" in capsys.readouterr().out
 
@@ -93,7 +93,7 @@ def test_an_adaptive_run_becomes_a_folder_that_needs_nothing_else(
     args: VqaArgs, strategy: str, changes: dict
 ) -> None:
     outcome = vqa.main(replace(args, strategy=strategy, **changes))
-    assert main(["export", "--run", RUN, "--to", "out"]) == 0
+    export(RUN, OUT)
     before = json.loads(Path("out/model.json").read_text())
     assert str(Path.cwd()) not in json.dumps(before)
     shutil.rmtree("model")
@@ -125,7 +125,7 @@ def test_a_run_from_a_bert_keeps_what_was_random_in_it(
     test = VqaArgs(version="v", data=args.data, load=f"{RUN}/BEST", test="minival", wandb="off", tqdm=False)
     torch.manual_seed(7)
     assert vqa.main(test)["accuracy"] == outcome["best"]["val_accuracy"]
-    assert main(["export", "--run", RUN, "--to", "out"]) == 0
+    export(RUN, OUT)
     shutil.rmtree("bert")
     if strategy == "SpotTune_Block":
         assert vqa.main(replace(test, load="out"))["accuracy"] == outcome["best"]["val_accuracy"]
@@ -150,24 +150,28 @@ def test_data_with_other_features_than_the_model_reads_are_one_sentence(
 
 
 @pytest.mark.slow
-def test_the_command_of_the_readme_needs_no_path(args: VqaArgs, monkeypatch: pytest.MonkeyPatch) -> None:
-    vqa.main(replace(args, strategy="standard"))
-    monkeypatch.delenv("PYTHONPATH", raising=False)
+def test_the_launcher_exports_a_run_in_a_folder_of_its_own(args: VqaArgs) -> None:
+    vqa.main(replace(args, strategy="standard", pretrained=str(Path("model").resolve())))
 
-    def run(*flags: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, str(SCRIPT), *flags], capture_output=True, text=True)
+    def launch(*flags: str) -> subprocess.CompletedProcess[str]:
+        """In the repository, because that is where the launcher goes."""
+        command = ["bash", str(ROOT / "run/export.bash"), *flags]
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        return subprocess.run(command, capture_output=True, text=True, env=environment)
 
-    done = run("export", "--run", RUN, "--to", "out")
-    assert (done.returncode, done.stdout) == (0, "wrote out; see out/README.md\n"), done.stderr
-    assert {path.name for path in Path("out").iterdir()} >= {"config.json", "model.safetensors", "README.md"}
-    again = run("export", "--run", RUN, "--to", "out")
+    out = OUT.resolve()
+    done = launch("--run", str(RUN.resolve()), "--to", str(out))
+    assert (done.returncode, done.stdout) == (0, f"wrote {out}; see {out}/README.md\n"), done.stderr
+    assert {path.name for path in out.iterdir()} >= {"config.json", "model.safetensors", "README.md"}
+    again = launch("--run", str(RUN.resolve()), "--to", str(out))
     assert (again.returncode, again.stderr.count("\n")) == (2, 1) and "exists already" in again.stderr
-    assert run().returncode == 2
+    help = launch("--help")
+    assert help.returncode == 0 and "bash run/export.bash demo --to demo_export" in help.stdout
 
 
 def test_the_frozen_side_is_the_pretrained_model_for_transformers_too(args: VqaArgs) -> None:
     vqa.main(replace(args, strategy="SpotTune"))
-    main(["export", "--run", RUN, "--to", "out"])
+    export(RUN, OUT)
     frozen = PublishedModel.from_pretrained("out/pretrained").state_dict()
     before = load_file("model/model.safetensors")
     layers = [name for name in frozen if name.startswith("encoder.") and "visn_fc" not in name]
@@ -177,7 +181,7 @@ def test_the_frozen_side_is_the_pretrained_model_for_transformers_too(args: VqaA
 def test_best_stays_small(args: VqaArgs) -> None:
     """Tuned weights, head and policy, but nothing that the pre-trained file gives."""
     vqa.main(replace(args, strategy="SpotTune_Block"))
-    best = Path(RUN) / "BEST"
+    best = RUN / "BEST"
     assert {path.name for path in best.iterdir()} == {"model.safetensors", "model.json", "answers.json"}
     tensors = load_file(best / "model.safetensors")
     assert not [name for name in tensors if ".frozen." in name]
@@ -187,10 +191,10 @@ def test_best_stays_small(args: VqaArgs) -> None:
 
 def test_the_model_card_says_what_it_is(args: VqaArgs) -> None:
     outcome = vqa.main(replace(args, strategy="SpotTune_Block"))
-    main(["export", "--run", RUN, "--to", "out"])
+    export(RUN, OUT)
     card = Path("out/README.md").read_text()
-    best = json.loads((Path(RUN) / "BEST/model.json").read_text())
-    commit = json.loads((Path(RUN) / "env.json").read_text())["commit"]
+    best = json.loads((RUN / "BEST/model.json").read_text())
+    commit = json.loads((RUN / "env.json").read_text())["commit"]
     for text in (
         "run: LXMERT",
         "vqav2, trained on train,nominival, validated on minival, 4 answers",
@@ -205,31 +209,53 @@ def test_the_model_card_says_what_it_is(args: VqaArgs) -> None:
     assert SCENES not in card
 
 
-def test_a_missing_or_different_pretrained_model_is_named(
-    args: VqaArgs, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_or_different_pretrained_model_is_named(args: VqaArgs) -> None:
     vqa.main(replace(args, strategy="SpotTune_Block"))
     tensors = bytearray(Path("model/model.safetensors").read_bytes())
     tensors[-1] ^= 1
     Path("model/model.safetensors").write_bytes(bytes(tensors))
-    assert main(["export", "--run", RUN, "--to", "out"]) == 2
-    error = capsys.readouterr().err
-    assert "was trained from model with the sha256" in error and error.count("\n") == 1
+    with pytest.raises(CheckpointError, match="was trained from model with the sha256"):
+        export(RUN, OUT)
     shutil.rmtree("model")
-    assert main(["export", "--run", RUN, "--to", "out"]) == 2
-    error = capsys.readouterr().err
-    assert f"{RUN}/BEST needs the pre-trained model (sha256" in error and error.count("\n") == 1
-    assert not Path("out").exists()
+    with pytest.raises(CheckpointError, match=rf"{RUN}/BEST needs the pre-trained model \(sha256"):
+        export(RUN, OUT)
+    assert not OUT.exists()
 
 
 def test_mistakes_are_one_sentence_and_leave_nothing(
     args: VqaArgs, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["export", "--run", "nowhere", "--to", "out"]) == 2
-    assert "nowhere/BEST is not a BEST folder" in capsys.readouterr().err
-    Path("out").mkdir()
-    Path("out/mine").write_text("")
+    def refused(*flags: str) -> str:
+        try:
+            code = run_command(lambda: main(flags), "")
+        except SystemExit as stop:  # the parser's way
+            code = stop.code
+        error = capsys.readouterr().err
+        assert code == 2 and error.count("\n") == 1
+        return error
+
+    assert "snap/vqa/nowhere/BEST is not a BEST folder" in refused("nowhere", "--to", "out")
+    assert "nowhere/BEST is not a BEST folder" in refused("--run", "nowhere", "--to", "out")
+    assert "the version name '../run'" in refused("../run", "--to", "out")
+    assert "required" in refused("--to", "out")
+    assert "not allowed with" in refused("run", "--run", "run", "--to", "out")
+    assert not OUT.exists()
     vqa.main(replace(args, strategy="standard"))
-    assert main(["export", "--run", RUN, "--to", "out"]) == 2
-    assert "out exists already" in capsys.readouterr().err
-    assert Path("out/mine").exists()
+    OUT.mkdir()
+    (OUT / "mine").write_text("")
+    assert "out exists already" in refused("run", "--to", "out")
+    assert "out/mine/model cannot be written: Not a directory" in refused("run", "--to", "out/mine/model")
+    assert [path.name for path in OUT.iterdir()] == ["mine"]
+
+
+def test_an_export_that_breaks_off_leaves_nothing(args: VqaArgs, monkeypatch: pytest.MonkeyPatch) -> None:
+    vqa.main(replace(args, strategy="SpotTune_Block"))
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tasks.export.write_best", fail)
+    before = sorted(Path().iterdir())
+    with pytest.raises(UserError, match="out cannot be written: the disk is full"):
+        export(RUN, OUT)
+    assert sorted(Path().iterdir()) == before

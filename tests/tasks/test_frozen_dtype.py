@@ -17,8 +17,9 @@ from torch import Tensor
 
 from adaptive.adapt import Adaptive
 from common.errors import Interrupted
-from lxmert.checkpoint import load_weights, main
+from lxmert.loading import load_pretrained
 from tasks import vqa
+from tasks.export import export
 from tasks.finetune.args import VqaArgs, parse_args
 from tasks.finetune.best import read_best
 from tasks.finetune.model import build, vqa_loss
@@ -40,7 +41,7 @@ def make(pretrained: Path, strategy: str, frozen_dtype: str) -> Adaptive:
         VqaArgs(strategy=strategy, pretrained=str(pretrained), frozen_dtype=frozen_dtype, policy="light")
     )
     torch.manual_seed(0)
-    model = build(spec, load_weights(spec), ANSWERS)[0]
+    model = build(spec, load_pretrained(spec), ANSWERS)[0]
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if ".tuned." in name:
@@ -97,7 +98,7 @@ def test_a_run_that_is_resumed_and_evaluated_keeps_its_frozen_copies(
 def test_an_exported_run_keeps_them_too(args: VqaArgs, from_scratch: bool) -> None:
     """From scratch, the frozen copies are in BEST itself."""
     outcome = vqa.main(replace(args, from_scratch=from_scratch))
-    assert main(["export", "--run", "snap/vqa/run", "--to", "out"]) == 0
+    export(Path("snap/vqa/run"), Path("out"))
     test = VqaArgs(load="out", test="minival", data=args.data, tqdm=False, wandb="off")
     assert vqa.main(test)["accuracy"] == outcome["best"]["val_accuracy"]
     assert "strategy: SpotTune, frozen copies in bf16" in Path("out/README.md").read_text()
@@ -111,7 +112,7 @@ def test_best_folders_from_before_the_flag_are_still_read(args: VqaArgs) -> None
     file.write_text(json.dumps(description))
     test = VqaArgs(load="snap/vqa/run/BEST", test="minival", data=args.data, tqdm=False, wandb="off")
     assert vqa.main(test)["accuracy"] == outcome["best"]["val_accuracy"]
-    assert main(["export", "--run", "snap/vqa/run", "--to", "out"]) == 0
+    export(Path("snap/vqa/run"), Path("out"))
 
 
 @pytest.mark.parametrize("strategy", ["standard", "Frozen"])
@@ -139,7 +140,7 @@ def test_auto_holds_them_in_bf16_where_the_arithmetic_is_and_changes_no_number(
 ) -> None:
     spec = ModelSpec.of(VqaArgs(strategy="SpotTune_Block", pretrained=str(pretrained)))
     for precision, dtype in (("no", torch.float32), ("bf16", torch.bfloat16)):
-        model = build(spec, load_weights(spec), ANSWERS, precision)[0]
+        model = build(spec, load_pretrained(spec), ANSWERS, precision)[0]
         assert model.model.lxmert.encoder.layer[0].frozen.output.dense.weight.dtype == dtype
     losses = []
     for held in ("auto", "fp32"):

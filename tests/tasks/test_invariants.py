@@ -11,7 +11,7 @@ from tests.helpers.small import ANSWERS, random_inputs
 from torch import Tensor, nn
 
 from adaptive.adapt import Adaptive
-from lxmert.checkpoint import load_weights
+from lxmert.loading import load_pretrained
 from lxmert.units import gate_labels
 from tasks.finetune.args import POLICIES, VqaArgs
 from tasks.finetune.model import VqaModel, build, vqa_loss
@@ -25,7 +25,7 @@ ADAPTIVE = tuple(name for name, strategy in STRATEGIES.items() if strategy.adapt
 def make(pretrained: Path, strategy: str, seed: int = 0) -> Adaptive:
     torch.manual_seed(seed)
     spec = ModelSpec.of(VqaArgs(strategy=strategy, pretrained=str(pretrained)))
-    return build(spec, load_weights(spec), ANSWERS)[0]
+    return build(spec, load_pretrained(spec), ANSWERS)[0]
 
 
 def move_tuned(model: Adaptive) -> None:
@@ -125,7 +125,7 @@ def test_a_copy_taken_after_a_step_is_equal_and_independent(
     """The copy's policy reads the copy's embeddings, so that an average of weights can be kept."""
     spec = ModelSpec.of(VqaArgs(strategy="SpotTune", pretrained=str(pretrained), policy=policy))
     torch.manual_seed(0)
-    model = build(spec, load_weights(spec), ANSWERS)[0].train()
+    model = build(spec, load_pretrained(spec), ANSWERS)[0].train()
     vqa_loss(model(**inputs).outputs, torch.rand(6, len(ANSWERS))).backward()
     twin = copy.deepcopy(model).eval()
     model.eval()
@@ -161,7 +161,7 @@ def test_bf16_loses_no_gradient_of_what_no_gate_decides_over(
     reached = []
     for amp in (False, True):
         torch.manual_seed(0)
-        model = build(spec, load_weights(spec), ANSWERS, "bf16" if amp else "no")[0].train()
+        model = build(spec, load_pretrained(spec), ANSWERS, "bf16" if amp else "no")[0].train()
         with torch.autocast("cpu", torch.bfloat16, enabled=amp):
             loss = vqa_loss(model(**inputs).outputs, torch.rand(6, len(ANSWERS)))
         loss.backward()
@@ -177,7 +177,7 @@ def test_every_live_gate_gets_a_gradient_and_exactly_the_dead_ones_do_not(
 ) -> None:
     spec = ModelSpec.of(VqaArgs(strategy=strategy, pretrained=str(pretrained)))
     torch.manual_seed(0)
-    model, units, _ = build(spec, load_weights(spec), ANSWERS)
+    model, units, _ = build(spec, load_pretrained(spec), ANSWERS)
     model.eval()
     move_tuned(model)
     gates = (torch.rand(6, model.gates.total) < 0.5).float().requires_grad_()

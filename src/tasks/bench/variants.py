@@ -14,7 +14,7 @@ from transformers import LxmertConfig, LxmertForQuestionAnswering
 
 from kernels.dropout import Dropout
 from kernels.linear import Linear
-from lxmert.checkpoint import Pretrained
+from lxmert.loading import Pretrained
 from lxmert.modeling import Attention
 from tasks.finetune.args import VqaArgs
 from tasks.finetune.model import VqaModel, build
@@ -136,7 +136,7 @@ def attention_step_by_step(active: bool) -> Iterator[None]:
     """Attention as the earlier implementation computed it, with all intermediate results."""
     fused = Attention.combine
 
-    def combine(self: Attention, projected: Any, dropped: Any, *args: Tensor) -> Tensor:
+    def combine(self: Attention, projected: Any, tuned: Any, *args: Tensor) -> Tensor:
         query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in projected)
         scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
         scores = scores + (~args[-1])[:, None, None, :] * -10000.0

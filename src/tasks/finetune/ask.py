@@ -49,7 +49,7 @@ def ask(args: VqaArgs, machine: Machine, best: Best) -> dict[str, Any]:
             f"{best.folder} reads region features of size {best.features}, and those of --dataset "
             f"{args.dataset} have {stores.feature_size}; choose the data set that it was trained on"
         )
-    weights = load_base_weights(best, best.spec)
+    weights = load_base_weights(best)
     model, units, _ = build(best.spec, weights, best.answers, machine.precision)
     load_best(best, model, weights)
     record = {"question_id": 0, "img_id": args.image_id, "sent": args.question}

@@ -1,101 +1,207 @@
-"""BEST folders and the models they hold; their files are those of `lxmert.best`."""
+"""BEST/: what training changed, and how to build the rest again.
+
+model.safetensors   every tensor that the pre-trained file does not give
+model.json          what was built (`spec`, the fields of `ModelSpec`), data set, size of region features,
+                    name and sha256 of the pre-trained file, metrics of the epoch
+the answers         in label order, in the file that data sets have for them
+pretrained/         the pre-trained model; only in exported folders, which need nothing else
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import typing
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-import lxmert.best
 from common.errors import CheckpointError, UserError
-from common.files import replace_folder
-from lxmert.best import WEIGHTS, Best, write_best
-from lxmert.checkpoint import require_same_file
-from lxmert.weights import Pretrained
-from tasks.finetune.spec import ModelSpec
+from common.files import check_name, latest_complete, read_json, replace_folder, write_json
+from lxmert.loading import Pretrained, check_match, load_pretrained, set_feature_size
+from lxmert.sources import read_tensors
+from tasks.finetune.args import FROZEN_DTYPES, VqaArgs, validate
+from tasks.finetune.policies import POLICIES
+from tasks.finetune.spec import LOCATIONS, ModelSpec
+from tasks.finetune.strategies import STRATEGIES
+from vqadata.folder import ANSWERS
+from vqadata.records import read_answers
+
+FORMAT = 1
+WEIGHTS, DESCRIPTION, INSIDE = "model.safetensors", "model.json", "pretrained"
+ENCODER, HEAD = "model.lxmert.", "model.answer_head."  # before the tensors' names; others are the policy's
+
+DESCRIBED = {"spec": dict, "dataset": str, "features": int, "pretrained": dict, "metrics": dict}
+CHOICES = {"strategy": STRATEGIES, "policy": POLICIES, "frozen_dtype": FROZEN_DTYPES}
 
 
-def save_best(
-    folder: Path,
-    model: nn.Module,
-    spec: ModelSpec,
-    weights: Pretrained,
-    answers: list[str],
-    dataset: str,
-    metrics: dict[str, Any],
-) -> None:
-    """Write the folder as a whole; `metrics` are those of the epoch that it holds."""
-    best = Best(
-        folder,
-        dataclasses.asdict(spec),
-        dataset,
-        weights.config.visual_feat_dim,
-        answers,
-        weights.source,
-        weights.sha256,
-        metrics,
-    )
-    with replace_folder(folder) as fresh:
-        write_best(best._replace(folder=fresh), _own_tensors(model, weights))
+class Best(NamedTuple):
+    """A BEST folder without its tensors."""
+
+    folder: Path
+    spec: ModelSpec
+    dataset: str
+    features: int  # size of a region's features
+    answers: list[str]
+    pretrained_source: str
+    pretrained_sha256: str
+    metrics: dict[str, Any]  # of the epoch that it holds
+
+    @classmethod
+    def of(
+        cls,
+        folder: Path,
+        spec: ModelSpec,
+        pretrained: Pretrained,
+        dataset: str,
+        answers: list[str],
+        metrics: dict[str, Any],
+    ) -> Best:
+        """What is to be said of a model that was trained from `pretrained`."""
+        features = pretrained.config.visual_feat_dim
+        return cls(folder, spec, dataset, features, answers, pretrained.source, pretrained.sha256, metrics)
+
+
+def save_best(best: Best, model: nn.Module, pretrained: Pretrained) -> None:
+    """Write the folder of `best` as a whole; UserError if that cannot be done."""
+    with replace_folder(best.folder) as fresh:
+        write_best(best._replace(folder=fresh), _own_tensors(model, pretrained))
+
+
+def write_best(best: Best, tensors: Mapping[str, Tensor]) -> None:
+    """Write the files of `best` into its folder, which is there."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(plain, best.folder / WEIGHTS)
+    description = {
+        "format": FORMAT,
+        "spec": dataclasses.asdict(best.spec),
+        "dataset": best.dataset,
+        "features": best.features,
+        "pretrained": {"source": best.pretrained_source, "sha256": best.pretrained_sha256},
+        "metrics": best.metrics,
+    }
+    write_json(best.folder / DESCRIPTION, description)
+    (best.folder / ANSWERS).write_text(json.dumps(best.answers) + "\n", encoding="utf-8")
 
 
 def read_best(folder: Path) -> Best:
-    """All but the tensors, with a `ModelSpec`; CheckpointError if something is missing or damaged."""
-    best = lxmert.best.read_best(folder)
+    """All but the tensors; CheckpointError if a file is missing or says what cannot be."""
+    folder = latest_complete(folder) or folder
+    for name in (DESCRIPTION, ANSWERS):
+        if not (folder / name).is_file():
+            raise CheckpointError(
+                f"{folder} is not a BEST folder: {name} is missing. It looks like snap/vqa/<version>/BEST."
+            )
     try:
-        return best._replace(spec=ModelSpec(**best.spec))
-    except (TypeError, UserError) as error:
-        raise CheckpointError(f"{folder} is damaged: {error}.") from None
+        description = _require(read_json(folder / DESCRIPTION), {"format": int})
+        if description["format"] != FORMAT:
+            raise CheckpointError(f"{folder} is of format {description['format']}; this code reads {FORMAT}.")
+        _require(description, DESCRIBED)
+        origin = _require(description["pretrained"], {"source": str, "sha256": str})
+        return Best(
+            folder,
+            _read_spec(description["spec"], folder),
+            check_name("data set", description["dataset"]),
+            description["features"],
+            read_answers(folder / ANSWERS),
+            origin["source"],
+            origin["sha256"],
+            description["metrics"],
+        )
+    except CheckpointError:
+        raise
+    except UserError as error:
+        raise CheckpointError(f"{folder} is damaged: {str(error).rstrip('.')}.") from None
 
 
-def load_best(best: Best, model: nn.Module, weights: Pretrained) -> None:
+def load_base_weights(best: Best) -> Pretrained:
+    """The pre-trained weights that a BEST folder was trained from.
+
+    CheckpointError says which file is missing, or is another one than it was.
+    """
+    try:
+        pretrained = load_pretrained(best.spec)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{best.folder} needs the pre-trained {best.pretrained_source} (sha256 "
+            f"{best.pretrained_sha256[:12]}...), from which it was trained: {error}"
+        ) from None
+    _require_same_file(best, pretrained)
+    set_feature_size(pretrained, best.features)
+    return pretrained
+
+
+def load_best(best: Best, model: nn.Module, pretrained: Pretrained) -> None:
     """Put the saved tensors over a model freshly built from the same pre-trained file.
 
     CheckpointError if that file is another one, or if not exactly the expected tensors are there.
     """
-    require_same_file(best, weights)
+    _require_same_file(best, pretrained)
     file = best.folder / WEIGHTS
-    try:
-        tensors = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}.") from None
-    _overlay(_own_tensors(model, weights), tensors, file)
-
-
-def _own_tensors(model: nn.Module, weights: Pretrained) -> dict[str, Tensor]:
-    """What the pre-trained file does not give: all but those tensors of LXMERT that came from it and stay."""
-    stays = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    random = tuple(f"model.lxmert.{start}" for start in weights.initialised)
-    return {
-        name: tensor
-        for name, tensor in model.state_dict().items()
-        if name not in stays or not name.startswith("model.lxmert.") or name.startswith(random)
-    }
-
-
-def _overlay(expected: dict[str, Tensor], tensors: dict[str, Tensor], file: Path) -> None:
-    missing, unknown = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
-    if missing or unknown:
-        raise CheckpointError(
-            f"{file} does not fit the model: {len(missing)} tensors are missing ({', '.join(missing[:3])}), "
-            f"{len(unknown)} are unknown ({', '.join(unknown[:3])})."
-        )
+    tensors, own = read_tensors(file), _own_tensors(model, pretrained)
+    check_match(own, tensors, str(file))
     with torch.no_grad():
-        for name, tensor in expected.items():
-            if tensor.shape != tensors[name].shape:
-                raise CheckpointError(
-                    f"{file}: {name} has the shape {tuple(tensors[name].shape)}; "
-                    f"the model expects {tuple(tensor.shape)}."
-                )
+        for name, tensor in own.items():
             tensor.copy_(tensors[name])
 
 
-def load_base_weights(best: Best, spec: ModelSpec) -> Pretrained:
-    from lxmert.checkpoint import weights_behind
+def _require_same_file(best: Best, pretrained: Pretrained) -> None:
+    if pretrained.sha256 != best.pretrained_sha256:
+        raise CheckpointError(
+            f"{best.folder} was trained from {best.pretrained_source} with the sha256 "
+            f"{best.pretrained_sha256[:12]}..., but {pretrained.source} has {pretrained.sha256[:12]}...; "
+            "its frozen parts would be wrong. Put the original file back."
+        )
 
-    return weights_behind(best, spec)
+
+def _own_tensors(model: nn.Module, pretrained: Pretrained) -> dict[str, Tensor]:
+    """What the pre-trained file does not give: all but those tensors of LXMERT that came from it and stay."""
+    stays = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    random = tuple(f"{ENCODER}{start}" for start in pretrained.initialised)
+    return {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if name not in stays or not name.startswith(ENCODER) or name.startswith(random)
+    }
+
+
+# ---------------------------------------------------------------------------------- what model.json may say
+
+
+def _read_spec(entries: dict[str, Any], folder: Path) -> ModelSpec:
+    """The spec of a description, by the rules of the command line; UserError if it breaks one."""
+    kinds = typing.get_type_hints(ModelSpec)
+    entries = {"frozen_dtype": ModelSpec.frozen_dtype, **entries}  # younger than format 1
+    _require(entries, kinds)
+    if unknown := entries.keys() - kinds.keys():
+        raise UserError(f"{DESCRIPTION} says something unknown of the model: {', '.join(sorted(unknown))}")
+    for name, known in CHOICES.items():
+        if entries[name] not in known:
+            raise UserError(f"there is no {name} {entries[name]!r}; there are {', '.join(known)}")
+    validate(VqaArgs(**entries))
+    if (folder / INSIDE).is_dir():
+        entries |= {**dict.fromkeys(LOCATIONS), "pretrained": str(folder / INSIDE)}
+    if not any(entries[name] for name in LOCATIONS):
+        raise UserError(f"{DESCRIPTION} names no pre-trained model")
+    return ModelSpec(**entries)
+
+
+def _require(entries: Any, kinds: Mapping[str, Any]) -> dict[str, Any]:
+    """`entries`, if it is an object that has each of these names with a value of its kind; else UserError."""
+    if not isinstance(entries, dict):
+        raise UserError(f"{DESCRIPTION} does not hold an object where it should")
+    for name, kind in kinds.items():
+        if name not in entries:
+            raise UserError(f"{DESCRIPTION} does not say {name!r}")
+        if not _is_a(entries[name], typing.get_args(kind) or (kind,)):
+            raise UserError(f"{DESCRIPTION} says {name} is {entries[name]!r}, which cannot be")
+    return entries
+
+
+def _is_a(value: Any, kinds: Sequence[type]) -> bool:
+    """Whether a JSON value is of one of the kinds: true is no number, and 5 is a number like 5.0."""
+    return type(value) in kinds or (type(value) is int and float in kinds)

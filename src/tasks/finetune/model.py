@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adaptive.adapt import Adaptive, adapt
+from lxmert.loading import Pretrained, answer_rows, fill
 from lxmert.modeling import AnswerHead, LxmertModel
 from lxmert.units import Unit, list_units, unused_modules
-from lxmert.weights import Pretrained, answer_rows, fill
 from tasks.finetune.policies import POLICIES
 from tasks.finetune.spec import ModelSpec
 from tasks.finetune.strategies import STRATEGIES
@@ -62,7 +62,7 @@ def build(
     with torch.device("meta" if all_replaced else "cpu"):
         lxmert = LxmertModel(weights.config)
     model = VqaModel(lxmert, AnswerHead(weights.config, len(answers)))
-    messages = list(weights.report)
+    messages = list(weights.messages)
     if not spec.from_scratch:
         fill(lxmert, weights.encoder, weights.source, weights.initialised)
         messages.append(_fill_head(model.answer_head, weights, answers))

@@ -9,10 +9,9 @@ import numpy as np
 
 from adaptive.adapt import Adaptive
 from common.errors import UserError
-from lxmert.checkpoint import fit_features, load_weights
+from lxmert.loading import Pretrained, load_pretrained, set_feature_size
 from lxmert.tokens import load_tokenizer
 from lxmert.units import gate_labels
-from lxmert.weights import Pretrained
 from tasks.finetune.args import VqaArgs
 from tasks.finetune.best import Best, load_base_weights, load_best
 from tasks.finetune.data import load_splits, require_data, write_scenes_if_missing
@@ -61,10 +60,10 @@ def set_up(args: VqaArgs, machine: Machine, best: Best | None) -> Setup:
             "something else; train from the pre-trained model instead"
         )
     spec = ModelSpec.of(args)
-    weights = load_base_weights(best, spec) if best else load_weights(spec)
+    weights = load_base_weights(best) if best else load_pretrained(spec)
     tokenizer = load_tokenizer(weights.tokenizer)
     datasets = load_splits(folder, args.splits, tokenizer, answers, args.images)
-    fit_features(weights, datasets[0].stores.feature_size)
+    set_feature_size(weights, datasets[0].stores.feature_size)
     model, units, loaded = build(spec, weights, answers, machine.precision, args.routing == "dense")
     if best:
         load_best(best, model, weights)

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from common.errors import UserError
-from lxmert.weights import Origin
+from lxmert.loading import Origin
 from tasks.finetune.strategies import STRATEGIES
 
 

@@ -20,7 +20,7 @@ from transformers import BertConfig, BertModel, LxmertConfig, LxmertForPreTraini
 from transformers import LxmertModel as PublishedModel
 
 from common.errors import CheckpointError
-from lxmert.checkpoint import fit_features, load_weights
+from lxmert.loading import load_pretrained, set_feature_size
 from tasks.finetune.args import VqaArgs
 from tasks.finetune.model import build
 from tasks.finetune.spec import ModelSpec
@@ -102,7 +102,7 @@ def make_batch() -> dict[str, Tensor]:
 def test_outputs_and_gradients_equal_the_published_model_on_every_road(tmp_path: Path, road: str) -> None:
     published = publish()
     spec = spec_for(ROADS[road](published, tmp_path))
-    model = build(spec, load_weights(spec), ANSWERS)[0].model.eval()
+    model = build(spec, load_pretrained(spec), ANSWERS)[0].model.eval()
     theirs = LxmertForQuestionAnswering(published.config).eval()
     theirs.lxmert, theirs.answer_head = published.lxmert.eval(), published.answer_head.eval()
     direction = torch.randn(5, len(ANSWERS), generator=torch.Generator().manual_seed(2))
@@ -128,7 +128,7 @@ def test_outputs_and_gradients_equal_the_published_model_on_every_road(tmp_path:
 def test_frozen_copies_are_pretrained_on_every_road(tmp_path: Path, road: str) -> None:
     published = publish()
     spec = spec_for((ROADS | HEADLESS)[road](published, tmp_path), "SpotTune_Block")
-    model, _, report = build(spec, load_weights(spec), ANSWERS)
+    model, _, report = build(spec, load_pretrained(spec), ANSWERS)
     state, expected = model.model.lxmert.state_dict(), published.lxmert.state_dict()
     for copy in (".frozen.", ".tuned."):
         names = [name for name in state if copy in name]
@@ -146,24 +146,24 @@ def test_sizes_come_from_the_checkpoint_and_a_conflict_names_both(
     tmp_path: Path, road: str, flag: str, there: int
 ) -> None:
     written = (ROADS | HEADLESS)[road](publish(), tmp_path)
-    config = load_weights(spec_for(written, **{flag: there})).config
+    config = load_pretrained(spec_for(written, **{flag: there})).config
     assert (config.l_layers, config.r_layers, config.x_layers) == (2, 1, 2)
     with pytest.raises(
         CheckpointError, match=f"--{flag} 3 contradicts the pre-trained model, which has {there}"
     ):
-        load_weights(spec_for(written, **{flag: 3}))
+        load_pretrained(spec_for(written, **{flag: 3}))
 
 
 def test_region_features_of_another_size_are_one_sentence(tmp_path: Path) -> None:
     written = hub_folder(publish(), tmp_path)
-    weights = load_weights(spec_for(written))
-    fit_features(weights, FEATURES)
+    weights = load_pretrained(spec_for(written))
+    set_feature_size(weights, FEATURES)
     assert weights.config.visual_feat_dim == FEATURES
     with pytest.raises(CheckpointError, match=r"features of size 10, and those of the data have 2048"):
-        fit_features(weights, 2048)
+        set_feature_size(weights, 2048)
     scratch = spec_for(written, from_scratch=True)
-    weights = load_weights(scratch)
-    fit_features(weights, 2048)
+    weights = load_pretrained(scratch)
+    set_feature_size(weights, 2048)
     model, _, report = build(scratch, weights, ANSWERS)
     assert model.model.lxmert.encoder.visn_fc.visn_fc.weight.shape == (128, 2048)
     assert report == [f"initialised everything: random weights with the sizes of {tmp_path}"]
@@ -178,8 +178,8 @@ def test_bert_gives_the_language_side_and_the_data_the_size_of_features(
     bert = BertModel(BertConfig(**sizes, num_hidden_layers=3, max_position_embeddings=24))
     bert.save_pretrained(tmp_path)
     spec = spec_for({"pretrained": str(tmp_path)}, strategy, llayers=2, rlayers=1, xlayers=1)
-    weights = load_weights(spec)
-    fit_features(weights, FEATURES)
+    weights = load_pretrained(spec)
+    set_feature_size(weights, FEATURES)
     model, _, report = build(spec, weights, ANSWERS)
     state = model.model.lxmert.state_dict()
     for copy in ("frozen", "tuned") if strategy == "SpotTune_Block" else ("",):
@@ -189,7 +189,7 @@ def test_bert_gives_the_language_side_and_the_data_the_size_of_features(
     assert "region embedding, vision layers, cross layers, pooler" in report[3]
     assert model.eval()(**make_batch()).outputs.shape == (5, len(ANSWERS))
     with pytest.raises(CheckpointError, match=r"--llayers 4 contradicts the BERT of .*, which has 3 layers"):
-        load_weights(spec_for({"pretrained": str(tmp_path)}, llayers=4))
+        load_pretrained(spec_for({"pretrained": str(tmp_path)}, llayers=4))
 
 
 @needs_shared_data
@@ -199,7 +199,7 @@ def test_lxmerts_lists_give_3124_answers_and_each_its_own_row(tmp_path: Path, ro
     spec = spec_for(ROADS[road](published, tmp_path))
     (tmp_path / "all_ans.json").write_text((LXMERT_LISTS / "all_ans.json").read_text())
     answers = json.loads((LXMERT_LISTS / "trainval_label2ans.json").read_text())
-    model, _, report = build(spec, load_weights(spec), answers)
+    model, _, report = build(spec, load_pretrained(spec), answers)
     assert report[-1] == (
         "answer head: 3124 answers loaded, 5 not: '', 'visilab', '5 star', '1 4', '1 world'"
     )
@@ -221,7 +221,7 @@ MEASURE = """
 import sys
 import torch
 from pathlib import Path
-from lxmert.checkpoint import load_weights
+from lxmert.loading import load_pretrained
 from tasks.finetune.args import VqaArgs
 from tasks.finetune.model import build
 from tasks.finetune.spec import ModelSpec
@@ -231,7 +231,7 @@ def peak():
     return 1024 * int(status.split("VmHWM:")[1].split()[0])
 before = peak()
 spec = ModelSpec.of(VqaArgs(strategy="SpotTune_Block", pretrained=sys.argv[1], frozen_dtype=sys.argv[2]))
-model, _, _ = build(spec, load_weights(spec), ["answer"] * 3129)
+model, _, _ = build(spec, load_pretrained(spec), ["answer"] * 3129)
 size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 print(size, peak() - before)
 """

@@ -11,13 +11,11 @@ import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
-from tests.helpers.checkpoints import ANSWERS, small_config, write_folder, write_original
+from tests.helpers.checkpoints import ANSWERS, load, small_config, write_folder, write_original
 
-import lxmert.files
+import lxmert.sources
 from common.errors import CheckpointError
-from lxmert.files import local_folder, read_tensors
-from lxmert.hub import load_pretrained
-from lxmert.original import load_original
+from lxmert.sources import local_folder, read_tensors
 
 
 class TouchesAFile:
@@ -32,33 +30,33 @@ def test_without_a_network_a_hub_id_is_one_sentence(monkeypatch: pytest.MonkeyPa
     def offline(*_: Any, **__: Any) -> str:
         raise LocalEntryNotFoundError("first line\nsecond line")
 
-    monkeypatch.setattr(lxmert.files, "snapshot_download", offline)
+    monkeypatch.setattr(lxmert.sources, "snapshot_download", offline)
     with pytest.raises(CheckpointError, match="unc-nlp/lxmert-base-uncased is not a folder, and") as error:
-        load_pretrained("unc-nlp/lxmert-base-uncased")
+        load(pretrained="unc-nlp/lxmert-base-uncased")
     assert "\n" not in str(error.value)
 
 
 def test_what_can_be_no_hub_id_is_not_looked_for() -> None:
     with pytest.raises(CheckpointError, match="neither a folder nor a model"):
-        load_pretrained("snap/pretrained/no such folder")
+        load(pretrained="snap/pretrained/no such folder")
 
 
-@pytest.mark.parametrize("there", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
 def test_only_needed_files_are_downloaded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: str
 ) -> None:
-    asked: set[str] = set()
+    requested: set[str] = set()
 
     def download(source: str, allow_patterns: list[str]) -> str:
-        asked.update(allow_patterns)
-        if there in allow_patterns:
-            write_folder(tmp_path, there)
+        requested.update(allow_patterns)
+        if weights in allow_patterns:
+            write_folder(tmp_path, weights)
         return str(tmp_path)
 
-    monkeypatch.setattr(lxmert.files, "snapshot_download", download)
-    assert load_pretrained("someone/lxmert").answers == ANSWERS
-    assert ("pytorch_model.bin" in asked) == (there == "pytorch_model.bin")
-    assert not any("*" in pattern for pattern in asked)
+    monkeypatch.setattr(lxmert.sources, "snapshot_download", download)
+    assert load(pretrained="someone/lxmert").answers == ANSWERS
+    assert ("pytorch_model.bin" in requested) == (weights == "pytorch_model.bin")
+    assert not any("*" in pattern for pattern in requested)
 
 
 def test_a_file_in_place_of_a_folder_is_refused(tmp_path: Path) -> None:
@@ -75,7 +73,7 @@ def test_a_file_that_would_run_code_is_refused_and_does_not(tmp_path: Path, name
     small_config().to_json_file(tmp_path / "config.json")
     torch.save({"bert.x": TouchesAFile(trap)}, file, _use_new_zipfile_serialization=zipped)
     with pytest.raises(CheckpointError, match="would run code when read; it was refused") as error:
-        load_original(file, with_head=False) if name.endswith("pth") else load_pretrained(tmp_path)
+        load(load_lxmert=str(file)) if name.endswith("pth") else load(tmp_path)
     assert "\n" not in str(error.value)
     assert not trap.exists()
     torch.load(file, weights_only=False)  # the file is a trap indeed
@@ -90,7 +88,7 @@ def test_a_bare_pickle_that_would_run_code_is_refused_without_a_warning(
     content = pickle.dumps({"bert.x": TouchesAFile(trap)}, protocol)
     (tmp_path / "m_LXRT.pth").write_bytes(content)
     with pytest.raises(CheckpointError, match="refused"):
-        load_original(tmp_path / "m", with_head=False)
+        load(load_lxmert=f"{tmp_path}/m")
     assert not trap.exists() and not recwarn.list
     pickle.loads(content)
     assert trap.exists()
@@ -102,7 +100,7 @@ def test_a_cut_original_checkpoint_is_one_sentence(tmp_path: Path, share: float,
     file = Path(f"{write_original(tmp_path, _use_new_zipfile_serialization=zipped)}_LXRT.pth")
     file.write_bytes(file.read_bytes()[: int(file.stat().st_size * share)])
     with pytest.raises(CheckpointError, match="damaged") as error:
-        load_original(file, with_head=False, heads=4)
+        load(load_lxmert=str(file))
     assert "\n" not in str(error.value)
 
 
@@ -112,7 +110,7 @@ def test_cut_safetensors_are_one_sentence(tmp_path: Path, share: float) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(file.read_bytes()[: int(file.stat().st_size * share)])
     with pytest.raises(CheckpointError, match="damaged"):
-        load_pretrained(tmp_path)
+        load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -122,14 +120,14 @@ def test_what_is_no_checkpoint_is_one_sentence(tmp_path: Path, content: bytes) -
     file = tmp_path / "m_LXRT.pth"
     file.write_bytes(content)
     with pytest.raises(CheckpointError, match="damaged"):
-        load_original(file, with_head=False)
+        load(load_lxmert=str(file))
 
 
 @pytest.mark.parametrize("content", [torch.ones(3), {"state_dict": {"bert.x": torch.ones(3)}}, {}])
 def test_what_holds_no_named_tensors_is_refused(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "m_LXRT.pth")
     with pytest.raises(CheckpointError, match=r"no dictionary of tensors|holds no LXMERT"):
-        load_original(tmp_path / "m", with_head=False)
+        load(load_lxmert=f"{tmp_path}/m")
 
 
 # Memory

@@ -1,14 +1,11 @@
-"""Files and hub models read safely: whatever would have to run code, and whatever is damaged, is refused."""
+"""Folders, hub models and files of tensors, read safely: what would run code, or is damaged, is refused."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import pickle
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -18,18 +15,21 @@ from torch import Tensor
 
 from common.errors import CheckpointError
 
+VOCABULARY_FILES = ("vocab.txt", "tokenizer.json")
+TOKENIZER_FILES = (*VOCABULARY_FILES, "tokenizer_config.json", "special_tokens_map.json")
 
-def local_folder(source: str | Path, files: Sequence[str], one_of: Sequence[str] = ()) -> Path:
-    """The folder `source`, or a copy of the hub id with `files` and the first there is of `one_of`."""
+
+def local_folder(source: str, files: Sequence[str], one_of: Sequence[str] = ()) -> Path:
+    """The folder `source`, or a copy of the hub id with `files` and the first of `one_of` that it has."""
     folder = Path(source)
     if folder.is_dir():
         return folder
-    if folder.exists() or isinstance(source, Path):
+    if folder.exists():
         raise CheckpointError(f"{source} is not a folder with a model.")
     try:
-        for wanted in [[*files, name] for name in one_of] or [list(files)]:
-            copy = Path(snapshot_download(source, allow_patterns=wanted))
-            if (copy / wanted[-1]).is_file():
+        for patterns in [[*files, name] for name in one_of] or [list(files)]:
+            copy = Path(snapshot_download(source, allow_patterns=patterns))
+            if (copy / patterns[-1]).is_file():
                 break
     except (RepositoryNotFoundError, HFValidationError):
         raise CheckpointError(f"{source} is neither a folder nor a model on the Hugging Face hub.") from None
@@ -62,52 +62,14 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
             f"{file} is damaged or no checkpoint of tensors only; it was refused, and nothing in it was run. "
             "Get it again, from a source that you trust."
         ) from None
-    except (
-        SafetensorError,
-        RuntimeError,
-        OSError,
-        EOFError,
-        ValueError,
-        KeyError,
-        IndexError,
-        AssertionError,
-    ):
+    except PermissionError:
+        raise CheckpointError(f"{file} may not be read by you.") from None
+    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, LookupError, AssertionError):
         # What torch raises on a cut file depends on where it was cut.
         raise CheckpointError(f"{file} is damaged or no checkpoint; get it again.") from None
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise CheckpointError(f"{file} is no dictionary of tensors by name; save a state_dict.")
     return {name: _own(tensors.pop(name)) for name in list(tensors)}
-
-
-def rename(tensors: Mapping[str, Tensor], new_name: Callable[[str], str]) -> dict[str, Tensor]:
-    """The tensors under other names.
-
-    One whose new name is taken is marked, so that the comparison with the model will name it.
-    """
-    renamed: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        new = new_name(name)
-        renamed[f"{name} (once more)" if new in renamed else new] = tensor
-    return renamed
-
-
-def read_json(file: Path) -> Any:
-    """The content of a JSON file; CheckpointError if there is none."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"There is no {file}.") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read ({error}).") from None
-
-
-def sha256_of(path: str | Path) -> str:
-    """Checksum of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Write the best epoch of a run as one folder that needs nothing else, with a model card.
+#
+#   bash run/export.bash <version> --to <folder>
+#   bash run/export.bash --run <run folder> --to <folder>        a run that does not lie in snap/vqa
+#
+#   bash run/export.bash demo --to demo_export
+#
+# Takes a few seconds. What was trained with standard or Frozen, plain transformers loads; the others are evaluated
+# with `bash run/vqa_test.bash 0 demo --load demo_export`. The folder must not exist, and is written whole or not at
+# all. Paths count from the repository root.
+
+set -euo pipefail
+
+# shellcheck source=env.bash
+source "$(dirname "$(readlink -f "$0")")/env.bash"
+exec "$PYTHON" src/tasks/export.py "$@"

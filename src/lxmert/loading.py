@@ -1,0 +1,158 @@
+"""Pre-trained weights into models, strictly: every tensor has its place, and no place is left out.
+
+What a file may hold beside, and what a BERT does not have, stands in the tables of `lxmert.formats`. All else
+is an error that names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import LxmertConfig
+
+from common.errors import CheckpointError
+from lxmert.formats import LAST_LINEAR, Pretrained, read_folder, read_original
+from lxmert.modeling import AnswerHead, LxmertModel
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model's weights come from: one format of four, and the sizes that it may leave open."""
+
+    pretrained: str | None  # folder or hub id
+    load_lxmert: str | None  # path of an original file; without its answer head
+    load_lxmert_qa: str | None  # with its answer head
+    from_scratch: bool  # random weights, with the sizes and the tokenizer of the above
+    llayers: int | None
+    xlayers: int | None
+    rlayers: int | None
+    dropout: float | None
+
+
+def load_pretrained(origin: Origin) -> Pretrained:
+    """The pre-trained weights; from scratch only sizes and tokenizer, with all of LXMERT `initialised`.
+
+    Raises CheckpointError if they cannot be used, or if `origin` asks for other numbers of layers.
+    """
+    if original := origin.load_lxmert_qa or origin.load_lxmert:
+        pretrained = read_original(original, with_head=bool(origin.load_lxmert_qa))
+    else:
+        pretrained = read_folder(origin.pretrained, (origin.llayers, origin.rlayers, origin.xlayers))
+    _check_complete(pretrained)
+    if origin.from_scratch:
+        messages = [f"initialised everything: random weights with the sizes of {pretrained.source}"]
+        pretrained = pretrained._replace(
+            encoder={}, answer_head=None, answers=None, initialised=("",), messages=messages
+        )
+    _set_sizes(pretrained.config, origin)
+    return pretrained
+
+
+def set_feature_size(pretrained: Pretrained, size: int) -> None:
+    """Make the size of a region's features, `size` in the data, that of the model.
+
+    Only where what reads them is random; else CheckpointError unless the two agree.
+    """
+    config = pretrained.config
+    if size != config.visual_feat_dim and not "encoder.visn_fc.".startswith(pretrained.initialised):
+        raise CheckpointError(
+            f"{pretrained.source} reads region features of size {config.visual_feat_dim}, and those of the "
+            f"data have {size}; choose the features or the pre-trained model that go together"
+        )
+    config.visual_feat_dim = size
+
+
+def fill(module: nn.Module, tensors: dict[str, Tensor], what: str, optional: tuple[str, ...] = ()) -> None:
+    """Make `tensors` the parameters of `module`, every one and nothing else.
+
+    They are moved, not copied, so that a model is never in memory twice: `tensors` is empty afterwards, and
+    `module` may be on the meta device before. CheckpointError, before anything is changed, if they do not
+    match, see `check_match`; parameters that are `optional` and not among the tensors stay as they are.
+    """
+    check_match(module.state_dict(), tensors, what, optional)
+    module.load_state_dict(tensors, strict=False, assign=True)
+    tensors.clear()
+
+
+def check_match(
+    expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], what: str, optional: tuple[str, ...] = ()
+) -> None:
+    """CheckpointError unless `tensors` have the names and shapes of `expected`.
+
+    Names that begin as `optional` says may be missing. `what` names the tensors in errors.
+    """
+    missing = [name for name in expected.keys() - tensors.keys() if not name.startswith(optional)]
+    unexpected = tensors.keys() - expected.keys()
+    if missing or unexpected:
+        raise CheckpointError(
+            f"{what} does not fit: missing {_shorten(missing)}; unexpected {_shorten(unexpected)}."
+        )
+    for name, tensor in tensors.items():
+        found, needed = tuple(tensor.shape), tuple(expected[name].shape)
+        if found != needed:
+            raise CheckpointError(f"{what} does not fit: {name} is {found} there and {needed} in the model.")
+
+
+def answer_rows(
+    head: Mapping[str, Tensor],
+    old_answers: Sequence[str],
+    new_answers: Sequence[str],
+    normalise: Callable[[str], str],
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Make an answer head for other answers: rows are moved by answer, never by index.
+
+    The last linear layer (rows x 2H) gets one row for each of `new_answers`: that of the same answer among
+    `old_answers`, else that of the answer with the same `normalise`d spelling, else zeros. Returns the
+    tensors and the answers that have zeros. The other tensors are handed on as they are.
+    """
+    weight, bias = head[f"{LAST_LINEAR}.weight"], head[f"{LAST_LINEAR}.bias"]
+    if len(old_answers) != len(weight):
+        raise CheckpointError(f"The answer head has {len(weight)} rows and {len(old_answers)} answers.")
+    row_of = {normalise(answer): row for row, answer in reversed(list(enumerate(old_answers)))}
+    row_of |= {answer: row for row, answer in enumerate(old_answers)}
+    rows = [row_of.get(answer, row_of.get(normalise(answer))) for answer in new_answers]
+    matched = [index for index, row in enumerate(rows) if row is not None]
+    taken = [row for row in rows if row is not None]
+    new_weight, new_bias = weight.new_zeros(len(rows), weight.shape[1]), bias.new_zeros(len(rows))
+    new_weight[matched], new_bias[matched] = weight[taken], bias[taken]
+    unmatched = [answer for answer, row in zip(new_answers, rows, strict=True) if row is None]
+    return {**head, f"{LAST_LINEAR}.weight": new_weight, f"{LAST_LINEAR}.bias": new_bias}, unmatched
+
+
+def _check_complete(pretrained: Pretrained) -> None:
+    """CheckpointError unless its tensors are those of the models that its configuration describes."""
+    config, source = pretrained.config, pretrained.source
+    try:
+        with torch.device("meta"):
+            check_match(LxmertModel(config).state_dict(), pretrained.encoder, source, pretrained.initialised)
+            if pretrained.answer_head is not None:
+                head = AnswerHead(config, config.num_qa_labels)
+                check_match(head.state_dict(), pretrained.answer_head, source)
+    except ValueError as error:  # of a configuration that no LXMERT can have
+        raise CheckpointError(f"{source}: {error}.") from None
+
+
+def _set_sizes(config: LxmertConfig, origin: Origin) -> None:
+    """Layer counts come from the checkpoint; flags may set them only from scratch."""
+    for flag, field in (("llayers", "l_layers"), ("xlayers", "x_layers"), ("rlayers", "r_layers")):
+        requested, available = getattr(origin, flag), getattr(config, field)
+        if requested is None or requested == available:
+            continue
+        if not origin.from_scratch:
+            raise CheckpointError(
+                f"--{flag} {requested} contradicts the pre-trained model, which has {available}; leave it out"
+            )
+        if requested < 1:
+            raise CheckpointError(f"--{flag} must be at least 1, not {requested}")
+        setattr(config, field, requested)
+    if origin.dropout is not None:
+        config.hidden_dropout_prob = config.attention_probs_dropout_prob = origin.dropout
+
+
+def _shorten(names: Iterable[str], most: int = 6) -> str:
+    ordered = sorted(names)
+    more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
+    return (", ".join(ordered[:most]) + more) or "none"
