@@ -1,0 +1,92 @@
+"""Every file gone, empty, cut short or with one bit flipped: named, or without influence; never other numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tests.faults.cases import Case, Group, every
+from tests.faults.place import RUN, Place, evaluated_alike
+
+
+def vanish(file: Path) -> None:
+    file.unlink()
+
+
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def cut(file: Path) -> None:
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+
+
+def flip(file: Path) -> None:
+    """One bit, three quarters into the file: in numbers rather than in a header."""
+    content = bytearray(file.read_bytes())
+    content[len(content) * 3 // 4] ^= 0x10
+    file.write_bytes(content)
+
+
+DAMAGES = {"gone": vanish, "empty": empty, "cut": cut, "bit flipped": flip}
+
+
+def resumed(file: Path, damage: Callable[[Path], None]) -> Callable[[Place], str | None]:
+    def fault(place: Place) -> str | None:
+        damage(place.take("stopped").root / file)
+        return place.equal_or_refused(place.train(), file.name)
+
+    return fault
+
+
+def evaluated(file: Path, damage: Callable[[Path], None]) -> Callable[[Place], str | None]:
+    def fault(place: Place) -> str | None:
+        damage(place.take("finished").root / file)
+        return evaluated_alike(place, place.evaluate(), file.name)
+
+    return fault
+
+
+def called_again(file: Path, damage: Callable[[Path], None]) -> Callable[[Place], str | None]:
+    """The command of a complete run, which must not praise a BEST that is damaged."""
+
+    def fault(place: Place) -> str | None:
+        damage(place.take("finished").root / file)
+        return place.equal_or_refused(place.train(), file.name)
+
+    return fault
+
+
+def files_of(folder: Path, *parts: str) -> Iterator[Path]:
+    """The files below some folders, relative to `folder`."""
+    for part in parts:
+        for path in sorted((folder / part).rglob("*")):
+            if path.is_file():
+                yield path.relative_to(folder)
+
+
+def cases(place: Place) -> list[Case]:
+    stopped, finished = place.prepared("stopped"), place.prepared("finished")
+    inputs = [*files_of(stopped, "data", "model")]
+    run = [*files_of(stopped, str(RUN))]
+    outputs = [file for file in files_of(finished, str(RUN)) if file.name not in (".lock", "train.log")]
+    tried = [
+        *(("resume", resumed, file) for file in [*run, *inputs]),
+        *(("evaluation", evaluated, file) for file in [*files_of(finished, f"{RUN}/BEST"), *inputs]),
+        *(("complete run", called_again, file) for file in outputs if "LAST" not in file.parts),
+    ]
+    found = [
+        Case(f"{what}, {shown(file)} {name}", act(file, damage))
+        for what, act, file in tried
+        for name, damage in DAMAGES.items()
+    ]
+    return list(every(13, found))
+
+
+def shown(file: Path) -> str:
+    """The path, without what all have in common."""
+    return str(file.relative_to(RUN) if file.is_relative_to(RUN) else file)
+
+
+GROUP = Group("damage", "gone, empty, cut, a bit flipped", cases)
