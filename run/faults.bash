@@ -14,4 +14,6 @@ set -euo pipefail
 source "$(dirname "$(readlink -f "$0")")/env.bash"
 
 export PYTHONPATH="$PYTHONPATH:$root"
+# Small runs, several at once: a thread each, no GPU, and never a network.
+export OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES="" ACCELERATE_USE_CPU=true HF_HUB_OFFLINE=1
 exec "$PYTHON" tests/faults/run.py "$@"

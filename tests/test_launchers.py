@@ -354,7 +354,9 @@ PLAIN = [
 
 @pytest.mark.parametrize("launcher", PLAIN, ids=lambda path: path.name)
 def test_launcher_hands_its_flags_on_and_its_exit_code_back(sandbox: Sandbox, launcher: Path) -> None:
-    (script,) = re.findall(r"^[^#\n]*(src/tasks/\w+\.py)", launcher.read_text(encoding="utf-8"), flags=re.M)
+    (script,) = re.findall(
+        r"^[^#\n]* ((?:src|tests)/\w+/\w+\.py)", launcher.read_text(encoding="utf-8"), flags=re.M
+    )
     assert (ROOT / script).is_file()
     sandbox.write(script, TRAINER + "sys.exit(3 if 'fail' in sys.argv else 0)")
     sandbox.equipped()

@@ -85,7 +85,7 @@ def script_and_flags(words: list[str]) -> tuple[Path, list[str]]:
         if launcher.stem == "vqa_test":
             flags += ["--load", f"snap/vqa/{version}/BEST"]
         return SRC / "tasks" / "vqa.py", flags
-    scripts = re.findall(r"src/tasks/\w+\.py", launcher.read_text(encoding="utf-8"))
+    scripts = re.findall(r"(?:src|tests)/\w+/\w+\.py", launcher.read_text(encoding="utf-8"))
     return ROOT / scripts[0], flags
 
 
@@ -95,7 +95,8 @@ class Parsed(Exception):
 
 def parse(script: Path, flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the parser of a script read flags, and nothing come of it; SystemExit is a refusal, or help."""
-    module = importlib.import_module(".".join(script.relative_to(SRC).with_suffix("").parts))
+    base = SRC if script.is_relative_to(SRC) else ROOT
+    module = importlib.import_module(".".join(script.relative_to(base).with_suffix("").parts))
     if hasattr(module, "parse_args"):
         module.parse_args(flags)
         return

@@ -17,7 +17,8 @@ class Case:
     """One thing that happens to a run.
 
     name: unique in its group. fault: does it, in a folder of its own, and judges what came of it. quick:
-    whether the quick form has it too. limit: seconds after which the case counts as hanging.
+    whether the quick form has it too. limit: seconds after which the case counts as hanging; the cases
+    with the longest are begun first.
     """
 
     name: str

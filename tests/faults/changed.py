@@ -201,45 +201,124 @@ TRUTH = "data/vqav2/annotations/minival.json"
 INPUTS = [
     noticed("train: an edited answer", records("train", relabel), ["train.json"]),
     noticed("train: exchanged answers", records("train", swap_labels), ["train.json"]),
-    noticed("train: a label of 0.3 and not 1", records("train", lambda r: r[0].update(label={"red": 0.3})), ["train.json"]),
-    noticed("train: an edited question", records("train", lambda r: r[0].update(sent="is it blue ?")), ["train.json"]),
+    noticed(
+        "train: a label of 0.3 and not 1",
+        records("train", lambda r: r[0].update(label={"red": 0.3})),
+        ["train.json"],
+    ),
+    noticed(
+        "train: an edited question",
+        records("train", lambda r: r[0].update(sent="is it blue ?")),
+        ["train.json"],
+    ),
     noticed("train: fewer questions", records("train", lambda r: r[:-8]), ["train.json"]),
     noticed("train: one question fewer", records("train", lambda r: r[1:]), ["train.json"]),
-    noticed("train: a question more", records("train", lambda r: [*r, r[0] | {"question_id": 7}]), ["train.json"]),
+    noticed(
+        "train: a question more", records("train", lambda r: [*r, r[0] | {"question_id": 7}]), ["train.json"]
+    ),
     noticed("train: reordered", records("train", lambda r: r[::-1]), ["train.json"]),
-    noticed("train: other ids", records("train", lambda r: [x | {"question_id": x["question_id"] + 5000} for x in r]), ["train.json"]),
-    noticed("train: another image", records("train", lambda r: r[0].update(img_id=r[-1]["img_id"])), ["train.json"]),
-    noticed("train: another question type", records("train", lambda r: r[0].update(question_type="x")), ["train.json"]),
-    noticed("train and nominival exchanged", exchange(TRAIN, "data/vqav2/nominival.json"), ["train.json", "nominival.json"]),
+    noticed(
+        "train: other ids",
+        records("train", lambda r: [x | {"question_id": x["question_id"] + 5000} for x in r]),
+        ["train.json"],
+    ),
+    noticed(
+        "train: another image",
+        records("train", lambda r: r[0].update(img_id=r[-1]["img_id"])),
+        ["train.json"],
+    ),
+    noticed(
+        "train: another question type",
+        records("train", lambda r: r[0].update(question_type="x")),
+        ["train.json"],
+    ),
+    noticed(
+        "train and nominival exchanged",
+        exchange(TRAIN, "data/vqav2/nominival.json"),
+        ["train.json", "nominival.json"],
+    ),
     noticed("valid: an edited answer", records("minival", relabel), ["minival"]),
     noticed("valid: fewer questions", records("minival", lambda r: r[:-8]), ["minival"]),
     noticed("valid: reordered", records("minival", lambda r: r[::-1]), ["minival"]),
     noticed("valid: exchanged with train", exchange(TRAIN, VALID), ["train.json", "minival.json"]),
-    noticed("human answers: edited", edit_json(TRUTH, lambda t: t["annotations"][0]["answers"][0].update(answer="no")), ["annotations"]),
-    noticed("human answers: all by others", edit_json(TRUTH, lambda t: [a["answers"][i].update(answer="no") for a in t["annotations"] for i in range(9)] and None), ["annotations"]),
+    noticed(
+        "human answers: edited",
+        edit_json(TRUTH, lambda t: t["annotations"][0]["answers"][0].update(answer="no")),
+        ["annotations"],
+    ),
+    noticed(
+        "human answers: all by others",
+        edit_json(
+            TRUTH,
+            lambda t: (
+                [a["answers"][i].update(answer="no") for a in t["annotations"] for i in range(9)] and None
+            ),
+        ),
+        ["annotations"],
+    ),
     noticed("human answers: gone", gone(TRUTH), ["annotations"]),
     noticed("answers: reordered", edit_json("data/vqav2/answers.json", lambda a: a[::-1]), ["answers.json"]),
-    noticed("answers: two exchanged", edit_json("data/vqav2/answers.json", lambda a: [a[1], a[0], *a[2:]]), ["answers.json"]),
-    noticed("answers: one more", edit_json("data/vqav2/answers.json", lambda a: [*a, "green"]), ["answers.json"]),
+    noticed(
+        "answers: two exchanged",
+        edit_json("data/vqav2/answers.json", lambda a: [a[1], a[0], *a[2:]]),
+        ["answers.json"],
+    ),
+    noticed(
+        "answers: one more", edit_json("data/vqav2/answers.json", lambda a: [*a, "green"]), ["answers.json"]
+    ),
     noticed("features: others of the same images", array("features", halve), ["features"]),
     noticed("features: of one image", array("features", lambda v: v[3].fill(0.1)), ["features"]),
     noticed("features: boxes", array("boxes", halve), ["features", "boxes"]),
-    noticed("features: a region fewer", array("num_regions", lambda v: v.__setitem__(slice(None), np.maximum(v - 1, 1))), ["features"]),
+    noticed(
+        "features: a region fewer",
+        array("num_regions", lambda v: v.__setitem__(slice(None), np.maximum(v - 1, 1))),
+        ["features"],
+    ),
     noticed("features: ids exchanged", exchange_ids, ["features"]),
-    noticed("model: config.json, dropout", edit_json("model/config.json", lambda c: c.update(hidden_dropout_prob=0.3)), ["config.json"]),
-    noticed("model: config.json, heads", edit_json("model/config.json", lambda c: c.update(num_attention_heads=4)), ["config.json"]),
-    noticed("model: config.json, activation", edit_json("model/config.json", lambda c: c.update(hidden_act="relu")), ["config.json"]),
+    noticed(
+        "model: config.json, dropout",
+        edit_json("model/config.json", lambda c: c.update(hidden_dropout_prob=0.3)),
+        ["config.json"],
+    ),
+    noticed(
+        "model: config.json, heads",
+        edit_json("model/config.json", lambda c: c.update(num_attention_heads=4)),
+        ["config.json"],
+    ),
+    noticed(
+        "model: config.json, activation",
+        edit_json("model/config.json", lambda c: c.update(hidden_act="relu")),
+        ["config.json"],
+    ),
     noticed("model: weights", tensors(scale_one), ["model.safetensors"]),
-    noticed("model: vocabulary reordered", text("model/vocab.txt", lambda t: t.replace("red\nblue", "blue\nred")), ["vocab.txt", "tokenizer"]),
-    noticed("model: tokenizer_config.json", edit_json("model/tokenizer_config.json", lambda c: c.update(do_lower_case=False, model_max_length=5)), ["tokenizer"]),
+    noticed(
+        "model: vocabulary reordered",
+        text("model/vocab.txt", lambda t: t.replace("red\nblue", "blue\nred")),
+        ["vocab.txt", "tokenizer"],
+    ),
+    noticed(
+        "model: tokenizer_config.json",
+        edit_json("model/tokenizer_config.json", lambda c: c.update(do_lower_case=False, model_max_length=5)),
+        ["tokenizer"],
+    ),
     noticed("args.json: lost", gone("snap/vqa/run/args.json"), ["args.json"]),
-    noticed("args.json: edited", edit_json("snap/vqa/run/args.json", lambda a: a.update(lr=1e-5)), ["args.json", "lr"]),
-    noticed("args.json: edited, and the flag, too", edit_json("snap/vqa/run/args.json", lambda a: a.update(lr=1e-5)), ["args.json", "lr"], "--lr", "1e-5"),
+    noticed(
+        "args.json: edited",
+        edit_json("snap/vqa/run/args.json", lambda a: a.update(lr=1e-5)),
+        ["args.json", "lr"],
+    ),
+    noticed(
+        "args.json: edited, and the flag, too",
+        edit_json("snap/vqa/run/args.json", lambda a: a.update(lr=1e-5)),
+        ["args.json", "lr"],
+        "--lr",
+        "1e-5",
+    ),
     noticed("args.json: a list", lambda p: (p.run / "args.json").write_text("[]"), ["args.json"]),
     noticed("env.json: lost", gone("snap/vqa/run/env.json"), ["env.json"]),
     noticed("precision: auto means bf16 now", lambda p: None, ["precision"], hook=bf16_for_auto),
     Case("processes: two and not one", two_processes),
-]  # fmt: skip
+]
 
 FLAGS = {
     "--seed": "2", "--strategy": "SpotTune_Res", "--lr": "1e-3", "--epochs": "2", "--batch_size": "20",

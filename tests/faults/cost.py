@@ -1,4 +1,4 @@
-"""What saving costs a run of the embedded scenes at the defaults, and how much of that is waiting for the disk."""
+"""What saving costs a run of the embedded scenes at the defaults, and what part of it waits for the disk."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SPENT = "spent.json"
 
 
 class Watch:
-    """Seconds spent in functions, and how often; a function inside one that is watched does not count twice."""
+    """Seconds spent in functions, and how often; one that is called inside another counts only if nested."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""Every file gone, empty, cut short or with one bit flipped: named, or without influence; never other numbers."""
+"""Every file gone, empty, cut or with a bit flipped: it is named or has no influence; never other numbers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ DAMAGES = {"gone": vanish, "empty": empty, "cut": cut, "bit flipped": flip}
 def resumed(file: Path, damage: Callable[[Path], None]) -> Callable[[Place], str | None]:
     def fault(place: Place) -> str | None:
         damage(place.take("stopped").root / file)
-        return place.equal_or_refused(place.train(), file.name)
+        return place.equal_or_refused(place.train(), *names_of(file))
 
     return fault
 
@@ -43,7 +43,7 @@ def resumed(file: Path, damage: Callable[[Path], None]) -> Callable[[Place], str
 def evaluated(file: Path, damage: Callable[[Path], None]) -> Callable[[Place], str | None]:
     def fault(place: Place) -> str | None:
         damage(place.take("finished").root / file)
-        return evaluated_alike(place, place.evaluate(), file.name)
+        return evaluated_alike(place, place.evaluate(), *names_of(file))
 
     return fault
 
@@ -53,9 +53,15 @@ def called_again(file: Path, damage: Callable[[Path], None]) -> Callable[[Place]
 
     def fault(place: Place) -> str | None:
         damage(place.take("finished").root / file)
-        return place.equal_or_refused(place.train(), file.name)
+        return place.equal_or_refused(place.train(), *names_of(file))
 
     return fault
+
+
+def names_of(file: Path) -> list[str]:
+    """How a sentence may call a file: by its name, or as part of what has to be got again as a whole."""
+    whole = [] if file.parent in (RUN, Path("data/vqav2")) else [str(file.parent)]
+    return [file.name, *whole, *(["other arguments"] if file.name == "args.json" else [])]
 
 
 def files_of(folder: Path, *parts: str) -> Iterator[Path]:

@@ -28,7 +28,8 @@ class Disk:
         self.complaints: list[str] = []
         self._stop_at = stop_at
         self._undo = undo_renames
-        self._synced: dict[int, tuple[int, int]] = {}  # of each inode: size and time of change when synced
+        # Of each inode: size and time of change when synced. What was there before had the time for it.
+        self._synced = {path.stat().st_ino: _state(path) for path in self.root.rglob("*") if path.is_file()}
         self._pending: list[tuple[Path, Path, bytes | None]] = []  # renames; what they replaced
         self._busy = False
 
@@ -104,7 +105,7 @@ class Disk:
                 self.complaints.append(f"{self._name(file)} written over in place")
 
     def _ours(self, path: Path) -> bool:
-        return self.root in path.parents
+        return self.root in (path, *path.parents)
 
     def _name(self, path: Path) -> str:
         return str(path.relative_to(self.root))

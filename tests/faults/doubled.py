@@ -192,7 +192,7 @@ def cases(place: Place) -> list[Case]:
         Case("both at once", at_once),
         Case("second by another name of the folder", other_name),
         Case("the lock of a killed run", lock_of_the_dead),
-        Case("kill -9 of the launcher of two processes", orphans_end, quick=True),
+        Case("kill -9 of the launcher of two processes", orphans_end, quick=True, limit=300),
         Case("two processes stopped and resumed", launcher_goes_on, limit=400),
     ]
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 TIMES = re.compile(r"second|time|memory")
+DAMAGED = "damaged"
 HASHES = "sha256"  # of files that hold times
 
 
@@ -21,6 +22,9 @@ def difference(ours: Path, theirs: Path) -> str | None:
 
 
 def first_difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str | None:
+    for name, value in ours.items():
+        if isinstance(value, str) and value == DAMAGED:
+            return f"{name} is damaged"
     for name in [*theirs, *(name for name in ours if name not in theirs)]:
         if name not in ours:
             return f"{name} is missing"
@@ -40,10 +44,12 @@ def numbers(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in ("result.json", "metrics.jsonl"):
         if (folder / name).is_file():
-            lines = (folder / name).read_text(encoding="utf-8")
-            parts = lines.splitlines() if name.endswith("l") else [lines]
-            for number, part in enumerate(parts, start=1):
-                found |= dict(_flatten(f"{name} {number}" if len(parts) > 1 else name, json.loads(part)))
+            text = (folder / name).read_text(encoding="utf-8", errors="replace")
+            try:
+                for number, part in enumerate(text.splitlines() if name.endswith("l") else [text], start=1):
+                    found |= dict(_flatten(f"{name} {number}", json.loads(part)))
+            except ValueError:
+                found[name] = DAMAGED
     for part in ("BEST", "LAST"):
         found |= state(folder / part)
     return found
@@ -54,11 +60,14 @@ def state(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
         name = f"{folder.name}/{path.relative_to(folder)}"
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as tensors:
-                found |= {f"{name}: {key}": tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118
-        elif path.suffix == ".json":
-            found |= dict(_flatten(name, json.loads(path.read_text(encoding="utf-8"))))
+        try:
+            if path.suffix == ".safetensors":
+                with safe_open(path, framework="pt") as tensors:
+                    found |= {f"{name}: {key}": tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118
+            elif path.suffix == ".json":
+                found |= dict(_flatten(name, json.loads(path.read_text(encoding="utf-8"))))
+        except (SafetensorError, ValueError):
+            found[name] = DAMAGED
     return found
 
 

@@ -134,6 +134,8 @@ def refused(outcome: Outcome, *names: str) -> str | None:
     """What is wrong with a command that had to refuse in a sentence with one of `names`, if there are any."""
     if outcome.traceback:
         return f"traceback: {outcome.traceback}"
+    if outcome.code == 0:
+        return "it ended as if all were well"
     if outcome.code != 2:
         return f"exit code {outcome.code} and not 2: {outcome.sentence}"
     if "error: " not in outcome.err:

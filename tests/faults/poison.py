@@ -1,4 +1,4 @@
-"""Files that would run a command when unpickled, in the place of every file that is read: none of them does."""
+"""Files that would run code when unpickled, in the place of every file that is read: none of them does."""
 
 from __future__ import annotations
 

@@ -48,12 +48,12 @@ class Outcome(NamedTuple):
         """What the error said, or the last words."""
         said = self.err.strip()
         start = said.rfind("error: ")
-        return " ".join(said[max(start, 0) :].split()) or " ".join(self.out.split())[-200:]
+        return " ".join(said[max(start, 0) :].split()) or " ".join(self.out.split())[-80:]
 
 
 @dataclass(frozen=True)
 class Start:
-    """How to start a command. module: one with `cli` or `main`, by its name. env: what differs, None: unset."""
+    """How to start a command. module: one with `cli` or `main`. env: what differs, None where it is unset."""
 
     argv: Sequence[str]
     cwd: Path
@@ -165,7 +165,8 @@ def _call(what: Start) -> int:
         traceback.print_exc()
         code = 1
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except OSError:
         code = 120  # as Python does
     return code

@@ -26,10 +26,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-# Read by libraries when they are imported: no run here may use a network, or threads of others' cores.
-os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-os.environ |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
-
 from tests.faults import (
     changed,
     channels,
@@ -64,7 +60,7 @@ GROUPS: tuple[Group, ...] = (
     full.GROUP,
     cost.GROUP,
 )
-WIDTH = 80
+WIDTH, SHOWN = 80, 300  # characters: of a line, and of what is said of a case; --json has all of it
 SKIPPED, NOTED = "skipped: ", "noted: "
 
 
@@ -84,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     begin = time.monotonic()
     try:
         waiting = prepare(root, chosen, args)
-        verdicts = []
+        verdicts: list[Verdict] = []
         for alone in (False, True):
             part = [(group, case) for group, case in waiting if group.alone == alone]
             verdicts += run_all(part, root, 1 if alone else args.jobs)
@@ -93,7 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"the runs are in {root}", file=sys.stderr)
         else:
             shutil.rmtree(root, ignore_errors=True)
-    print(table(chosen, verdicts))
+    order = {id(case): number for number, (_, case) in enumerate(waiting)}
+    print(table(chosen, sorted(verdicts, key=lambda verdict: order[id(verdict.case)])))
     print(f"{time.monotonic() - begin:.0f} s")
     if args.json:
         rows = [[v.group.name, v.case.name, v.wrong, v.note] for v in verdicts]
@@ -143,7 +140,8 @@ class Job(NamedTuple):
 def run_all(waiting: Sequence[tuple[Group, Case]], root: Path, at_once: int) -> list[Verdict]:
     """Every case in a process and a session of its own, so that it can leave nothing behind."""
     verdicts: list[Verdict] = []
-    left, running = list(reversed(waiting)), dict[int, Job]()
+    left = sorted(waiting, key=lambda entry: entry[1].limit)  # the last is the first to be done
+    running: dict[int, Job] = {}
     begin = time.monotonic()
     while left or running:
         while left and len(running) < at_once:
@@ -181,7 +179,7 @@ def begin_case(group: Group, case: Case, root: Path) -> tuple[int, int]:
     except BaseException:
         wrong = "the case itself failed: " + " ".join(traceback.format_exc().split())[-600:]
     finally:
-        os.write(writing, (wrong or "").encode()[:4000])
+        os.write(writing, (wrong or "").encode(errors="replace")[:4000])
         os._exit(0)
 
 
@@ -235,7 +233,7 @@ def show_progress(done: int, total: int, verdicts: Sequence[Verdict], begin: flo
 
 
 def table(groups: Sequence[Group], verdicts: Sequence[Verdict]) -> str:
-    """A row for each group, then the cases that did not end as intended, by name."""
+    """A row for each group, then what is to be said of single cases."""
     rows = [f"{'group':<50} {'cases':>6} {'as intended':>12}"]
     for group in groups:
         ours = [verdict for verdict in verdicts if verdict.group is group]
@@ -243,9 +241,9 @@ def table(groups: Sequence[Group], verdicts: Sequence[Verdict]) -> str:
             good = sum(verdict.wrong is None for verdict in ours)
             rows.append(f"{group.name + ': ' + group.title:<50.50} {len(ours):>6} {good:>12}")
     rows = ["-" * WIDTH, *rows, "-" * WIDTH]
-    for verdict in sorted(verdicts, key=lambda verdict: groups.index(verdict.group)):
+    for verdict in verdicts:
         if text := verdict.wrong or verdict.note:
-            line = f"{verdict.group.name}: {verdict.case.name}: {printable(text)}"
+            line = f"{verdict.group.name}: {verdict.case.name}: {printable(text):.{SHOWN}}"
             rows += textwrap.wrap(line, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
     return "\n".join(rows)
 
