@@ -2,39 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.faults.cases import Case, Group, Skip
+from tests.faults.cases import Case, Group
 from tests.faults.equal import state
+from tests.faults.mounts import fill, small_disk
 from tests.faults.place import EPOCH, TRAINING, VALIDATION, Place, at_batch
 from tests.faults.process import Hook, Outcome
 
 ROOM = "3m"  # of the small disk; a run folder and its pictures take about one
 WORDS = ("space", "full")
-
-
-def fill(path: Path, leave: int) -> None:
-    """Fill a disk up, but for so many bytes."""
-    free = os.statvfs(path)
-    size = free.f_bavail * free.f_frsize - leave
-    with (path / "filling").open("wb") as file:
-        while size > 0:
-            size -= file.write(b"\0" * min(size, 1 << 16))
-
-
-def on_a_small_disk(place: Place, path: Path) -> None:
-    """A disk of a few megabytes at `path`."""
-    path.mkdir(parents=True, exist_ok=True)
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs", str(path)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        raise Skip("this user may not mount a small disk")
 
 
 def filled(
@@ -43,15 +23,11 @@ def filled(
     """where: what lies on the small disk. hook_at: when it fills up; None: before the run."""
 
     def fault(place: Place) -> str | None:
-        place.take("data")
-        disk = place.root / where
-        on_a_small_disk(place, disk)
-        try:
+        disk = place.take("data").root / where
+        with small_disk(disk, ROOM):
             if begun == "stopped":
                 shutil.copytree(place.prepared("stopped") / where, disk, dirs_exist_ok=True)
             return judged(place, disk)
-        finally:
-            subprocess.run(["umount", "-l", str(disk)], check=False, capture_output=True)
 
     def judged(place: Place, disk: Path) -> str | None:
         if hook_at is None:
@@ -100,15 +76,11 @@ def limited(size: int, hook_at: Callable[[Callable[[], None]], Hook] | None) -> 
 
 
 def predictions_do_not_fit(place: Place) -> str | None:
-    place.take("finished")
-    folder = place.run / "predictions"
-    on_a_small_disk(place, folder)
-    try:
+    folder = place.take("finished").run / "predictions"
+    with small_disk(folder, ROOM):
         fill(folder, 0)
         outcome = place.evaluate()
         return spoke_of_space(outcome) or (None if outcome.code else "it says nothing of the predictions")
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=False, capture_output=True)
 
 
 def cases(place: Place) -> list[Case]:

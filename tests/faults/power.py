@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import atexit
 import json
+import os
+import shutil
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from tests.faults.cases import Case, Group, every
 from tests.faults.disk import Disk
-from tests.faults.place import RUN, Place
+from tests.faults.mounts import image_disk, make_image
+from tests.faults.place import RUN, Place, at_batch
 from tests.faults.process import Hook, Start, start
 
 FLAGS = ("--epochs", "2")
@@ -80,6 +85,30 @@ def number_of_changes(place: Place) -> int:
     return int(file.read_text())
 
 
+def on_ext4(seconds: float) -> Case:
+    """A disk as it is so long after a save, without what the system has in memory: real and not modelled."""
+
+    def fault(place: Place) -> str | None:
+        flags = ("--epochs", "2", "--save_every", "1")
+        disk, image, copy = (place.root / name for name in ("snap", "disk", "cut"))
+        make_image(image)
+
+        def cut_off() -> None:
+            time.sleep(seconds)
+            shutil.copyfile(image, copy)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        place.take("data")
+        with image_disk(disk, image):
+            place.train(*flags, hooks=[at_batch(7, cut_off)])
+        with image_disk(disk, copy):
+            if not (place.run / "LAST").is_dir():
+                return "there is no LAST"
+            return place.equal(place.train(*flags), *flags)
+
+    return Case(f"an ext4 disk, {seconds} s after a save", fault)
+
+
 def cases(place: Place) -> list[Case]:
     cuts = [cut(moment, undo_renames=undo) for moment in range(CUTS) for undo in (False, True)]
     return [
@@ -87,6 +116,7 @@ def cases(place: Place) -> list[Case]:
         Case("order of a resumed run", in_order("stopped"), quick=True),
         Case("order of an evaluation", predictions_in_order),
         *every(11, cuts),
+        *every(6, [on_ext4(seconds) for seconds in (0, 1, 3, 6, 12, 20)]),
     ]
 
 

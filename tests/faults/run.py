@@ -41,6 +41,7 @@ from tests.faults import (
     signals,
 )
 from tests.faults.cases import Case, Group, Noted, Skip
+from tests.faults.mounts import unmount_below
 from tests.faults.place import COMMAND, EVALUATION, Place
 from tests.faults.process import Start, warm
 
@@ -85,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             part = [(group, case) for group, case in waiting if group.alone == alone]
             verdicts += run_all(part, root, 1 if alone else args.jobs)
     finally:
+        unmount_below(root)
         if args.keep:
             print(f"the runs are in {root}", file=sys.stderr)
         else:
