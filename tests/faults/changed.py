@@ -240,7 +240,9 @@ INPUTS = [
     noticed("valid: an edited answer", records("minival", relabel), ["minival"]),
     noticed("valid: fewer questions", records("minival", lambda r: r[:-8]), ["minival"]),
     noticed("valid: reordered", records("minival", lambda r: r[::-1]), ["minival"]),
-    noticed("valid: exchanged with train", exchange(TRAIN, VALID), ["train.json", "minival.json"]),
+    noticed(
+        "valid: exchanged with train", exchange(TRAIN, VALID), ["train.json", "minival.json", "annotation"]
+    ),
     noticed(
         "human answers: edited",
         edit_json(TRUTH, lambda t: t["annotations"][0]["answers"][0].update(answer="no")),
@@ -278,17 +280,17 @@ INPUTS = [
     noticed(
         "model: config.json, dropout",
         edit_json("model/config.json", lambda c: c.update(hidden_dropout_prob=0.3)),
-        ["config.json"],
+        ["config"],
     ),
     noticed(
         "model: config.json, heads",
         edit_json("model/config.json", lambda c: c.update(num_attention_heads=4)),
-        ["config.json"],
+        ["config"],
     ),
     noticed(
         "model: config.json, activation",
         edit_json("model/config.json", lambda c: c.update(hidden_act="relu")),
-        ["config.json"],
+        ["config"],
     ),
     noticed("model: weights", tensors(scale_one), ["model.safetensors"]),
     noticed(
@@ -365,16 +367,35 @@ BORNE = [
     borne("a split beside it", lambda p: shutil.copy(p.data / "train.json", p.data / "extra.json")),
     borne("files touched", lambda p: [path.touch() for path in p.root.rglob("*") if path.is_file()]),
     borne("train.log gone", gone("snap/vqa/run/train.log")),
-    borne("ACCELERATE_MIXED_PRECISION=bf16", ACCELERATE_MIXED_PRECISION="bf16"),
-    borne("ACCELERATE_GRADIENT_ACCUMULATION_STEPS=2", ACCELERATE_GRADIENT_ACCUMULATION_STEPS="2"),
-    borne("ACCELERATE_MIXED_PRECISION=nonsense", ACCELERATE_MIXED_PRECISION="nonsense"),
-    borne("ACCELERATE_DYNAMO_BACKEND=EAGER", ACCELERATE_DYNAMO_BACKEND="EAGER"),
 ]  # fmt: skip
 
 
+ENVIRONMENT = {
+    "ACCELERATE_MIXED_PRECISION": ("bf16", "nonsense"),
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("2",),
+    "ACCELERATE_DYNAMO_BACKEND": ("EAGER",),
+}
+
+
+def from_outside(name: str, value: str) -> Case:
+    """A variable that accelerate heeds: it is named, or has no influence."""
+
+    def fault(place: Place) -> str | None:
+        return place.equal_or_refused(place.take("stopped").train(**{name: value}), name)
+
+    return Case(f"{name}={value}", fault)
+
+
 def cases(place: Place) -> list[Case]:
+    variables = [from_outside(name, value) for name, values in ENVIRONMENT.items() for value in values]
     flags = [with_flag(flag, value) for flag, value in FLAGS.items()]
-    return [*every(6, INPUTS), *every(8, flags), Case("--epochs 5", raised_epochs), *every(5, BORNE)]
+    return [
+        *every(6, INPUTS),
+        *every(8, flags),
+        Case("--epochs 5", raised_epochs),
+        *every(5, BORNE),
+        *every(2, variables),
+    ]
 
 
 GROUP = Group("changed", "inputs changed before a resume", cases)

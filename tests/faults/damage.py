@@ -23,9 +23,14 @@ def cut(file: Path) -> None:
 
 
 def flip(file: Path) -> None:
-    """One bit, three quarters into the file: in numbers rather than in a header."""
+    """One bit well into the file: in numbers rather than in a header, and in arrays not in what is padding."""
     content = bytearray(file.read_bytes())
-    content[len(content) * 3 // 4] ^= 0x10
+    place = len(content) * 3 // 4
+    if file.suffix == ".npy":
+        # The last byte of a number holds its exponent, and is zero where there is only padding.
+        numbers = range(len(content) // 3 // 4 * 4, len(content))
+        place = next((at for at in numbers if at % 4 == 3 and content[at]), place)
+    content[place] ^= 0x10
     file.write_bytes(content)
 
 
@@ -86,6 +91,7 @@ def cases(place: Place) -> list[Case]:
         Case(f"{what}, {shown(file)} {name}", act(file, damage))
         for what, act, file in tried
         for name, damage in DAMAGES.items()
+        if not (what == "evaluation" and "annotations" in file.parts and damage is vanish)  # it needs none
     ]
     return list(every(13, found))
 

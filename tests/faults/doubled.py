@@ -51,7 +51,12 @@ def second_is_refused(hook: Hook, begun: str = "data", flags: tuple[str, ...] = 
 
 
 def said_who(outcome: Outcome, pid: int) -> str | None:
-    """The refusal names the host, the process, and since when it has been at work."""
+    """The refusal names the host, the process, and since when it has been at work.
+
+    Where the command is another one, that may be what is said.
+    """
+    if "other arguments" in outcome.sentence:
+        return refused(outcome)
     if wrong := refused(outcome, "in use"):
         return wrong
     for what, text in (("host", socket.gethostname()), ("process", str(pid)), ("since", "since")):

@@ -155,8 +155,10 @@ def evaluated_alike(place: Place, outcome: Outcome, *names: str) -> str | None:
     file = RUN / "predictions" / "minival.json"
     if (place.root / file).read_bytes() != (usual / file).read_bytes():
         return "other predictions"
-    scores = [[line for line in text.splitlines() if "%" in line] for text in (outcome.out, said(usual))]
-    return None if scores[0] == scores[1] else f"another score: {scores[0][:1]}, not {scores[1][:1]}"
+    ours, theirs = (
+        {line for line in text.splitlines() if "%" in line} for text in (outcome.out, said(usual))
+    )
+    return f"other scores: {sorted(ours ^ theirs)[:2]}" if ours ^ theirs else None
 
 
 def said(folder: Path) -> str:

@@ -23,6 +23,8 @@ from typing import NamedTuple
 
 from tests.helpers.paths import ROOT, SRC
 
+from common.cli import run_command
+
 TRACEBACK = "Traceback (most recent call last)"
 Hook = Callable[[], None]  # done in the process of a run, before it begins
 
@@ -156,8 +158,8 @@ def _call(what: Start) -> int:
         for hook in what.hooks:
             hook()
         module = importlib.import_module(what.module)
-        code = getattr(module, "cli", None) or module.main
-        code = code(list(what.argv)) or 0
+        command = getattr(module, "cli", None) or module.main
+        code = run_command(lambda: command(list(what.argv)), "Interrupted.")
         atexit._run_exitfuncs()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1

@@ -178,6 +178,8 @@ def begin_case(group: Group, case: Case, root: Path) -> tuple[int, int]:
         wrong = f"{NOTED}{wrong}" if isinstance(wrong, Noted) else wrong
     except Skip as skip:
         wrong = f"{SKIPPED}{skip}"
+    except TimeoutError as hung:
+        wrong = str(hung)
     except BaseException:
         wrong = "the case itself failed: " + " ".join(traceback.format_exc().split())[-600:]
     finally:
