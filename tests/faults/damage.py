@@ -22,19 +22,25 @@ def cut(file: Path) -> None:
     file.write_bytes(content[: len(content) // 2])
 
 
-def flip(file: Path) -> None:
-    """One bit well into the file: in numbers rather than in a header, and in arrays not in what is padding."""
+def flip(file: Path, share: float = 0.75) -> None:
+    """One bit, at this share of the file: in numbers rather than in a header, nor in what is padding."""
     content = bytearray(file.read_bytes())
-    place = len(content) * 3 // 4
+    place = int(len(content) * share)
     if file.suffix == ".npy":
         # The last byte of a number holds its exponent, and is zero where there is only padding.
-        numbers = range(len(content) // 3 // 4 * 4, len(content))
-        place = next((at for at in numbers if at % 4 == 3 and content[at]), place)
+        exponents = range(place // 4 * 4 + 3, len(content), 4)
+        place = next((at for at in exponents if content[at]), place)
     content[place] ^= 0x10
     file.write_bytes(content)
 
 
-DAMAGES = {"gone": vanish, "empty": empty, "cut": cut, "bit flipped": flip}
+def flip_early(file: Path) -> None:
+    """One bit, in an array that of a training image: they come first."""
+    flip(file, 0.33 if file.suffix == ".npy" else 0.75)
+
+
+BREAKS: dict[str, Callable[[Path], None]] = {"gone": vanish, "empty": empty, "cut": cut}
+IN_TRAINING, IN_EVALUATION = {**BREAKS, "bit flipped": flip_early}, {**BREAKS, "bit flipped": flip}
 
 
 def resumed(file: Path, damage: Callable[[Path], None]) -> Callable[[Place], str | None]:
@@ -80,17 +86,17 @@ def files_of(folder: Path, *parts: str) -> Iterator[Path]:
 def cases(place: Place) -> list[Case]:
     stopped, finished = place.prepared("stopped"), place.prepared("finished")
     inputs = [*files_of(stopped, "data", "model")]
-    run = [*files_of(stopped, str(RUN))]
+    run, best = [*files_of(stopped, str(RUN))], [*files_of(finished, f"{RUN}/BEST")]
     outputs = [file for file in files_of(finished, str(RUN)) if file.name not in (".lock", "train.log")]
     tried = [
-        *(("resume", resumed, file) for file in [*run, *inputs]),
-        *(("evaluation", evaluated, file) for file in [*files_of(finished, f"{RUN}/BEST"), *inputs]),
-        *(("complete run", called_again, file) for file in outputs if "LAST" not in file.parts),
+        *(("resume", resumed, IN_TRAINING, file) for file in [*run, *inputs]),
+        *(("evaluation", evaluated, IN_EVALUATION, file) for file in [*best, *inputs]),
+        *(("complete run", called_again, IN_TRAINING, file) for file in outputs if "LAST" not in file.parts),
     ]
     found = [
         Case(f"{what}, {shown(file)} {name}", act(file, damage))
-        for what, act, file in tried
-        for name, damage in DAMAGES.items()
+        for what, act, damages, file in tried
+        for name, damage in damages.items()
         if not (what == "evaluation" and "annotations" in file.parts and damage is vanish)  # it needs none
     ]
     return list(every(13, found))
