@@ -18,7 +18,7 @@ from adaptive.routing import map_tensors
 
 
 def full_copy(module: nn.Module, frozen_dtype: torch.dtype | None = None) -> tuple[nn.Module, nn.Module]:
-    """A duplicate of `module` to freeze, with its matrices in `frozen_dtype` (if given), and `module` to tune."""
+    """A duplicate of `module` to freeze, its matrices in `frozen_dtype` (None: as they are), and `module`."""
     frozen = copy.deepcopy(module)
     if frozen_dtype is not None:
         cast_matrices(frozen, frozen_dtype)

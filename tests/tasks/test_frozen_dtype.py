@@ -12,8 +12,8 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from tests.helpers.small import ANSWERS
+from tests.helpers.stop import stop_after
 from torch import Tensor
-from training.checkpoint import StopSignal
 
 from adaptive.adapt import Adaptive
 from common.errors import Interrupted
@@ -21,7 +21,8 @@ from lxmert.checkpoint import load_weights, main
 from tasks import vqa
 from tasks.finetune.args import VqaArgs, parse_args
 from tasks.finetune.best import read_best
-from tasks.finetune.model import ModelSpec, build, vqa_loss
+from tasks.finetune.model import build, vqa_loss
+from tasks.finetune.spec import ModelSpec
 from tasks.finetune.strategies import STRATEGIES
 
 ADAPTIVE = tuple(name for name, strategy in STRATEGIES.items() if strategy.adaptive)
@@ -80,9 +81,8 @@ def test_a_run_that_is_resumed_and_evaluated_keeps_its_frozen_copies(
     args: VqaArgs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = vqa.main(replace(args, version="whole"))
-    asked = iter(range(1, 1000))
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(StopSignal, "__bool__", lambda self: next(asked) == 3)
+        stop_after(3, patch)
         vqa.main(args)
     assert vqa.main(args)["best"] == whole["best"]
     tensors = load_file("snap/vqa/run/LAST/model.safetensors")

@@ -14,7 +14,9 @@ from adaptive.adapt import Adaptive
 from lxmert.checkpoint import load_weights
 from lxmert.units import gate_labels
 from tasks.finetune.args import POLICIES, VqaArgs
-from tasks.finetune.model import Borrowed, ModelSpec, VqaModel, build, vqa_loss
+from tasks.finetune.model import VqaModel, build, vqa_loss
+from tasks.finetune.policies import Borrowed
+from tasks.finetune.spec import ModelSpec
 from tasks.finetune.strategies import STRATEGIES
 
 ADAPTIVE = tuple(name for name, strategy in STRATEGIES.items() if strategy.adaptive)

@@ -22,7 +22,8 @@ from transformers import LxmertModel as PublishedModel
 from common.errors import CheckpointError
 from lxmert.checkpoint import fit_features, load_weights
 from tasks.finetune.args import VqaArgs
-from tasks.finetune.model import ModelSpec, build
+from tasks.finetune.model import build
+from tasks.finetune.spec import ModelSpec
 
 FEATURES = 10
 
@@ -222,7 +223,8 @@ import torch
 from pathlib import Path
 from lxmert.checkpoint import load_weights
 from tasks.finetune.args import VqaArgs
-from tasks.finetune.model import ModelSpec, build
+from tasks.finetune.model import build
+from tasks.finetune.spec import ModelSpec
 torch.set_num_threads(1)
 def peak():
     status = Path("/proc/self/status").read_text()

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 from tests.helpers.paths import SRC
+from tests.helpers.stop import stop_after
 
 from common.errors import Interrupted
 from tasks import vqa
 from tasks.finetune.args import VqaArgs, parse_args
 from tasks.finetune.evaluate import Exam
 from tasks.finetune.strategies import STRATEGIES
-from training.signals import StopSignal
 from vqadata.dataset import VqaDataset
 
 TIMES = ("seconds", "examples_per_second")
@@ -30,17 +30,6 @@ def metrics_of(folder: Path) -> list[dict]:
     """Everything recorded but the times."""
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
-
-
-def stop_after(update: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make Ctrl-C arrive during a given step."""
-    start = StopSignal.__init__
-
-    def start_with_a_stop(self: StopSignal) -> None:
-        start(self)
-        self.after_update = update
-
-    monkeypatch.setattr(StopSignal, "__init__", start_with_a_stop)
 
 
 def interrupt_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from tasks.finetune.state import TrainState
 from training.run_folder import RunFolder
 
 PICTURES = Path("visualizations")
+WIDTH = 80  # columns
+LONG_PATHS_STAY = {"subsequent_indent": "  ", "break_long_words": False, "break_on_hyphens": False}
 MEANS = {"loss": "loss {:.3f}", "accuracy": "acc {:.1f}", "share_tuned": "tuned {:.2f}"}  # while training
 IDENTITY = ("version", "dataset", "strategy", "from_scratch", "seed", "epochs")  # of a run, for result.json
 
@@ -43,7 +46,7 @@ def start_message(what: Mapping[str, Any], setup: Setup, sizes: Sizes) -> str:
         lines.append(
             f"gates: {gates['total']}" + (f", {dead} of which cannot reach the answer" if dead else "")
         )
-    return "\n".join(lines)
+    return "\n".join(textwrap.fill(line, WIDTH, **LONG_PATHS_STAY) for line in lines)
 
 
 def resume_message(state: TrainState, epochs: int, folder: Path) -> str:
