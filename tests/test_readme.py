@@ -286,10 +286,14 @@ def test_the_strategy_table_agrees_with_the_source() -> None:
     assert f"{dead['SpotTune']} of the 425 gates ({dead['SpotTune_Res']} of the 53)" in words
 
 
-def test_blocks_that_commands_write_have_their_markers() -> None:
-    text = README.read_text(encoding="utf-8")
-    for topic in ("results", "performance"):
-        assert text.count(f"<!-- {topic}:begin -->") == text.count(f"<!-- {topic}:end -->") == 1
+@pytest.mark.parametrize(
+    ("document", "topics"),
+    [("README.md", ["results", "performance", "data"]), ("run/BENCHMARKS.md", ["performance", "data"])],
+)
+def test_blocks_that_commands_write_are_there(document: str, topics: list[str]) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    blocks = re.findall(r"<!-- (\w+):begin -->\n(.+?)\n<!-- (\w+):end -->", text, flags=re.S)
+    assert [(begin, end) for begin, _, end in blocks] == [(topic, topic) for topic in topics]
 
 
 def test_the_citation_file_can_be_read_by_programs() -> None:

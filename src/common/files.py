@@ -129,7 +129,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 @contextmanager
-def write_errors_explained(where: Path, error: type[UserError] = UserError) -> Iterator[None]:
+def write_errors_explained(where: object, error: type[UserError] = UserError) -> Iterator[None]:
     """Turn the system's refusal to write into a sentence."""
     try:
         yield

@@ -38,7 +38,7 @@ from common.errors import StoreError
 from common.files import write_errors_explained, write_json
 from common.markdown import aligned, table
 from tasks.bench.pages import check_pages, write_pages
-from vqadata.convert import convert
+from vqadata.convert import Options, convert
 from vqadata.dataset import VqaDataset
 from vqadata.features import FeatureStores
 from vqadata.tsv import COLUMNS, TsvSource
@@ -101,7 +101,7 @@ def plain(path: Path) -> int:
 
 def ours(path: Path, store: Path, boxes: int) -> int:
     """Convert the file to a finished store on the disk; return how many rows it has."""
-    return convert(TsvSource(path), store, regions=boxes, progress=False).images
+    return convert(TsvSource(path), store, Options(regions=boxes), progress=False).images
 
 
 def measure_conversion(function: Callable[..., int], path: Path, *arguments: Any) -> Figures:

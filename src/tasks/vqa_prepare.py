@@ -3,7 +3,7 @@
     bash run/vqa_prepare.bash questions --from <folder>         VQA v2, from its published files
     bash run/vqa_prepare.bash questions --lxmert <folder>       VQA v2, from LXMERT's question files
     bash run/vqa_prepare.bash questions-cp --from <folder>      VQA-CP v2
-    bash run/vqa_prepare.bash own --from <folder> --name <name> your own questions and answers
+    bash run/vqa_prepare.bash own --from <folder> --name <name>  your own questions and answers
     bash run/vqa_prepare.bash changing-priors --from data/scenes --name scenes-cp
     bash run/vqa_prepare.bash check data/<name>                 is all there, and can it be used?
 
@@ -19,6 +19,9 @@ from collections.abc import Sequence
 
 from common.cli import Parser, run_command
 from tasks.prepare import check, features, questions
+from tasks.prepare.command import DATA
+
+COMMANDS = {**questions.COMMANDS, "features": features.COMMAND, "check": check.COMMAND}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,15 +32,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> Parser:
     """The command line; `run` of what it parses is the function of the command."""
-    parser = Parser(
-        prog="vqa_prepare.bash",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(metavar="<command>", required=True, title="commands")
-    questions.add_commands(commands)
-    features.add_command(commands)
-    check.add_command(commands)
+    layout = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+    parser = Parser(prog="vqa_prepare.bash", description=__doc__, **layout)
+    parsers = parser.add_subparsers(metavar="<command>", required=True, title="commands")
+    for name, command in COMMANDS.items():
+        texts = {"help": command.help, "description": command.description, "aliases": command.aliases}
+        subparser = parsers.add_parser(name, **texts, **layout)
+        for flag, options in (command.flags | DATA).items():
+            subparser.add_argument(flag, **options)
+        subparser.set_defaults(run=command.run)
     return parser
 
 

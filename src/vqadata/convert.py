@@ -7,11 +7,11 @@ it lose more in handing that lock to and fro than they gain.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -20,22 +20,22 @@ from common.errors import StoreError
 from vqadata.feature_layout import MANIFEST, Layout, pack_row
 from vqadata.feature_writer import JOURNAL, StoreWriter
 from vqadata.features import FeatureStore
-from vqadata.tsv import ImageRow, Item, RowFault
+from vqadata.npz import NpzSource
+from vqadata.tsv import Item, RowFault, TsvSource
 
 PIXEL = 1.0  # detectors round: boxes outside the image by up to this much are clipped to it
 CHUNK = 16  # rows that are handed on at once
 
 
-class Source(Protocol):
-    """Where rows come from: a .tsv, a .zip, a folder."""
+Source = TsvSource | NpzSource  # rows come from a .tsv, a .zip or a folder
 
-    name: str
-    size: int  # how far the first number of a position goes
-    unit: str  # what it counts
 
-    def items(self, position: Sequence[int] | None) -> Iterator[Item]: ...
+class Options(NamedTuple):
+    """How rows are to be stored."""
 
-    def parse(self, item: Item, *, detections: bool = False) -> ImageRow: ...
+    regions: int = 36  # the most an image may have
+    dtype: str = "float16"
+    detections: bool = False  # whether the detector's findings are kept
 
 
 class Conversion(NamedTuple):
@@ -58,25 +58,21 @@ class Packed(NamedTuple):
 def convert(
     source: Source,
     path: Path,
+    options: Options,
     *,
-    regions: int = 36,
-    dtype: str = "float16",
-    detections: bool = False,
     max_faults: int = 0,
     progress: bool = True,
 ) -> Conversion:
     """Write the store `path` from `source`, going on where an earlier, interrupted call was.
 
-    regions: the most an image may have. A faulty row is left out and counted; StoreError at the fault after
-    `max_faults`, and for whatever makes going on senseless. Rows up to there are kept for the next call.
+    A faulty row is left out and counted; StoreError at the fault after `max_faults`, and for whatever makes
+    going on senseless. Rows up to there are kept for the next call.
     """
     origin = {"source": source.name, "source_size": source.size}
     if (path / MANIFEST).exists():
-        options = {"regions": regions, "dtype": dtype, "detections": detections}
         return _finished_before(path, origin, options)
-    layout = Layout(
-        regions, _feature_size(source, max_faults), dtype, image_sizes=True, detections=detections
-    )
+    size = _feature_size(source, max_faults)
+    layout = Layout(options.regions, size, options.dtype, image_sizes=True, detections=options.detections)
     with StoreWriter(path, layout, origin) as writer:
         resumed_at = len(writer)
         with _bar(source, writer.position, progress) as bar:
@@ -198,10 +194,10 @@ def _feature_size(source: Source, max_faults: int) -> int:
     raise StoreError(f"{faults[0] if faults else source.name + ' has no rows.'} Is this a feature file?")
 
 
-def _finished_before(path: Path, origin: Mapping[str, Any], options: Mapping[str, Any]) -> Conversion:
+def _finished_before(path: Path, origin: Mapping[str, Any], options: Options) -> Conversion:
     manifest = FeatureStore(path).manifest
     (path / JOURNAL).unlink(missing_ok=True)  # if it was interrupted between the last two steps
-    if {**origin, **options}.items() <= manifest.items():
+    if {**origin, **options._asdict()}.items() <= manifest.items():
         return Conversion(manifest["images"], manifest["images"], manifest["faults"])
     raise StoreError(
         f"{path} holds a finished store, made from {manifest['source'] or 'something else'} or with other "

@@ -96,8 +96,8 @@ def cast(source: np.ndarray, target: np.ndarray) -> None:
     if source.dtype == target.dtype:
         target[...] = source
         return
-    given, wanted = torch.from_numpy(source.reshape(-1)), torch.from_numpy(target.reshape(-1))
-    for part, copy in zip(given.split(CAST_BLOCK), wanted.split(CAST_BLOCK), strict=True):
+    flat, copies = torch.from_numpy(source.reshape(-1)), torch.from_numpy(target.reshape(-1))
+    for part, copy in zip(flat.split(CAST_BLOCK), copies.split(CAST_BLOCK), strict=True):
         copy.copy_(part)
 
 

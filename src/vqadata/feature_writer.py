@@ -8,13 +8,12 @@ arrays. When all are there the arrays get their headers, and last of all the fol
 
 from __future__ import annotations
 
-import errno
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common.errors import StoreError
-from common.files import lock_file, replace_file, write_json
+from common.files import lock_file, replace_file, write_errors_explained, write_json
 from vqadata.feature_layout import FORMAT, IMAGE_IDS, MANIFEST, Layout, crc32, store_checksum
 
 JOURNAL = "journal.jsonl"
@@ -82,17 +81,13 @@ class StoreWriter:
     def __len__(self) -> int:
         return len(self.image_ids)
 
-    def append(self, image_id: str, parts: Sequence[memoryview], position: Any = None) -> None:
-        """Add the row that `pack_row` made; position: where the source goes on after it."""
-        self.extend([(image_id, parts, position)])
-
     def extend(self, rows: Sequence[tuple[str, Sequence[memoryview], Any]]) -> None:
-        """Add rows, each as `append` does, with one write an array."""
+        """Add rows: image id, the bytes that `pack_row` made, and where the source goes on after it."""
         if not rows:
             return
         first = len(self.image_ids)
         image_ids, parts, positions = zip(*rows, strict=True)
-        with self._full_disk_explained():
+        with self._errors_explained():
             for (name, file), column in zip(self._files.items(), zip(*parts, strict=True), strict=True):
                 start = self._header_bytes[name] + first * self._row_bytes[name]
                 _write_at(file.fileno(), column, start)
@@ -106,14 +101,14 @@ class StoreWriter:
 
     def skip(self, fault: str, position: Any) -> None:
         """Note a row of the source that is left out."""
-        with self._full_disk_explained():
+        with self._errors_explained():
             self._note([{"fault": fault, "position": position}])
         self.faults.append(fault)
         self.position = position
 
     def finish(self) -> None:
         """Turn the rows into a store. On return everything is on the disk."""
-        with self._full_disk_explained():
+        with self._errors_explained():
             count = len(self.image_ids)
             sizes = {}
             for name, file in self._files.items():
@@ -195,17 +190,9 @@ class StoreWriter:
         ]
         return crc32(parts[:-1]).tobytes() == parts[-1]
 
-    @contextmanager
-    def _full_disk_explained(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise StoreError(
-                f"The disk below {self.path} is full after {len(self)} images. Free some space and run the "
-                "same command again: it goes on from there."
-            ) from None
+    def _errors_explained(self) -> AbstractContextManager[None]:
+        where = f"{self.path} (whose {len(self)} images the same command goes on from)"
+        return write_errors_explained(where, StoreError)
 
 
 def _write_at(file: int, parts: Sequence[bytes | memoryview], offset: int) -> None:

@@ -27,10 +27,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from common.errors import StoreError
-from vqadata.feature_layout import FORMAT, MANIFEST, Layout, cast, pack_row
+from vqadata.feature_layout import FORMAT, IMAGE_IDS, MANIFEST, Layout, cast, pack_row
 from vqadata.feature_writer import JOURNAL, StoreWriter
 
-DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError)
+DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, AttributeError)
 
 
 class Regions(NamedTuple):
@@ -45,10 +45,7 @@ def write_store(
     path: Path,
     image_ids: Sequence[str],
     rows: Iterable[tuple[np.ndarray, np.ndarray]],
-    *,
-    regions: int,
-    feature_size: int,
-    dtype: str = "float16",
+    layout: Layout,
     source: str = "",
 ) -> None:
     """Write one store, row by row, in constant memory, over whatever store is there.
@@ -59,16 +56,16 @@ def write_store(
     """
     for name in (MANIFEST, JOURNAL):
         (path / name).unlink(missing_ok=True)
-    layout = Layout(regions, feature_size, dtype)
     with StoreWriter(path, layout, {"source": source}) as writer:
         for index, (features, boxes) in enumerate(rows):
             if index == len(image_ids):
                 raise StoreError(f"{len(image_ids)} images were announced and more came.")
-            if not 1 <= len(features) <= regions:
+            if not 1 <= len(features) <= layout.regions:
                 raise StoreError(
-                    f"Image {image_ids[index]} has {len(features)} regions; this store holds 1 to {regions}."
+                    f"Image {image_ids[index]} has {len(features)} regions; this store holds 1 to "
+                    f"{layout.regions}."
                 )
-            writer.append(image_ids[index], pack_row(layout, features, boxes))
+            writer.extend([(image_ids[index], pack_row(layout, features, boxes), None)])
         if len(writer) != len(image_ids):
             raise StoreError(f"{len(image_ids)} different images were announced and {len(writer)} came.")
         writer.finish()
@@ -104,11 +101,16 @@ class FeatureStore:
         self.path = path
         self.manifest = read_manifest(path)
         try:
-            image_ids = json.loads((path / "image_ids.json").read_text(encoding="utf-8"))
+            image_ids = json.loads((path / IMAGE_IDS).read_text(encoding="utf-8"))
             self.features = np.load(path / "features.npy", mmap_mode="r")
             self.boxes = np.load(path / "boxes.npy", mmap_mode="r")
             self.num_regions = np.load(path / "num_regions.npy")
             self._file = (path / "features.npy").open("rb", buffering=0)
+            shape = tuple(self.manifest[name] for name in ("images", "regions", "feature_size"))
+            if self.features.shape != shape:
+                raise ValueError(f"features.npy has the shape {self.features.shape}, not {shape}")
+            if not all(isinstance(image_id, str) for image_id in image_ids):
+                raise ValueError(f"{IMAGE_IDS} is not a list of image ids")
         except DAMAGE as error:
             raise _damaged(path, error) from None
         rows = {len(self.features), len(self.boxes), len(self.num_regions), len(image_ids)}
@@ -145,9 +147,13 @@ class FeatureStores:
         self.max_regions: int = max(store.manifest["regions"] for store in self.stores)
         self._where: dict[str, tuple[int, int]] = {}
         for number, store in enumerate(self.stores):
+            if repeated := self._where.keys() & store.rows.keys():
+                first = min(repeated)
+                raise StoreError(
+                    f"Image {first} is in {self.stores[self._where[first][0]].path} and in {store.path}: "
+                    "which features are meant? Move one of the two stores elsewhere."
+                )
             self._where.update((image_id, (number, row)) for image_id, row in store.rows.items())
-        if len(self._where) != sum(len(store.rows) for store in self.stores):
-            self._refuse_repeated_image()
 
     def __contains__(self, image_id: str) -> bool:
         return image_id in self._where
@@ -174,14 +180,3 @@ class FeatureStores:
             features[index, count:] = 0
             boxes[index, :count] = store.boxes[row, :count]
         return Regions(features, boxes, np.arange(size) < counts[:, None])
-
-    def _refuse_repeated_image(self) -> None:
-        seen: dict[str, FeatureStore] = {}
-        for store in self.stores:
-            for image_id in store.rows:
-                if image_id in seen:
-                    raise StoreError(
-                        f"Image {image_id} is in {seen[image_id].path} and in {store.path}: which features "
-                        "are meant? Move one of the two stores elsewhere."
-                    )
-                seen[image_id] = store

@@ -30,9 +30,9 @@ from vqadata.scoring import GroundTruth, read_ground_truth
 # VQA-CP v2 asks about the same images as VQA v2.
 SHARED_FEATURES = {"vqacpv2": "vqav2"}
 
-# Splits that are for training: those of them that there are, of the first line whose first one there is.
+# Splits for training: those that exist of the first group whose first member exists.
 TRAIN_SPLITS = (("cp_train",), ("train", "nominival"))
-VALID_SPLITS = ("cp_val", "minival", "valid", "val")  # the first of them that there is
+VALID_SPLITS = ("cp_val", "minival", "valid", "val")  # the split for validation: the first that exists
 
 ANSWERS, PREPARED, POINTER = "answers.json", "prepared.json", "features.json"
 NOT_SPLITS = frozenset({ANSWERS, PREPARED, POINTER, MANIFEST})
@@ -48,7 +48,7 @@ class Prepared(NamedTuple):
 
 
 class DataFolder:
-    """The data set `name` below `data`, which may not be there (yet)."""
+    """The data set `name` below `data`, which need not exist."""
 
     def __init__(self, data: Path, name: str) -> None:
         self.path = data / check_name("data set", name, DataError)
@@ -108,28 +108,27 @@ class DataFolder:
         """The folder of one of its feature stores."""
         return self.features / check_name("feature store", name, DataError)
 
-    # --- what there is
+    # --- what exists
 
     def exists(self) -> bool:
-        return self.path.is_dir()
+        return is_there(self.path) and self.path.is_dir()
 
     def splits(self) -> list[str]:
-        """The splits there are, by name; DataError if there is no such folder."""
+        """The names of the splits that exist, sorted; DataError if there is no such folder."""
         if not self.exists():
             raise DataError(f"There is no folder {self.path}.")
         files = (path for path in self.path.glob("*.json") if not path.name.startswith("."))
         return sorted(path.stem for path in files if path.name not in NOT_SPLITS)
 
     def usual_splits(self) -> tuple[list[str], list[str]]:
-        """The splits that are for training and for validation if nothing else is said; either may be none."""
+        """The splits for training and for validation if the user names none; either list may be empty."""
         splits = self.splits()
-        train = next((names for names in TRAIN_SPLITS if names[0] in splits), ())
-        return [name for name in train if name in splits], [name for name in VALID_SPLITS if name in splits][
-            :1
-        ]
+        names = next((names for names in TRAIN_SPLITS if names[0] in splits), ())
+        train = [name for name in names if name in splits]
+        return train, [name for name in VALID_SPLITS if name in splits][:1]
 
     def missing(self, splits: Iterable[str]) -> list[Path]:
-        """What a run on these splits needs and is not there."""
+        """The files that a run on these splits needs and that do not exist."""
         files = [*map(self.split_file, splits), self.answers_file]
         missing = [path for path in files if not is_there(path)]
         if not any(self.features.glob(f"*/{MANIFEST}")):
@@ -163,7 +162,7 @@ class DataFolder:
         return read_answers(self.answers_file)
 
     def ground_truth(self, splits: Sequence[str]) -> GroundTruth | None:
-        """What humans answered to the questions of these splits; None if that of any is not there."""
+        """What humans answered to the questions of these splits; None if any split has none."""
         files = [self.ground_truth_file(split) for split in splits]
         if not all(map(is_there, files)):
             return None

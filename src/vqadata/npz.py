@@ -1,4 +1,4 @@
-"""A folder with one .npz an image, as bottom-up-attention extractors write them."""
+"""A folder with one .npz per image, as bottom-up-attention extractors write them."""
 
 from __future__ import annotations
 

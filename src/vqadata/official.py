@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from common.errors import DataError
 from vqadata.answers import guess_answer_type, most_frequent
-from vqadata.files import Source, find_source, read_json
-from vqadata.records import annotation_fault, answers_of, question_fault, read_records
+from vqadata.files import Source, find_source
+from vqadata.records import annotation_fault, answers_of, question_fault, read_list, read_records
 
 # Each file of VQA v2 and the published archive it comes in.
 ARCHIVES = {
@@ -44,15 +44,11 @@ class Annotation(NamedTuple):
     right: str  # the one answer taken as right: `multiple_choice_answer`
 
 
-class Annotated(NamedTuple):
-    """Questions and what humans answered to each, in the same order."""
+class Answered(NamedTuple):
+    """A question, and what humans answered to it."""
 
-    questions: list[Question]
-    annotations: list[Annotation]
-
-    def choose(self, places: Sequence[int]) -> Annotated:
-        """The questions at these places."""
-        return Annotated([self.questions[i] for i in places], [self.annotations[i] for i in places])
+    question: Question
+    annotation: Annotation
 
 
 def coco_name(image_set: str, image_id: int) -> str:
@@ -67,7 +63,7 @@ def require_vqav2(folder: Path) -> None:
     )
 
 
-def read_vqav2(folder: Path) -> tuple[Annotated, Annotated]:
+def read_vqav2(folder: Path) -> tuple[list[Answered], list[Answered]]:
     """train2014 and val2014 of VQA v2."""
     require_vqav2(folder)
     return _read_coco(folder, "train2014"), _read_coco(folder, "val2014")
@@ -79,11 +75,11 @@ def read_vqav2_test(folder: Path) -> list[Question]:
     return read_questions(source, "test2015") if source else []
 
 
-def read_vqacp(folder: Path) -> tuple[Annotated, Annotated]:
+def read_vqacp(folder: Path) -> tuple[list[Answered], list[Answered]]:
     """Train and test of VQA-CP v2, from its four published files."""
     require(folder, dict.fromkeys(CP_FILES, "no published host is left; --test-ids rebuilds it from VQA v2"))
     sources = [find_source(folder, name) for name in CP_FILES]
-    return _read_annotated(*sources[:2], None), _read_annotated(*sources[2:], None)
+    return _read_answered(*sources[:2], None), _read_answered(*sources[2:], None)
 
 
 def read_questions(source: Source | Path, image_set: str | None = None) -> list[Question]:
@@ -104,11 +100,8 @@ def read_questions(source: Source | Path, image_set: str | None = None) -> list[
 
 def read_question_ids(path: Path) -> set[int]:
     """The question ids of an official question file, of a split of ours, or of a plain JSON list of ids."""
-    document = read_json(path)
-    records = document.get("questions") if isinstance(document, dict) else document
-    if not isinstance(records, list) or not records:
-        raise DataError(f"{path} is not a list of questions.")
-    ids = [record.get("question_id") if isinstance(record, dict) else record for record in records]
+    rows = read_list(path, "questions")
+    ids = [row.get("question_id") if isinstance(row, dict) else row for row in rows]
     for index, question_id in enumerate(ids):
         if type(question_id) is not int:
             raise DataError(f"{path}, record {index}: question_id is missing or not an integer.")
@@ -150,13 +143,13 @@ def annotation_json(annotation: Annotation) -> dict[str, Any]:
     }
 
 
-def _read_coco(folder: Path, image_set: str) -> Annotated:
+def _read_coco(folder: Path, image_set: str) -> list[Answered]:
     names = f"v2_OpenEnded_mscoco_{image_set}_questions.json", f"v2_mscoco_{image_set}_annotations.json"
     questions, annotations = (find_source(folder, name, ARCHIVES[name]) for name in names)
-    return _read_annotated(questions, annotations, image_set)
+    return _read_answered(questions, annotations, image_set)
 
 
-def _read_annotated(questions: Source, annotations: Source, image_set: str | None) -> Annotated:
+def _read_answered(questions: Source, annotations: Source, image_set: str | None) -> list[Answered]:
     """Questions and annotations, brought into the order of the questions; DataError if they do not fit."""
     rows = read_questions(questions, image_set)
     by_id = {annotation.question_id: annotation for annotation in read_annotations(annotations)}
@@ -177,7 +170,7 @@ def _read_annotated(questions: Source, annotations: Source, image_set: str | Non
                 f"Question {question.question_id} is about {question.image_id} in {questions} "
                 f"and about image {image_id} in {annotations}."
             )
-    return Annotated(rows, [by_id[question.question_id] for question in rows])
+    return [Answered(question, by_id[question.question_id]) for question in rows]
 
 
 def require(folder: Path, files: Mapping[str, str]) -> None:

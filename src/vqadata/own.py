@@ -1,15 +1,6 @@
-"""Data of your own: a folder with a file for each split, in the minimal format.
+"""Data of your own: a folder with a file for each split, whose records are in the minimal format.
 
-A record of such a <split>.json holds
-
-    question_id   an integer, different for every question of the folder
-    img_id        the image, as the feature store names it
-    sent          the question
-    answers       a list of 1 to 10 answers, one of each person asked; or
-    answer        the only answer; or
-    label         {answer: score between 0 and 1}, if scores are known already
-    answer_type   yes/no, number or other; guessed from the answer if left out
-    question_type any text to report results by; '' if left out
+See `vqadata.records` for that format; data/README.md shows it to its users.
 """
 
 from __future__ import annotations
@@ -32,8 +23,8 @@ Record = dict[str, Any]
 def prepare_own(source: DataFolder, occurrences: int = 1) -> Prepared:
     """The examples of a folder; DataError with the first fault if it has one.
 
-    The vocabulary is `answers.json` if it is there; else every answer, as it is written, that is given to at
-    least `occurrences` questions, the most frequent first.
+    The vocabulary is the folder's answer list if it has one; else every answer, as it is written, that is
+    given to at least `occurrences` questions, the most frequent first.
     """
     records = source.read_splits(source.splits())
     if not records:

@@ -3,7 +3,7 @@
 The idea is that of VQA-CP (Agrawal et al., "Don't Just Assume; Look and Answer", CVPR 2018): questions of one
 question type with the same answer form a group, and a group goes to one side as a whole. Sides are chosen
 greedily such that the words of the test questions and answers also occur in training: in turns, a group that
-there is room for goes to test, and the group that knows most of the words that are now lacking goes to
+there is room for goes to test, and the group that knows most of the words that training lacks by then goes to
 training. The priors change, the concepts do not.
 """
 
@@ -19,7 +19,7 @@ import numpy as np
 from common.errors import DataError
 from vqadata.folder import Prepared
 from vqadata.official import Annotation
-from vqadata.questions import hold_out
+from vqadata.questions import annotate, hold_out
 
 TEST_SHARE = 1 / 3
 
@@ -55,7 +55,7 @@ def changing_priors(
 def prepare_priors(
     records: Sequence[Record],
     in_test: Sequence[bool],
-    annotations: Iterable[Annotation],
+    annotations: Sequence[Annotation],
     answers: list[str],
     *,
     holdout: float,
@@ -74,14 +74,7 @@ def prepare_priors(
     }
     if not splits["cp_test"]:
         raise DataError("No question type has several answers: there are no priors to change.")
-    known = {annotation.question_id: annotation for annotation in annotations}
-    if not known:
-        return Prepared(splits, {}, answers)
-    missing = [record["question_id"] for record in records if record["question_id"] not in known]
-    if missing:
-        raise DataError(f"{len(missing):,} questions have no annotation, the first is {missing[0]}.")
-    answered = {name: [known[record["question_id"]] for record in split] for name, split in splits.items()}
-    return Prepared(splits, answered, answers)
+    return Prepared(splits, annotate(splits, annotations) if annotations else {}, answers)
 
 
 def prior_shift(records: Sequence[Record], in_test: Sequence[bool]) -> float:
@@ -170,7 +163,7 @@ class _Split:
             for word in group.words:
                 self._having[word].append(number)
         self._train_words: set[str] = set()
-        self._lacking: set[str] = set()  # words of test that training lacks
+        self._missing: set[str] = set()  # words of test that training lacks
         self.gain = np.zeros(len(groups), np.int64)  # how many such words a group has
 
     def fits(self, number: int) -> bool:
@@ -185,11 +178,11 @@ class _Split:
         if in_test:
             self.in_test[number] = True
             self.room[kind] -= self.size[number]
-            self._count(words - self._train_words - self._lacking, 1)
-            self._lacking |= words - self._train_words
+            self._count(words - self._train_words - self._missing, 1)
+            self._missing |= words - self._train_words
         else:
-            self._count(words & self._lacking, -1)
-            self._lacking -= words
+            self._count(words & self._missing, -1)
+            self._missing -= words
             self._train_words |= words
 
     def most_needed(self) -> int | None:

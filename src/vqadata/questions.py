@@ -9,7 +9,7 @@ are and looked up in the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from common.errors import DataError
 from vqadata.answers import MIN_OCCURRENCES, build_vocabulary, soft_target
 from vqadata.files import find_source, read_json, read_source
 from vqadata.folder import Prepared
-from vqadata.official import Annotated, Annotation, Question, read_question_ids, read_vqav2, require
+from vqadata.official import Annotation, Answered, Question, read_question_ids, read_vqav2, require
 from vqadata.records import read_answers, read_records, record_fault
 
 MINIVAL_IMAGES = 5000  # the first of val2014_obj36.tsv
@@ -31,8 +31,8 @@ LXMERT_ANSWERS = "trainval_label2ans.json"
 
 
 def prepare_vqav2(
-    train: Annotated,
-    val: Annotated,
+    train: Sequence[Answered],
+    val: Sequence[Answered],
     test: Sequence[Question],
     minival: Collection[str],
     *,
@@ -44,18 +44,17 @@ def prepare_vqav2(
     minival: the ids of the images of val2014 that are kept for validation. answers: the vocabulary, built
     from train and val if not given.
     """
-    answers = list(answers) if answers else _vocabulary([train, val], occurrences)
-    inside = [question.image_id in minival for question in val.questions]
-    if not any(inside):
+    answers = list(answers) if answers else _vocabulary([*train, *val], occurrences)
+    parts = {
+        "train": train,
+        "nominival": [pair for pair in val if pair.question.image_id not in minival],
+        "minival": [pair for pair in val if pair.question.image_id in minival],
+    }
+    if not parts["minival"]:
         raise DataError(
             f"None of the {len(minival):,} minival images has a question in val2014; "
             "does the list hold ids such as COCO_val2014_000000000042?"
         )
-    parts = {
-        "train": train,
-        "nominival": val.choose([i for i, chosen in enumerate(inside) if not chosen]),
-        "minival": val.choose([i for i, chosen in enumerate(inside) if chosen]),
-    }
     prepared = _prepare(parts, answers)
     if test:
         prepared.splits["test"] = [_unlabelled(question) for question in test]
@@ -82,24 +81,27 @@ def prepare_lxmert(folder: Path, answers: Sequence[str] | None = None) -> Prepar
 def annotate_lxmert(prepared: Prepared, folder: Path) -> Prepared:
     """LXMERT's splits with the published annotations in `folder`, for official scoring."""
     train, val = read_vqav2(folder)
-    known = {annotation.question_id: annotation for annotation in train.annotations + val.annotations}
-    annotations = {}
-    for name, records in prepared.splits.items():
-        if name == "test":
-            continue
+    labelled = {name: records for name, records in prepared.splits.items() if name != "test"}
+    return prepared._replace(annotations=annotate(labelled, [pair.annotation for pair in train + val]))
+
+
+def annotate(
+    splits: Mapping[str, Sequence[Mapping[str, Any]]], annotations: Iterable[Annotation]
+) -> dict[str, list[Annotation]]:
+    """The annotations of each split, in the order of its records; DataError if one has none."""
+    known = {annotation.question_id: annotation for annotation in annotations}
+    for name, records in splits.items():
         missing = [record["question_id"] for record in records if record["question_id"] not in known]
         if missing:
             raise DataError(
-                f"{len(missing):,} questions of LXMERT's {name}.json have no annotation in {folder}, "
-                f"the first is {missing[0]}."
+                f"{len(missing):,} questions of {name} have no annotation, the first is {missing[0]}."
             )
-        annotations[name] = [known[record["question_id"]] for record in records]
-    return prepared._replace(annotations=annotations)
+    return {name: [known[record["question_id"]] for record in records] for name, records in splits.items()}
 
 
 def prepare_vqacp(
-    train: Annotated,
-    test: Annotated,
+    train: Sequence[Answered],
+    test: Sequence[Answered],
     *,
     holdout: float = HOLDOUT,
     seed: int = 0,
@@ -111,12 +113,11 @@ def prepare_vqacp(
     A vocabulary that is built counts train and test: together they are VQA v2's train and val, from which the
     published vocabulary was made.
     """
-    images = hold_out([question.image_id for question in train.questions], holdout, seed)
-    held = [question.image_id in images for question in train.questions]
-    answers = list(answers) if answers else _vocabulary([train, test], occurrences)
+    images = hold_out([pair.question.image_id for pair in train], holdout, seed)
+    answers = list(answers) if answers else _vocabulary([*train, *test], occurrences)
     parts = {
-        "cp_train": train.choose([i for i, out in enumerate(held) if not out]),
-        "cp_val": train.choose([i for i, out in enumerate(held) if out]),
+        "cp_train": [pair for pair in train if pair.question.image_id not in images],
+        "cp_val": [pair for pair in train if pair.question.image_id in images],
         "cp_test": test,
     }
     return _prepare(parts, answers)
@@ -132,21 +133,20 @@ def hold_out(image_ids: Sequence[str], share: float, seed: int) -> set[str]:
     return {images[number] for number in chosen}
 
 
-def rebuild_vqacp(folder: Path, test_ids: Collection[int]) -> tuple[Annotated, Annotated]:
+def rebuild_vqacp(folder: Path, test_ids: Collection[int]) -> tuple[list[Answered], list[Answered]]:
     """Train and test of VQA-CP v2: all of VQA v2's train and val, split by the ids of the test questions."""
     train, val = read_vqav2(folder)
-    vqav2 = Annotated(train.questions + val.questions, train.annotations + val.annotations)
-    unknown = set(test_ids) - {question.question_id for question in vqav2.questions}
+    vqav2 = train + val
+    unknown = set(test_ids) - {pair.question.question_id for pair in vqav2}
     if unknown:
         raise DataError(
             f"{len(unknown):,} of {len(test_ids):,} test question ids are not in VQA v2's train and val, "
             f"the smallest is {min(unknown)}."
         )
-    inside = [question.question_id in test_ids for question in vqav2.questions]
-    train = vqav2.choose([i for i, chosen in enumerate(inside) if not chosen])
-    test = vqav2.choose([i for i, chosen in enumerate(inside) if chosen])
-    if not train.questions or not test.questions:
-        raise DataError("The test question ids leave one part of the split empty.")
+    train = [pair for pair in vqav2 if pair.question.question_id not in test_ids]
+    test = [pair for pair in vqav2 if pair.question.question_id in test_ids]
+    if not train or not test:
+        raise DataError("The test question ids leave nothing for training, or nothing for test.")
     return train, test
 
 
@@ -182,12 +182,12 @@ def read_test_ids(path: Path) -> set[int]:
 # ----------------------------------------------------------------------------------------------- details
 
 
-def _prepare(parts: Mapping[str, Annotated], answers: list[str]) -> Prepared:
+def _prepare(parts: Mapping[str, Sequence[Answered]], answers: list[str]) -> Prepared:
     vocabulary = set(answers)
-    splits = {
-        name: [_record(*pair, vocabulary) for pair in zip(*part, strict=True)] for name, part in parts.items()
-    }
-    return Prepared(splits, {name: part.annotations for name, part in parts.items()}, answers)
+    splits = {name: [_record(*pair, vocabulary) for pair in part] for name, part in parts.items()}
+    return Prepared(
+        splits, {name: [pair.annotation for pair in part] for name, part in parts.items()}, answers
+    )
 
 
 def _record(question: Question, annotation: Annotation, vocabulary: Collection[str]) -> dict[str, Any]:
@@ -203,9 +203,10 @@ def _unlabelled(question: Question) -> dict[str, Any]:
     return {"question_id": question.question_id, "img_id": question.image_id, "sent": question.text}
 
 
-def _vocabulary(parts: Sequence[Annotated], occurrences: int) -> list[str]:
-    pairs = ((a.question_id, a.right) for part in parts for a in part.annotations)
-    answers = build_vocabulary(pairs, occurrences)
+def _vocabulary(pairs: Sequence[Answered], occurrences: int) -> list[str]:
+    answers = build_vocabulary(
+        ((pair.question.question_id, pair.annotation.right) for pair in pairs), occurrences
+    )
     if not answers:
         raise DataError(
             f"No answer is right for {occurrences} questions or more; choose fewer --occurrences."

@@ -67,7 +67,7 @@ def read_list(source: Source | Path, key: str) -> list[Any]:
     """The list a file holds, or holds under `key`. Answer objects are reduced to their strings."""
     text = read_source(source)
     name = source.member or source.path.name if isinstance(source, Source) else source.name
-    with tqdm(total=text.count('"question_id"'), desc=name, unit="record", delay=1) as bar:
+    with tqdm(total=text.count('"question_id"'), desc=name, unit="record", delay=1, disable=None) as bar:
 
         def hook(record: dict[str, Any]) -> dict[str, Any]:
             if "question_id" in record:
@@ -84,7 +84,7 @@ def read_list(source: Source | Path, key: str) -> list[Any]:
 
 
 def read_answers(path: Path) -> list[str]:
-    """Answers in label order, as in `answers.json` and in LXMERT's `trainval_label2ans.json`."""
+    """The answer list of a data set, or LXMERT's `trainval_label2ans.json`, in label order."""
     answers = read_json(path)
     if not isinstance(answers, list) or not answers or not all(map(_is_text, answers)):
         raise DataError(f"{path} is not a list of answers.")

@@ -28,6 +28,7 @@ from common.errors import DataError
 from common.files import Content, lock_file, read_json, replace_files, write_errors_explained
 from vqadata import scenes
 from vqadata.answers import guess_answer_type
+from vqadata.feature_layout import Layout
 from vqadata.features import write_store
 from vqadata.folder import DataFolder
 from vqadata.scenes import Question
@@ -82,8 +83,7 @@ def write_scenes(root: Path, *, seed: int = SEED, splits: Mapping[str, int] = SP
         folder.own_features / "scenes",
         image_ids,
         rows(),
-        regions=scenes.MAX_OBJECTS,
-        feature_size=scenes.FEATURE_SIZE,
+        Layout(scenes.MAX_OBJECTS, scenes.FEATURE_SIZE),
         source=f"drawn by vqadata.sample, generator {GENERATOR}, seed {seed}",
     )
     checksums = {"images (pixels)": pixels.hexdigest(), "features and boxes": regions.hexdigest()}

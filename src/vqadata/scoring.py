@@ -132,26 +132,14 @@ def table(scores: Scores) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; exit code 0, or 2 with a sentence if the files cannot be scored."""
     parser = Parser(description="Score predictions with the official VQA accuracy.")
-    parser.add_argument(
-        "--predictions",
-        type=Path,
-        required=True,
-        metavar="P",
-        help='the challenge\'s format: [{"question_id": 1, "answer": "yes"}, ...]',
-    )
-    parser.add_argument(
-        "--annotations",
-        type=Path,
-        required=True,
-        metavar="A",
-        help="VQA v2's or VQA-CP's annotation file, or a split's in data/<dataset>/annotations/; may be .gz",
-    )
-    parser.add_argument(
-        "--questions",
-        type=Path,
-        metavar="Q",
-        help="score only the questions of this file: an official one or data/<dataset>/<split>.json",
-    )
+    for flag, needed, what in (
+        ("--predictions", True, 'the challenge\'s format: [{"question_id": 1, "answer": "yes"}, ...]'),
+        ("--annotations", True, "an official annotation file, or data/<dataset>/annotations/<split>.json"),
+        ("--questions", False, "score only these: an official question file, or data/<dataset>/<split>.json"),
+    ):
+        parser.add_argument(
+            flag, type=Path, required=needed, metavar=flag[2].upper(), help=f"{what}; may be .gz"
+        )
     args = parser.parse_args(argv)
 
     def score() -> None:
@@ -164,21 +152,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check_questions(truth: GroundTruth, predictions: Mapping[int, str]) -> None:
-    missing = [question_id for question_id in truth if question_id not in predictions]
-    unknown = [question_id for question_id in predictions if question_id not in truth]
-    if missing or unknown:
-        parts = [
-            f"{len(ids):,} {what}: {_some(ids)}"
-            for ids, what in (
-                (missing, "questions are not answered"),
-                (unknown, "answers have no annotation"),
-            )
-            if ids
-        ]
-        raise DataError(
-            f"The predictions do not fit the annotations ({'; '.join(parts)}); exactly the annotated "
-            "questions must be answered. To score part of an annotation file, name the part with --questions."
-        )
+    missing = [number for number in truth if number not in predictions]
+    unknown = [number for number in predictions if number not in truth]
+    if not missing and not unknown:
+        return
+    parts = []
+    if missing:
+        parts.append(f"{len(missing):,} questions are not answered: {_some(missing)}")
+    if unknown:
+        parts.append(f"{len(unknown):,} answers have no annotation: {_some(unknown)}")
+    raise DataError(
+        f"The predictions do not fit the annotations ({'; '.join(parts)}); exactly the annotated "
+        "questions must be answered. To score part of an annotation file, name the part with --questions."
+    )
 
 
 def _average(truth: GroundTruth, accuracies: Mapping[int, float]) -> Scores:

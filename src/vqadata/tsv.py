@@ -1,4 +1,4 @@
-"""LXMERT's feature files: a line an image, ten columns between tabs, arrays in base64.
+"""LXMERT's feature files: one line per image, ten columns between tabs, arrays in base64.
 
 They come as `<image set>_obj36.tsv`, or packed in a .zip of that name, which is read without unpacking it.
 """

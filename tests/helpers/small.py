@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from transformers import LxmertConfig
 
 from lxmert.modeling import AnswerHead, LxmertModel
+from vqadata.feature_layout import Layout
 from vqadata.features import write_store
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "is", "it", "red", "blue", "what", "the", "?"]
@@ -54,7 +55,7 @@ def random_inputs(
 
 
 def write_pretrained(folder: Path) -> Path:
-    """A pre-trained model in the Hugging Face manner."""
+    """A pre-trained model in Hugging Face format."""
     torch.manual_seed(0)
     config = small_config()
     folder.mkdir(parents=True)
@@ -125,8 +126,6 @@ def write_dataset(folder: Path) -> Path:
         folder / "features" / "all",
         list(images),
         rows,
-        regions=REGIONS,
-        feature_size=FEATURES,
-        dtype="float32",
+        Layout(REGIONS, FEATURES, "float32"),
     )
     return folder

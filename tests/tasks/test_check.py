@@ -16,6 +16,7 @@ from common.errors import DataError, StoreError
 from tasks import vqa_prepare
 from tasks.prepare.check import can_train, examine
 from tasks.prepare.features import image_set
+from vqadata.feature_layout import Layout
 from vqadata.features import write_store
 from vqadata.folder import DataFolder
 
@@ -28,7 +29,7 @@ def run(*argv: object) -> int:
 
 def write_images(path: Path, image_ids: list[str]) -> None:
     rows = [(np.ones((2, 3), np.float32), np.ones((2, 4), np.float32))] * len(image_ids)
-    write_store(path, image_ids, rows, regions=2, feature_size=3)
+    write_store(path, image_ids, rows, Layout(2, 3))
 
 
 @pytest.fixture
@@ -146,6 +147,7 @@ def test_a_damaged_file_is_named(folder: Path, capsys: pytest.CaptureFixture[str
     [
         ("boxes.npy", lambda data: data + b"!", False, "has .* bytes and should have"),
         ("boxes.npy", lambda data: data[:-4], False, "is damaged"),
+        ("row_crc32.npy", lambda data: b"", False, "has 0 bytes and should have"),
         ("row_crc32.npy", lambda data: data[:-1] + b"!", False, "do not match its manifest"),
         ("image_ids.json", lambda data: data.replace(b"0001", b"0007"), False, "do not match its manifest"),
         ("image_ids.json", None, False, "image_ids.json is missing"),
@@ -167,14 +169,16 @@ def test_a_damaged_store_is_found(
         file.unlink()
     findings = list(examine(DataFolder.at(folder), verify=verify))
     damaged = [finding for finding in findings if finding.state == "damaged"]
-    assert len(damaged) == 1 and not can_train(findings)
+    assert damaged and not can_train(findings)
     assert re.search(words, damaged[0].what)
 
 
 def test_two_stores_with_one_image_are_found(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_images(folder / "features" / "zero", ["COCO_val2014_000000000001"])
     code, text = report(folder, capsys)
-    assert code == 1 and "zero repeats 1 images of another store, such as COCO_val2014_000000000001" in text
+    assert (
+        code == 1 and "Image COCO_val2014_000000000001 is in" in text and "Move one of the two stores" in text
+    )
 
 
 def write_tsv(file: Path, image_ids: list[str], faulty: str = "") -> None:

@@ -10,6 +10,7 @@ import pytest
 from tests.helpers.question_files import cp_test_ids, write_vqacp, write_vqav2
 
 from tasks import vqa_prepare
+from vqadata.feature_layout import Layout
 from vqadata.features import write_store
 from vqadata.folder import DataFolder
 
@@ -58,7 +59,7 @@ def test_empty_human_answers_are_kept_and_counted(root: Path, capsys: pytest.Cap
 def test_minival_is_taken_from_the_feature_store(root: Path) -> None:
     store = root / "data" / "vqav2" / "features" / "val2014"
     rows = ((np.ones((1, 2), np.float32), np.ones((1, 4), np.float32)) for _ in MINIVAL)
-    write_store(store, MINIVAL, rows, regions=1, feature_size=2)
+    write_store(store, MINIVAL, rows, Layout(1, 2))
     assert prepare(root, "questions", "--from", root / "downloads", "--occurrences", 1) == 0
     minival = DataFolder(root / "data", "vqav2").read_split("minival")
     assert {record["img_id"] for record in minival} == set(MINIVAL)

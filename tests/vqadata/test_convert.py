@@ -20,7 +20,7 @@ from tests.helpers.feature_files import HEIGHT, SIZE, WIDTH, image, line, read_t
 
 from common.errors import StoreError
 from vqadata import tsv
-from vqadata.convert import convert
+from vqadata.convert import Options, convert
 from vqadata.feature_layout import MANIFEST, Layout, intact_rows, store_checksum
 from vqadata.feature_writer import StoreWriter
 from vqadata.features import FeatureStore
@@ -30,8 +30,9 @@ from vqadata.tsv import RowFault, TsvSource, parse_row
 GOOD = line(image(7))
 
 
-def store_of(file: Path, path: Path, **options: object) -> FeatureStore:
-    convert(TsvSource(file), path, **{"regions": 4, "progress": False} | options)
+def store_of(file: Path, path: Path, max_faults: int = 0, **options: object) -> FeatureStore:
+    options = Options(**{"regions": 4} | options)
+    convert(TsvSource(file), path, options, max_faults=max_faults, progress=False)
     return FeatureStore(path)
 
 
@@ -141,7 +142,7 @@ def test_an_interrupted_conversion_ends_in_the_same_bytes(
     interrupted(file, tmp_path / "parts", after, monkeypatch)
     with pytest.raises(StoreError, match="not a finished feature store"):
         FeatureStore(tmp_path / "parts")
-    done = convert(TsvSource(file), tmp_path / "parts", regions=4, progress=False)
+    done = convert(TsvSource(file), tmp_path / "parts", Options(regions=4), progress=False)
     assert (done.images, done.resumed_at) == (30, after)
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
 
@@ -166,7 +167,7 @@ def test_rows_that_did_not_reach_the_disk_are_converted_again(
             file.write(text)
             if not text:
                 file.truncate()
-        done = convert(TsvSource(tmp_path / "x.tsv"), parts, regions=4, progress=False)
+        done = convert(TsvSource(tmp_path / "x.tsv"), parts, Options(regions=4), progress=False)
         assert done.resumed_at == (19, 15, 17)[number]
         assert contents(parts) == contents(tmp_path / "whole")
 
@@ -176,7 +177,7 @@ def test_a_finished_store_is_left_alone_and_another_source_is_refused(tmp_path: 
     write_tsv(tmp_path / "y.tsv", 6)
     store_of(tmp_path / "x.tsv", tmp_path / "store")
     before = contents(tmp_path / "store")
-    assert convert(TsvSource(tmp_path / "x.tsv"), tmp_path / "store", regions=4).resumed_at == 5
+    assert convert(TsvSource(tmp_path / "x.tsv"), tmp_path / "store", Options(regions=4)).resumed_at == 5
     with pytest.raises(StoreError, match=r"finished store, made from x\.tsv or with other options"):
         store_of(tmp_path / "y.tsv", tmp_path / "store")
     with pytest.raises(StoreError, match="with other options"):
@@ -218,7 +219,10 @@ def test_a_full_disk_is_one_sentence_and_the_conversion_goes_on_later(
 
     with (
         monkeypatch.context() as patch,
-        pytest.raises(StoreError, match=r"disk below .* is full after 4 images"),
+        pytest.raises(
+            StoreError,
+            match=r"whose 4 images the same command goes on from\) .* the disk is full",
+        ),
     ):
         patch.setattr(os, "pwritev", write_while_there_is_room)
         patch.setattr("vqadata.convert.CHUNK", 4)
@@ -288,7 +292,9 @@ def test_faulty_rows_are_left_out_with_a_count_up_to_the_limit(tmp_path: Path) -
     (tmp_path / "x.tsv").write_bytes(bad + GOOD + bad + line(image(8)) + bad)
     with pytest.raises(StoreError, match=r"line 3: .* 1 rows were left out before"):
         store_of(tmp_path / "x.tsv", tmp_path / "store", max_faults=1)
-    done = convert(TsvSource(tmp_path / "x.tsv"), tmp_path / "store", regions=4, max_faults=3, progress=False)
+    done = convert(
+        TsvSource(tmp_path / "x.tsv"), tmp_path / "store", Options(regions=4), max_faults=3, progress=False
+    )
     assert (done.images, done.resumed_at, len(done.faults)) == (2, 1, 3)
     assert [fault.split(":")[0][-6:] for fault in done.faults] == ["line 1", "line 3", "line 5"]
     assert FeatureStore(tmp_path / "store").manifest["faults"] == done.faults
@@ -381,7 +387,7 @@ def test_a_folder_of_npz_files_becomes_the_same_store_as_the_tsv(tmp_path: Path)
         write_npz(folder, image(number))
     (tmp_path / "x.tsv").write_bytes(b"".join(line(image(number)) for number in range(6)))
     store_of(tmp_path / "x.tsv", tmp_path / "from tsv")
-    convert(NpzSource(folder), tmp_path / "from npz", regions=4, progress=False)
+    convert(NpzSource(folder), tmp_path / "from npz", Options(regions=4), progress=False)
     tsv_files, npz_files = contents(tmp_path / "from tsv"), contents(tmp_path / "from npz")
     del tsv_files[MANIFEST], npz_files[MANIFEST]
     assert npz_files == tsv_files
@@ -400,4 +406,4 @@ def test_a_broken_npz_file_is_named(tmp_path: Path, other: dict[str, object], wo
     write_npz(tmp_path, image(0))
     write_npz(tmp_path, image(1), **other)
     with pytest.raises(StoreError, match=f"000000000001.npz: .*{words}"):
-        convert(NpzSource(tmp_path), tmp_path / "store", regions=4, progress=False)
+        convert(NpzSource(tmp_path), tmp_path / "store", Options(regions=4), progress=False)

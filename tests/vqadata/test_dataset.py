@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, default_convert
 
 from common.errors import DataError
 from vqadata.dataset import VqaDataset, keep_images
+from vqadata.feature_layout import Layout
 from vqadata.features import FeatureStores, write_store
 
 ANSWERS = ["yes", "no", "2", "red"]
@@ -51,7 +52,10 @@ def images() -> dict[str, tuple[np.ndarray, np.ndarray]]:
 @pytest.fixture
 def dataset(tmp_path: Path, images: dict[str, tuple[np.ndarray, np.ndarray]]) -> VqaDataset:
     write_store(
-        tmp_path / "all", list(images), images.values(), regions=5, feature_size=SIZE, dtype="float32"
+        tmp_path / "all",
+        list(images),
+        images.values(),
+        Layout(5, SIZE, "float32"),
     )
     token_ids = np.arange(1, 31).reshape(5, 6) * (np.arange(6) < LENGTHS[:, None])
     return VqaDataset(RECORDS, token_ids, LENGTHS, FeatureStores(tmp_path), ANSWERS)

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from common.errors import StoreError
+from vqadata.feature_layout import Layout
 from vqadata.features import FeatureStore, FeatureStores, write_store
 
 SIZE = 6
@@ -28,7 +29,7 @@ def random_images(counts: Sequence[int], seed: int = 0) -> list[Image]:
 
 def write(path: Path, images: Sequence[Image], prefix: str = "image", **options: object) -> list[str]:
     image_ids = [f"{prefix} {number}" for number in range(len(images))]
-    write_store(path, image_ids, iter(images), **{"regions": 5, "feature_size": SIZE} | options)
+    write_store(path, image_ids, iter(images), Layout(**{"regions": 5, "feature_size": SIZE} | options))
     return image_ids
 
 
@@ -85,8 +86,7 @@ def test_stores_of_different_feature_size_are_refused(tmp_path: Path) -> None:
         tmp_path / "b",
         ["x"],
         [(np.ones((1, 9), np.float32), np.ones((1, 4), np.float32))],
-        regions=1,
-        feature_size=9,
+        Layout(1, 9),
     )
     with pytest.raises(StoreError, match=r"differ in feature size: \[6, 9\]"):
         FeatureStores(tmp_path)
@@ -114,7 +114,7 @@ def test_rows_that_cannot_be_written_leave_no_store(
 ) -> None:
     write(tmp_path, random_images([1]))
     with pytest.raises(StoreError, match=words):
-        write_store(tmp_path, image_ids, random_images(counts), regions=5, feature_size=SIZE)
+        write_store(tmp_path, image_ids, random_images(counts), Layout(5, SIZE))
     with pytest.raises(StoreError, match=r"manifest\.json is missing"):
         FeatureStore(tmp_path)
 
@@ -192,8 +192,7 @@ def test_a_store_travels_to_another_process_as_its_path(tmp_path: Path) -> None:
         tmp_path / "a",
         ["x"],
         [(np.ones((4, 20_000), np.float32), np.ones((4, 4), np.float32))],
-        regions=4,
-        feature_size=20_000,
+        Layout(4, 20_000),
     )
     assert len(pickle.dumps(FeatureStores(tmp_path))) < 2000
 
@@ -204,7 +203,7 @@ def test_reading_all_of_a_store_does_not_make_the_process_grow(tmp_path: Path) -
         (np.full((4, size), number, np.float32), np.ones((4, 4), np.float32)) for number in range(count)
     )
     image_ids = [str(number) for number in range(count)]
-    write_store(tmp_path / "a", image_ids, images, regions=4, feature_size=size)  # 105 MB
+    write_store(tmp_path / "a", image_ids, images, Layout(4, size))  # 105 MB
     stores = FeatureStores(tmp_path)
     places = stores.locate(image_ids)
     stores.read(places[:8])

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 
 from common.errors import DataError, UserError
+from vqadata.feature_layout import Layout
 from vqadata.features import write_store
 from vqadata.folder import DataFolder, Prepared, json_list
 
 
 def write_features(folder: DataFolder, name: str = "all") -> None:
     rows = [(np.ones((1, 2), np.float32), np.ones((1, 4), np.float32))]
-    write_store(folder.store(name), [f"{name} 0"], rows, regions=1, feature_size=2)
+    write_store(folder.store(name), [f"{name} 0"], rows, Layout(1, 2))
 
 
 def prepared(**splits: list[Any]) -> Prepared:

@@ -213,8 +213,7 @@ def test_vqa_cp_is_rebuilt_from_vqa_v2_and_test_ids(tmp_path: Path) -> None:
     published = read_vqacp(write_vqacp(tmp_path / "cp"))
     rebuilt = rebuild_vqacp(write_vqav2(tmp_path / "v2"), cp_test_ids())
     for ours, theirs in zip(rebuilt, published, strict=True):
-        assert sorted(ours.questions) == sorted(theirs.questions)
-        assert sorted(ours.annotations) == sorted(theirs.annotations)
+        assert sorted(ours) == sorted(theirs)
     with pytest.raises(DataError, match="1 of 1 test question ids are not in VQA v2's train and val"):
         rebuild_vqacp(tmp_path / "v2", {77777})
 
@@ -252,7 +251,7 @@ def test_the_real_questions(tmp_path: Path) -> None:
     published = read_answers(LXMERT_LISTS / "trainval_label2ans.json")
     start = time.perf_counter()
     parts = read_vqav2(VQA_SUBSET)
-    images = list(dict.fromkeys(question.image_id for question in parts[1].questions))[:5000]
+    images = list(dict.fromkeys(pair.question.image_id for pair in parts[1]))[:5000]
     prepared = prepare_vqav2(*parts, [], set(images), answers=published)
     DataFolder(tmp_path, "out").write(prepared)
     assert time.perf_counter() - start < 15
@@ -268,7 +267,7 @@ def test_the_real_questions(tmp_path: Path) -> None:
     for name in ("train", "nominival", "minival"):
         assert targets(other.splits[name]) == targets(prepared.splits[name])
 
-    pairs = [(entry.question_id, entry.right) for part in parts for entry in part.annotations]
+    pairs = [(pair.question.question_id, pair.annotation.right) for part in parts for pair in part]
     ours = build_vocabulary(pairs)
     assert 300 < len(ours) < 3129
     assert set(ours) <= set(published)  # fewer questions give fewer answers, none that is new

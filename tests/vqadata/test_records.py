@@ -12,6 +12,7 @@ from tests.helpers.small import write_dataset
 
 from common.errors import DataError
 from tasks import vqa, vqa_prepare
+from vqadata.feature_layout import Layout
 from vqadata.features import write_store
 from vqadata.folder import DataFolder
 from vqadata.questions import prepare_lxmert
@@ -86,7 +87,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataFolder:
     folder = DataFolder(Path("data"), "mine")
     images = [f"image_{number}" for number in range(3)]
     rows = ((np.ones((1, 2), np.float32), np.ones((1, 4), np.float32)) for _ in images)
-    write_store(folder.store("all"), images, rows, regions=1, feature_size=2)
+    write_store(folder.store("all"), images, rows, Layout(1, 2))
     write(folder, train=[record(1), record(2, label={})], valid=[record(3, label={"a": 0, "b": 0.3})])
     folder.answers_file.write_text('["a", "b"]')
     return folder

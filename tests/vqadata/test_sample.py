@@ -1,5 +1,8 @@
+import errno
+import fcntl
 import hashlib
 import json
+import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -178,6 +181,18 @@ def test_a_finished_folder_is_kept_and_any_other_is_written_again(tmp_path: Path
     assert ensure_scenes(tmp_path, seed=1, splits=SMALL)
     assert len(load(tmp_path, "train")) == 8 * SMALL["train"]
     assert ensure_scenes(tmp_path, seed=2, splits=SMALL)
+
+
+@pytest.mark.parametrize("refusal", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_disk_without_locks_is_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: int
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(refusal, os.strerror(refusal))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    assert ensure_scenes(tmp_path, seed=1, splits={"train": 1})
+    assert len(FeatureStores(tmp_path / "features").stores) == 1
 
 
 def test_the_splits_have_their_sizes_and_share_no_image(root: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,24 +11,19 @@ from tqdm import tqdm
 
 from common.errors import DataError, StoreError, UserError
 from tasks.finetune.data import choose_recipe
+from tasks.prepare.command import Command
 from vqadata.dataset import split_names
 from vqadata.feature_layout import MANIFEST, check_sizes, intact_rows, store_checksum
 from vqadata.feature_writer import JOURNAL
-from vqadata.features import FeatureStore
+from vqadata.features import DAMAGE, FeatureStore
 from vqadata.files import is_there
 from vqadata.folder import TRAIN_SPLITS, VALID_SPLITS, DataFolder
 from vqadata.scoring import read_ground_truth, restrict
 
 FAULTS_SHOWN = 10
 
-# Splits that no training needs, for predictions and for the final figure; of other data sets, all the rest.
+# Splits that no training needs, for predictions and for the final figure.
 EXTRA_SPLITS = {"vqav2": ["test"], "vqacpv2": ["cp_test"]}
-
-HELP = """\
-Say what of a data set is there, what is missing, where it goes and where it can be had; name file, record and
-field of the first ten faults, in the words in which training would stop at them; say which images have
-questions but no features, and whether files are as long as they should be and match their checksums.
-Ends with exit code 1 if the default splits cannot be trained on, or if questions or answers have faults."""
 
 LXMERT = "https://github.com/airsplay/lxmert"
 QUESTION_SOURCES = {
@@ -59,7 +54,7 @@ IMAGE_SETS = {"train2014": "32.7 GB", "val2014": "16.0 GB", "test2015": "32.2 GB
 class Finding(NamedTuple):
     """One thing looked at. `needed`: training with the default splits is impossible unless it is ok."""
 
-    state: str  # ok, missing, unfinished, damaged, faulty
+    state: str  # ok, missing, damaged (a file), faulty (its records), unfinished and ignored (a store)
     what: str
     advice: str = ""
     needed: bool = True
@@ -68,22 +63,6 @@ class Finding(NamedTuple):
     def __str__(self) -> str:
         optional = " (not needed for training)" if self.state == "missing" and not self.needed else ""
         return f"{self.state:<11}{self.what}{optional}"
-
-
-def add_command(commands: argparse._SubParsersAction) -> None:
-    """Add `check`, which is `doctor` too."""
-    parser = commands.add_parser(
-        "check",
-        aliases=["doctor"],
-        help="what is there, what is missing, and the first ten faults by file, record and field",
-        description=HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("folder", type=Path, nargs="?", metavar="FOLDER", help="a data set, data/mine say")
-    parser.add_argument("--dataset", help="or its name: a folder below --data (vqav2)")
-    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the data sets (data)")
-    parser.add_argument("--verify", action="store_true", help="also read all features and check every row")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -98,12 +77,13 @@ def run(args: argparse.Namespace) -> int:
             print(f"{'':11}{finding.advice}.")
         findings.append(finding)
     ready = can_train(findings)
+    whole = not any(finding.state in ("damaged", "faulty") for finding in findings)
     faults = [fault for finding in findings for fault in finding.faults]
     if faults:
         print("\n" + "\n".join([*faults[:FAULTS_SHOWN], *["... and more"] * (len(faults) > FAULTS_SHOWN)]))
     verdict = "can be trained on" if ready else "cannot be trained on yet"
-    print(f"\n--dataset {folder.name} {verdict}{', but has faults' if ready and faults else ''}.")
-    return 0 if ready and not faults else 1
+    print(f"\n--dataset {folder.name} {verdict}{', but has faults' if ready and not whole else ''}.")
+    return 0 if ready and whole else 1
 
 
 def examine(folder: DataFolder, *, verify: bool = False) -> Iterator[Finding]:
@@ -130,21 +110,15 @@ def examine(folder: DataFolder, *, verify: bool = False) -> Iterator[Finding]:
         finding, records = _split(folder, split, split in needed, seen if split in needed else set())
         yield finding
         if records and is_there(folder.ground_truth_file(split)):
-            yield _ground_truth(folder, split, [record["question_id"] for record in records])
+            question_ids = [record["question_id"] for record in records]
+            yield _ground_truth(folder, split, question_ids, split in split_names(recipe.valid))
         images[split] = {}
         for index, record in enumerate(records):
             images[split].setdefault(record["img_id"], index)
     with_features: set[str] = set()
-    owner = folder.features.parent.name  # two data sets may share their features
-    for path in sorted(path for path in folder.features.glob("*/") if path.is_dir()):
-        finding, found = _store(path, _feature_source(owner, path.name), verify, with_features)
-        with_features |= found
-        yield finding
-    if not with_features:
-        yield Finding("missing", f"{folder.features}/<image set>/", _feature_source(owner, "<image set>"))
-    for split, asked_about in images.items():
-        if asked_about:
-            yield _coverage(folder, split, asked_about, with_features, split in needed)
+    yield from _features(folder, verify, with_features)
+    for split in filter(images.get, images):
+        yield _coverage(folder, split, images[split], with_features, split in needed)
 
 
 def can_train(findings: Sequence[Finding]) -> bool:
@@ -153,9 +127,8 @@ def can_train(findings: Sequence[Finding]) -> bool:
 
 
 def _extra_splits(folder: DataFolder, needed: Sequence[str]) -> list[str]:
-    if folder.name in EXTRA_SPLITS:
-        return EXTRA_SPLITS[folder.name]
     splits = folder.splits() if folder.exists() else []
+    splits = dict.fromkeys([*EXTRA_SPLITS.get(folder.name, []), *splits])
     return [split for split in splits if split not in needed]
 
 
@@ -170,73 +143,84 @@ def _feature_source(owner: str, name: str) -> str:
     return QUESTION_SOURCES.get(owner) or OWN_FEATURES.format(dataset=owner)
 
 
-def _answers(folder: DataFolder) -> Finding:
-    path, source = folder.answers_file, _question_source(folder.name)
+def _read(path: Path, dataset: str, needed: bool, read: Callable[[], Any]) -> tuple[Finding | None, Any]:
+    """What `read` makes of a file, or the finding that it is missing or damaged."""
     if not is_there(path):
-        return Finding("missing", str(path), source)
+        return Finding("missing", str(path), _question_source(dataset), needed), None
     try:
-        return Finding("ok", f"{path}: {len(folder.read_answers()):,} answers")
+        return None, read()
     except DataError as error:
-        return Finding("damaged", str(error), source, faults=[str(error)])
+        what = str(error) if str(path) in str(error) else f"{path}: {error}"
+        return Finding("damaged", what, _question_source(dataset), needed), None
+
+
+def _answers(folder: DataFolder) -> Finding:
+    finding, answers = _read(folder.answers_file, folder.name, True, folder.read_answers)
+    return finding or Finding("ok", f"{folder.answers_file}: {len(answers):,} answers")
 
 
 def _split(
     folder: DataFolder, split: str, needed: bool, seen: set[int]
 ) -> tuple[Finding, list[dict[str, Any]]]:
     """A file of questions, and its records if all of them can be used."""
-    path, source = folder.split_file(split), _question_source(folder.name)
-    if not is_there(path):
-        return Finding("missing", str(path), source, needed), []
-    try:
-        records = folder.read_list(split)
-    except DataError as error:
-        return Finding("damaged", str(error), source, needed, [str(error)]), []
-    faults = list(folder.find_faults(split, records, seen))
-    if faults:
+    path = folder.split_file(split)
+    finding, records = _read(path, folder.name, needed, lambda: folder.read_list(split))
+    if finding:
+        return finding, []
+    if faults := list(folder.find_faults(split, records, seen)):
         what = f"{path}: {len(faults):,} of {len(records):,} questions cannot be used"
-        return Finding("faulty", what, source, needed, faults[: FAULTS_SHOWN + 1]), []
+        return Finding("faulty", what, _question_source(folder.name), needed, faults[: FAULTS_SHOWN + 1]), []
     return Finding("ok", f"{path}: {len(records):,} questions", needed=needed), records
 
 
-def _ground_truth(folder: DataFolder, split: str, question_ids: Collection[int]) -> Finding:
-    """What humans answered to a split's questions; evaluation on it is impossible unless it is ok."""
+def _ground_truth(folder: DataFolder, split: str, question_ids: Collection[int], needed: bool) -> Finding:
+    """What humans answered to a split's questions: a run does without, but not with a damaged file."""
     path = folder.ground_truth_file(split)
-    try:
-        restrict(read_ground_truth(path), question_ids)
-    except DataError as error:
-        fault = str(error) if str(path) in str(error) else f"{path}: {error}"
-        return Finding("damaged", fault, _question_source(folder.name), faults=[fault])
-    return Finding("ok", f"{path}: what humans answered", needed=False)
+    finding, _ = _read(path, folder.name, needed, lambda: restrict(read_ground_truth(path), question_ids))
+    return finding or Finding("ok", f"{path}: what humans answered", needed=needed)
 
 
-def _store(path: Path, source: str, verify: bool, others: set[str]) -> tuple[Finding, set[str]]:
+def _features(folder: DataFolder, verify: bool, images: set[str]) -> Iterator[Finding]:
+    """All feature stores; the images that can be had from them are added to `images`."""
+    owner = folder.features.parent.name  # two data sets may share their features
+    damaged = False
+    for path in sorted(path for path in folder.features.glob("*/") if path.is_dir()):
+        finding, found = _store(path, _feature_source(owner, path.name), verify)
+        images |= found
+        damaged |= finding.state == "damaged"
+        yield finding
+    if not images:
+        yield Finding("missing", f"{folder.features}/<image set>/", _feature_source(owner, "<image set>"))
+    elif not damaged:  # each is whole; do they go together?
+        try:
+            folder.open_features()
+        except StoreError as error:
+            yield Finding("damaged", str(error))
+
+
+def _store(path: Path, source: str, verify: bool) -> tuple[Finding, set[str]]:
     """A feature store, and the images that can be had from it."""
     again = f"Delete {path}, then: {source}"
     if not (path / MANIFEST).exists():
         if (path / JOURNAL).exists():
             advice = "Run the command that was interrupted once more: it goes on where it was"
             return Finding("unfinished", f"{path}: its conversion has not ended", advice, needed=False), set()
-        return Finding("damaged", f"{path} is no feature store: {MANIFEST} is missing", again, False), set()
+        return Finding("ignored", f"{path} is no feature store: {MANIFEST} is missing", again, False), set()
     try:
         store = FeatureStore(path)
         check_sizes(path, store.manifest)
-        if store_checksum(path) != store.manifest["checksum"]:
+        checksum, dtype, faults = (store.manifest[name] for name in ("checksum", "dtype", "faults"))
+        if store_checksum(path) != checksum:
             raise StoreError(f"{path} is damaged: its ids or row checksums do not match its manifest.")
         if verify:
             _verify(store)
     except StoreError as error:
         return Finding("damaged", str(error), again), set()
-    except (OSError, KeyError) as error:
-        return Finding(
-            "damaged", f"{path} is not as this version writes it: {error} is missing", again
-        ), set()
-    twice = others & store.rows.keys()
-    if twice:
-        what = f"{path} repeats {len(twice):,} images of another store, such as {min(twice)}"
-        return Finding("damaged", what, "Move one of the two stores elsewhere"), set()
-    left_out, checksum = len(store.manifest["faults"]), store.manifest["checksum"]
-    extent = f"{len(store.rows):,} images, {store.manifest['dtype']}, checksum {checksum[:12]}"
-    note = f"; {left_out} faulty rows of its source were left out" if left_out else ""
+    except DAMAGE as error:
+        what = f"{path} is not as this version writes it: {error} is missing or damaged"
+        return Finding("damaged", what, again), set()
+    extent = f"{len(store.rows):,} images, {dtype}, checksum {checksum[:12]}"
+    note = f"; {len(faults)} faulty rows of its source were left out" if faults else ""
     return Finding("ok", f"{path}: {extent}{', every row verified' if verify else ''}{note}"), set(store.rows)
 
 
@@ -272,3 +256,22 @@ def _coverage(
     file = folder.split_file(split)
     faults = [f"{file}, record {n}: img_id {image!r} has no features" for n, image in records]
     return Finding("missing", what, advice, needed, faults[: FAULTS_SHOWN + 1])
+
+
+COMMAND = Command(
+    run,
+    "what is there, what is missing, and the first ten faults by file, record and field",
+    """\
+Say what of a data set is there, what is missing, where it goes and where it can
+be had; name file, record and field of the first ten faults, in the words in
+which training would stop at them; say which images have questions but no
+features, and whether files are as long as they should be and match their
+checksums. Ends with exit code 1 if the default splits cannot be trained on, or
+if questions or answers have faults.""",
+    {
+        "folder": {"type": Path, "nargs": "?", "metavar": "FOLDER", "help": "a data set, data/mine say"},
+        "--dataset": {"help": "or its name: a folder below --data (vqav2)"},
+        "--verify": {"action": "store_true", "help": "also read all features and check every row"},
+    },
+    aliases=["doctor"],
+)

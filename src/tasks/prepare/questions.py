@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from common.errors import DataError
+from tasks.prepare.command import Command, share, whole_number
 from vqadata.answers import MIN_OCCURRENCES
 from vqadata.dataset import split_names
 from vqadata.feature_layout import IMAGE_IDS
 from vqadata.files import is_there
-from vqadata.folder import DataFolder, Prepared
+from vqadata.folder import ANSWERS, DataFolder, Prepared
 from vqadata.official import read_annotations, read_vqacp, read_vqav2, read_vqav2_test, require_vqav2
 from vqadata.own import prepare_own
 from vqadata.priors import TEST_SHARE, changing_priors, prepare_priors, prior_shift, word_coverage
@@ -30,96 +30,6 @@ from vqadata.questions import (
 )
 from vqadata.records import read_answers
 from vqadata.scoring import make_ground_truth, oracle_scores
-
-Commands = Any  # what argparse's add_subparsers returns; its type has no public name
-
-
-def add_commands(commands: Commands) -> None:
-    """Add `questions`, `questions-cp`, `changing-priors` and `own`."""
-    questions = _command(
-        commands,
-        "questions",
-        prepare_questions,
-        "VQA v2: train, nominival, minival and test from the published or from LXMERT's files",
-        "Writes data/vqav2/: <split>.json, answers.json and, for official scores, annotations/<split>.json. "
-        f"minival is the first {MINIVAL_IMAGES} images in the row order of val2014_obj36.tsv, nominival the "
-        "rest of val2014; test needs the question file of test2015 and is left out without it.",
-    )
-    _add_source(questions, "folder of VQA v2's published files: plain, .gz or the .zip they come in", False)
-    questions.add_argument(
-        "--lxmert",
-        type=Path,
-        metavar="FOLDER",
-        help="folder of LXMERT's train.json, nominival.json, minival.json, test.json and "
-        "trainval_label2ans.json; with --from its questions get the published annotations",
-    )
-    questions.add_argument(
-        "--minival-images",
-        type=Path,
-        metavar="FILE",
-        help="LXMERT's minival.json, or a JSON list of val2014's image ids in the row order of its features; "
-        "default: the order of data/vqav2/features/val2014",
-    )
-    _add_vocabulary(questions)
-
-    questions_cp = _command(
-        commands,
-        "questions-cp",
-        prepare_questions_cp,
-        "VQA-CP v2: cp_train, cp_val and cp_test",
-        "Writes data/vqacpv2/, which shares the features of data/vqav2/. VQA-CP has no validation split: "
-        "cp_val is held out of its training split by image. Report cp_test once.",
-    )
-    _add_source(questions_cp, "folder of VQA-CP v2's four files; with --test-ids, of VQA v2's files")
-    questions_cp.add_argument(
-        "--test-ids",
-        type=Path,
-        metavar="FILE",
-        help="rebuild the split from VQA v2: ids of the test questions, one a line or as JSON",
-    )
-    _add_holdout(questions_cp)
-    _add_vocabulary(questions_cp)
-
-    priors = _command(
-        commands,
-        "changing-priors",
-        prepare_changing_priors,
-        "a split of any data set in which the usual answers differ between training and test",
-        "Questions of one type with the same usual answer go to one side as a whole, such that the words of "
-        "the test side occur in training (the idea of VQA-CP, Agrawal et al. 2018). Writes cp_train, cp_val "
-        "and cp_test to data/<name>/, which shares the features of the source.",
-    )
-    _add_source(priors, "folder of the data set to split, such as data/scenes")
-    _add_name(priors)
-    priors.add_argument(
-        "--splits", default="train,nominival,minival", help="splits to pool (default: %(default)s)"
-    )
-    priors.add_argument(
-        "--test-share", type=_share, default=TEST_SHARE, help="share for cp_test (default: 1/3)"
-    )
-    priors.add_argument(
-        "--mix",
-        type=_share,
-        default=0.0,
-        help="random share of the questions that changes sides in the end, so that training has seen every "
-        "answer of a question type (default: 0, as published)",
-    )
-    _add_holdout(priors)
-
-    own = _command(
-        commands,
-        "own",
-        prepare_own_data,
-        "your own questions and answers",
-        "Reads every <split>.json of a folder: a list of records with question_id, img_id, sent and answers "
-        "(1 to 10), answer or label. Writes data/<name>/ with soft targets, vocabulary and annotations.",
-    )
-    _add_source(own, "folder of your <split>.json files, and of answers.json to set the vocabulary")
-    _add_name(own)
-    own.add_argument("--occurrences", type=_whole, default=1, help="questions an answer needs (default: 1)")
-
-
-# ---------------------------------------------------------------------------------------------- commands
 
 
 def prepare_questions(args: argparse.Namespace) -> int:
@@ -155,14 +65,8 @@ def prepare_questions_cp(args: argparse.Namespace) -> int:
         train, test = rebuild_vqacp(args.source, read_test_ids(args.test_ids))
     else:
         train, test = read_vqacp(args.source)
-    prepared = prepare_vqacp(
-        train,
-        test,
-        holdout=args.holdout,
-        seed=args.seed,
-        answers=_vocabulary(args),
-        occurrences=args.occurrences,
-    )
+    vocabulary = {"answers": _vocabulary(args), "occurrences": args.occurrences}
+    prepared = prepare_vqacp(train, test, holdout=args.holdout, seed=args.seed, **vocabulary)
     write(folder, prepared, started, DataFolder(args.data, "vqav2").features)
     return 0
 
@@ -225,55 +129,6 @@ def write(folder: DataFolder, prepared: Prepared, started: float, features: Path
         print(f"{empty:,} questions have an empty human answer; it is kept, as in the official accuracy.")
 
 
-def _command(
-    commands: Commands,
-    name: str,
-    run: Callable[[argparse.Namespace], int],
-    help: str,
-    description: str,
-) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}. {description}")
-    parser.set_defaults(run=run)
-    parser.add_argument(
-        "--data", type=Path, default=Path("data"), help="folder of the data sets (default: %(default)s)"
-    )
-    return parser
-
-
-def _add_source(parser: argparse.ArgumentParser, help: str, required: bool = True) -> None:
-    parser.add_argument("--from", dest="source", type=Path, required=required, metavar="FOLDER", help=help)
-
-
-def _add_name(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--name", required=True, help="name of the new data set")
-
-
-def _add_holdout(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--holdout",
-        type=_share,
-        default=HOLDOUT,
-        help="share of the training images for cp_val (default: %(default)s)",
-    )
-    parser.add_argument("--seed", type=_whole, default=0, help="decides what is random (default: 0)")
-
-
-def _add_vocabulary(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--answers",
-        type=Path,
-        metavar="FILE",
-        help="take the vocabulary from a list such as LXMERT's trainval_label2ans.json and keep its label "
-        "order, as published checkpoints need it; default: build it",
-    )
-    parser.add_argument(
-        "--occurrences",
-        type=_whole,
-        default=MIN_OCCURRENCES,
-        help="questions an answer must be right for to get into a built vocabulary (default: %(default)s)",
-    )
-
-
 def _vocabulary(args: argparse.Namespace) -> list[str] | None:
     return read_answers(args.answers) if args.answers else None
 
@@ -296,17 +151,115 @@ def _source_and_target(args: argparse.Namespace) -> tuple[DataFolder, DataFolder
     return source, target
 
 
-def _share(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = -1.0
-    if not 0 <= share < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a share of at least 0 and below 1")
-    return share
+# ----------------------------------------------------------------------------------------------- flags
 
 
-def _whole(text: str) -> int:
-    if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-    return int(text)
+def _from(what: str, *, required: bool = True) -> dict[str, Any]:
+    return {"dest": "source", "type": Path, "required": required, "metavar": "FOLDER", "help": what}
+
+
+NAME = {"--name": {"required": True, "help": "name of the new data set"}}
+HOLDOUT_FLAGS = {
+    "--holdout": {
+        "type": share,
+        "default": HOLDOUT,
+        "help": "share of the training images for cp_val (%(default)s)",
+    },
+    "--seed": {"type": whole_number, "default": 0, "help": "decides what is random (0)"},
+}
+VOCABULARY_FLAGS = {
+    "--answers": {
+        "type": Path,
+        "metavar": "FILE",
+        "help": "take the vocabulary from a list such as LXMERT's trainval_label2ans.json and keep its label "
+        "order, as published checkpoints need it; default: build it",
+    },
+    "--occurrences": {
+        "type": whole_number,
+        "default": MIN_OCCURRENCES,
+        "help": "questions an answer must be right for to get into a built vocabulary (%(default)s)",
+    },
+}
+COMMANDS = {
+    "questions": Command(
+        prepare_questions,
+        "VQA v2, from the published or from LXMERT's files",
+        f"""\
+VQA v2: train, nominival, minival and test. Writes <split>.json, {ANSWERS}
+and, for official scores, annotations/<split>.json to data/vqav2/. minival is
+the first {MINIVAL_IMAGES} images in the row order of val2014_obj36.tsv, nominival the rest
+of val2014; test needs the question file of test2015 and is left out without it.""",
+        {
+            "--from": _from(
+                "folder of VQA v2's published files: plain, .gz or the .zip they come in", required=False
+            ),
+            "--lxmert": {
+                "type": Path,
+                "metavar": "FOLDER",
+                "help": "folder of LXMERT's train.json, nominival.json, minival.json, test.json and "
+                "trainval_label2ans.json; with --from its questions get the published annotations",
+            },
+            "--minival-images": {
+                "type": Path,
+                "metavar": "FILE",
+                "help": "LXMERT's minival.json, or a JSON list of val2014's image ids in the order of its "
+                "features; default: the order of data/vqav2/features/val2014",
+            },
+        }
+        | VOCABULARY_FLAGS,
+    ),
+    "questions-cp": Command(
+        prepare_questions_cp,
+        "VQA-CP v2",
+        """\
+VQA-CP v2: cp_train, cp_val and cp_test. Writes data/vqacpv2/, which shares the
+features of data/vqav2/. VQA-CP has no validation split: cp_val is held out of
+its training split by image. Report cp_test once.""",
+        {
+            "--from": _from("folder of VQA-CP v2's four files; with --test-ids, of VQA v2's files"),
+            "--test-ids": {
+                "type": Path,
+                "metavar": "FILE",
+                "help": "rebuild the split from VQA v2: ids of the test questions, one per line or as JSON",
+            },
+        }
+        | HOLDOUT_FLAGS
+        | VOCABULARY_FLAGS,
+    ),
+    "changing-priors": Command(
+        prepare_changing_priors,
+        "a split of any data set in which the usual answers differ between training and test",
+        """\
+A split of any data set in which the usual answers differ between training and
+test. Questions of one type with the same usual answer are for training or for
+test as a whole, such that the words of the test questions occur in training
+(the idea of VQA-CP, Agrawal et al. 2018). Writes cp_train, cp_val and cp_test
+to data/<name>/, which shares the features of the source.""",
+        {
+            "--from": _from("folder of the data set to split, such as data/scenes"),
+            **NAME,
+            "--splits": {"default": "train,nominival,minival", "help": "splits to pool (%(default)s)"},
+            "--test-share": {"type": share, "default": TEST_SHARE, "help": "share for cp_test (1/3)"},
+            "--mix": {
+                "type": share,
+                "default": 0.0,
+                "help": "random share of the questions that changes sides in the end, so that training has "
+                "seen every answer of a question type (0, as published)",
+            },
+        }
+        | HOLDOUT_FLAGS,
+    ),
+    "own": Command(
+        prepare_own_data,
+        "your own questions and answers",
+        """\
+Your own questions and answers. Reads every <split>.json of a folder: a list of
+records with question_id, img_id, sent and answers (1 to 10), answer or label.
+Writes data/<name>/ with soft targets, vocabulary and annotations.""",
+        {
+            "--from": _from(f"folder of your <split>.json files, and of {ANSWERS} to set the vocabulary"),
+            **NAME,
+            "--occurrences": {"type": whole_number, "default": 1, "help": "questions an answer needs (1)"},
+        },
+    ),
+}
