@@ -26,6 +26,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
+import torch
 from accelerate import Accelerator
 
 from common.errors import RunError
@@ -39,6 +40,7 @@ from common.files import (
     write_errors_explained,
     write_json,
 )
+from training.machine import Machine
 from training.tracker import Tracker, open_tracker
 
 PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "numpy")
@@ -125,17 +127,10 @@ class RunFolder:
         self._accelerator.load_state(str(last))
         return True
 
-    def write_environment(self, read: Iterable[Path], others: Mapping[str, Any]) -> None:
-        """env.json: commit, versions, device, a sha256 of each file of `read`, and `others`."""
+    def write(self, name: str, content: Mapping[str, Any]) -> None:
+        """One of its JSON files: env.json at the beginning, result.json at the end."""
         if self._accelerator.is_main_process:
-            write_json(
-                self.path / "env.json", describe_environment(self._accelerator.device, read) | {**others}
-            )
-
-    def write_result(self, result: Mapping[str, Any]) -> None:
-        """result.json, which says that the run is complete."""
-        if self._accelerator.is_main_process:
-            write_json(self.path / "result.json", result)
+            write_json(self.path / name, content)
 
     def _take(self, lock: IO[str]) -> None:
         """Lock the folder until the file is closed; the system does that even for a killed process."""
@@ -184,15 +179,18 @@ def require_same_arguments(path: Path, arguments: Mapping[str, Any], free: froze
         )
 
 
-def describe_environment(device: object, read: Iterable[Path]) -> dict[str, Any]:
-    """Commit, versions, device, and a sha256 of each file that was read."""
+def describe_environment(machine: Machine, read: Iterable[Path]) -> dict[str, Any]:
+    """Commit, versions, what the run is on, and a sha256 of each file that it read."""
     return {
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: version(name) for name in PACKAGES},
-        "device": str(device),
+        "device": str(machine.device),
+        "precision": machine.precision,
+        "processes": machine.processes,
+        "threads": torch.get_num_threads(),
         "command": sys.argv,
         "data_sha256": {str(path): sha256_of(path) for path in read},
     }
