@@ -48,7 +48,7 @@ class Answering(torch.nn.Module):
 
 
 def examples(folder: Path, count: int) -> Examples:
-    """Clean questions, eight a scene, about scenes that the model has not learned from."""
+    """Clean questions, eight per scene, about scenes that the model has not learned from."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     return draw_examples(scenes.PRETRAINING_CHECK, 77, count, 8, tokenizer)
 
@@ -113,10 +113,10 @@ def test_the_shipped_tokenizer_knows_every_word_of_both_wordings() -> None:
     assert len(tokenizer) == config.vocab_size
     for wording in (0, 1):
         rng = np.random.default_rng([1, wording])
-        asked = [
+        questions = [
             q.text for _ in range(60) for q in scenes.ask(scenes.draw_scene(rng).things, 10, wording, rng)
         ]
-        for ids in tokenizer(asked)["input_ids"]:
+        for ids in tokenizer(questions)["input_ids"]:
             assert tokenizer.unk_token_id not in ids
             assert len(ids) <= config.max_position_embeddings
 
