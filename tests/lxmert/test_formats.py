@@ -156,7 +156,7 @@ def test_a_configuration_of_another_size_is_refused(tmp_path: Path) -> None:
         ("{", "is not valid JSON"),
         ("[]", "neither an LXMERT nor a BERT"),
         ('{"model_type": "gpt2"}', "neither an LXMERT nor a BERT"),
-        ('{"model_type": "bert"}', "no BERT configuration: it lacks vocab_size"),
+        ('{"model_type": "bert"}', "no BERT configuration: it has no vocab_size"),
         ('{"hidden_size": "big"}', "no configuration of an LXMERT"),
         ('{"hidden_act": "relu"}', "exact GELU"),
         ('{"num_attention_heads": 5}', "no multiple of 5 heads"),
@@ -208,7 +208,7 @@ def test_sizes_come_from_the_shapes(tmp_path: Path) -> None:
     told = original_config()
     names = (
         "vocab_size hidden_size num_attention_heads intermediate_size max_position_embeddings "
-        "type_vocab_size visual_feat_dim visual_pos_dim l_layers r_layers x_layers num_qa_labels"
+        "type_vocab_size visual_feat_dim visual_pos_dim l_layers r_layers x_layers"
     )
     for name in names.split():
         assert getattr(config, name) == getattr(told, name), name

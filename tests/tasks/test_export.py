@@ -54,8 +54,8 @@ def test_transformers_loads_a_plain_run_and_gives_the_same_logits(
 ) -> None:
     vqa.main(replace(args, strategy=strategy, from_scratch=from_scratch))
     export(RUN, OUT)
-    model, report = LxmertForQuestionAnswering.from_pretrained("out", output_loading_info=True)
-    assert not any(report.values())
+    model, loading = LxmertForQuestionAnswering.from_pretrained("out", output_loading_info=True)
+    assert not any(loading.values())
     logits = model.eval()(**inputs).question_answering_score
     torch.testing.assert_close(logits, run_logits(inputs), rtol=1e-5, atol=1e-5)
     assert [model.config.id2label[index] for index in range(len(ANSWERS))] == ANSWERS
@@ -130,8 +130,8 @@ def test_a_run_from_a_bert_keeps_what_was_random_in_it(
     if strategy == "SpotTune_Block":
         assert vqa.main(replace(test, load="out"))["accuracy"] == outcome["best"]["val_accuracy"]
     else:
-        report = LxmertForQuestionAnswering.from_pretrained("out", output_loading_info=True)[1]
-        assert not any(report.values())
+        loading = LxmertForQuestionAnswering.from_pretrained("out", output_loading_info=True)[1]
+        assert not any(loading.values())
 
 
 def test_data_with_other_features_than_the_model_reads_are_one_sentence(
