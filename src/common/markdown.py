@@ -7,6 +7,8 @@ from pathlib import Path
 from common.errors import UserError
 from common.files import read_text, replace_file
 
+FULL = Path("run/BENCHMARKS.md")  # benchmarks in full, beside the README
+
 
 def write_block(file: Path, topic: str, block: str) -> None:
     """Put `block` between <!-- topic:begin --> and <!-- topic:end --> of a file.
@@ -19,6 +21,18 @@ def write_block(file: Path, topic: str, block: str) -> None:
 def check_block(file: Path, topic: str) -> None:
     """UserError unless `write_block` will find its markers: for what takes long before it writes."""
     replace_block(read_text(file), topic, "", str(file))
+
+
+def write_pages(readme: Path, topic: str, short: str, full: str) -> None:
+    """Publish a benchmark: `short` in the block of `topic` of the README, `full` in run/BENCHMARKS.md's."""
+    write_block(readme.parent / FULL, topic, full)
+    write_block(readme, topic, short)
+
+
+def check_pages(readme: Path, topic: str) -> None:
+    """UserError unless `write_pages` will find its markers in both files."""
+    for page in (readme, readme.parent / FULL):
+        check_block(page, topic)
 
 
 def replace_block(text: str, topic: str, block: str, name: str) -> str:

@@ -36,8 +36,7 @@ from tqdm import tqdm
 from common.cli import Parser, run_command
 from common.errors import StoreError
 from common.files import write_errors_explained, write_json
-from common.markdown import aligned, table
-from tasks.bench.pages import check_pages, write_pages
+from common.markdown import aligned, check_pages, table, write_pages
 from vqadata.convert import Options, convert
 from vqadata.dataset import VqaDataset
 from vqadata.features import FeatureStores

@@ -30,9 +30,8 @@ from transformers import LxmertConfig
 from common.cli import Parser, run_command
 from common.errors import UserError
 from common.files import read_json, write_json
-from common.markdown import aligned
+from common.markdown import aligned, check_pages, write_pages
 from tasks.bench.memory import process_peak, tensor_peak
-from tasks.bench.pages import check_pages, write_pages
 from tasks.bench.picture import draw_speed
 from tasks.bench.table import FIGURES, HIGHLIGHTS, all_rows, highlights, medians
 from tasks.bench.variants import ANSWERS, Variant, attention_step_by_step, build_variant, list_variants
