@@ -274,9 +274,7 @@ def _check_free(scratch: Path, args: argparse.Namespace) -> None:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = Parser(
-        prog="data_bench.bash", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="data_bench.bash", description=__doc__)
     flag = parser.add_argument
     flag("--quick", action="store_true", help="300 rows, once")
     flag("--rows", type=int, default=5000, help="rows of the large file (default: %(default)s)")

@@ -12,7 +12,6 @@ README.md in it says what it was trained on, how well it does and what its score
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -88,9 +87,7 @@ The best epoch was chosen on the validation data, so its accuracy there is a lit
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = Parser(
-        prog="export.bash", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="export.bash", description=__doc__)
     run = parser.add_mutually_exclusive_group(required=True)
     run.add_argument("version", nargs="?", help="the name of a run, whose folder is snap/vqa/<version>")
     run.add_argument("--run", type=Path, metavar="FOLDER", help="a run folder elsewhere")

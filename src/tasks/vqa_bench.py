@@ -278,9 +278,7 @@ def positive(text: str) -> int:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = Parser(
-        prog="vqa_bench.bash", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="vqa_bench.bash", description=__doc__)
     flag = parser.add_argument
     flag("--quick", action="store_true", help="hidden size 256, 3/2/2 layers, once, two steps")
     flag("--batch", type=positive, default=32, help="examples per step (default: %(default)s)")
