@@ -88,7 +88,7 @@ class RunFolder:
                 yield folder
             except BaseException:
                 folder.tracker.close()
-                if not (begun or folder.last or (path / "BEST").exists()):
+                if not (begun or folder.last or folder.best.exists()):
                     (path / "args.json").unlink(missing_ok=True)
                     if not found:
                         shutil.rmtree(path, ignore_errors=True)
@@ -102,6 +102,11 @@ class RunFolder:
             if self._notice:
                 self.tracker.say(self._notice)
         return self.tracker
+
+    @property
+    def best(self) -> Path:
+        """Where the best epoch is, or will be."""
+        return self.path / "BEST"
 
     @property
     def last(self) -> Path | None:
