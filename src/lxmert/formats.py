@@ -234,9 +234,8 @@ def config_of_entries(entries: Mapping[str, Any], file: Path) -> LxmertConfig:
     try:
         return LxmertConfig.from_dict(entries)
     except Exception as error:  # transformers checks types with exceptions of its own
-        raise CheckpointError(
-            f"{file} is no configuration of an LXMERT ({str(error).splitlines()[-1]})."
-        ) from None
+        reason = (str(error).splitlines() or [type(error).__name__])[-1]
+        raise CheckpointError(f"{file} is no configuration of an LXMERT ({reason}).") from None
 
 
 def config_of_bert(entries: Mapping[str, Any], layers: Layers, file: Path) -> LxmertConfig:
