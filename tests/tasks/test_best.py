@@ -53,7 +53,7 @@ def test_what_is_saved_is_what_is_read(best: Path) -> None:
 
 
 def test_the_predecessor_is_read_if_the_machine_stopped_between_two_renames(best: Path) -> None:
-    best.rename("BEST.old")
+    best.rename(".BEST.old")
     assert read_best(best).answers == ANSWERS
 
 
