@@ -230,20 +230,19 @@ def config_of_shapes(encoder: Mapping[str, Tensor], file: Path) -> LxmertConfig:
 
 
 def config_of_entries(entries: Mapping[str, Any], file: Path) -> LxmertConfig:
-    """LXMERT's configuration with these entries of config.json; CheckpointError if they are none of it."""
+    """LXMERT's configuration with these entries of config.json; CheckpointError if it cannot have them."""
     try:
         return LxmertConfig.from_dict(entries)
     except Exception as error:  # transformers checks types with exceptions of its own
-        raise CheckpointError(
-            f"{file} is no configuration of an LXMERT ({str(error).splitlines()[-1]})."
-        ) from None
+        reason = (str(error).splitlines() or [type(error).__name__])[-1]
+        raise CheckpointError(f"{file} is no configuration of an LXMERT ({reason}).") from None
 
 
 def config_of_bert(entries: Mapping[str, Any], layers: Layers, file: Path) -> LxmertConfig:
     """An LXMERT around the BERT that a config.json describes.
 
-    Language layers are the first ones of BERT. A number of `layers` that is not said is that of the published
-    LXMERT, 9, 5 and 5, or what BERT has if that is fewer. CheckpointError if the two do not go together.
+    Language layers are the first ones of BERT. Where `layers` says none, there are as many as the published
+    LXMERT has: 9, 5 and 5, or all of BERT's if those are fewer. CheckpointError if it cannot be done.
     """
     if missing := [name for name in (*BERT_SIZES, "num_hidden_layers") if name not in entries]:
         raise CheckpointError(f"{file} is no BERT configuration: it has no {', '.join(missing)}.")

@@ -1,13 +1,15 @@
-"""Take a fine-tuned model elsewhere: the best epoch of a run as one folder that needs nothing else.
+"""Take the best epoch of a run elsewhere, as one folder that needs nothing else.
 
     bash run/export.bash demo --to demo_export
     bash run/export.bash --run <folder> --to demo_export
 
-- standard and Frozen: a model of transformers, `LxmertForQuestionAnswering.from_pretrained(DIR)`, with the
-  answers as its label map, and a tokenizer
-- adaptive strategies, which transformers does not know: a BEST folder with the pre-trained model in it
+- standard and Frozen: a model that transformers' LxmertForQuestionAnswering
+  loads with `from_pretrained`, the answers as its label map, and a tokenizer
+- adaptive strategies, which transformers does not know: a BEST folder with the
+  pre-trained model in it
 
-README.md in it says what it was trained on, how well it does and what its scores are worth.
+README.md in it says what it was trained on, how well it does and what its
+scores are worth.
 """
 
 from __future__ import annotations

@@ -163,14 +163,8 @@ class Examples(NamedTuple):
         """The questions `order` (N,), `size` at a time; the last batch may be smaller."""
         for rows in order.split(size):
             scene = self.scene[rows]
-            yield Batch(
-                self.input_ids[rows],
-                self.features[scene],
-                self.boxes[scene],
-                self.colors[scene],
-                self.shapes[scene],
-                self.answers[rows],
-            )
+            regions = (of_scenes[scene] for of_scenes in self[1:5])
+            yield Batch(self.input_ids[rows], *regions, self.answers[rows])
 
 
 def draw_examples(use: int, seed: int, count: int, questions: int, tokenizer: BertTokenizer) -> Examples:

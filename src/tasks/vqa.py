@@ -118,7 +118,7 @@ def train(args: VqaArgs, machine: Machine, start: Best | None) -> dict[str, Any]
                 tracker.record(metrics.values(), state.updates, metrics.log_text(args.epochs))
                 if machine.is_main and state.best is metrics:
                     about = (args.dataset, setup.answers, metrics.values())
-                    best = Best.of(args.folder / "BEST", setup.spec, setup.weights, *about)
+                    best = Best.of(folder.best, setup.spec, setup.weights, *about)
                     save_best(best, accelerator.unwrap_model(run.model), setup.weights)
                 folder.save_state()
                 if machine.is_main:  # after the save: what only shows must not spoil what was learned

@@ -74,24 +74,24 @@ class RunFolder:
             accelerator.wait_for_everyone()
             yield folder
             return
-        found, begun = path.exists(), (path / "args.json").exists()
-        with ExitStack() as stack:
+        found = path.exists()
+        with write_errors_explained(path, RunError):
+            path.mkdir(parents=True, exist_ok=True)
+            lock = (path / ".lock").open("a+", encoding="utf-8")
+        with lock:
+            folder._take(lock)
+            begun = (path / "args.json").exists()
             try:
-                with write_errors_explained(path, RunError):
-                    path.mkdir(parents=True, exist_ok=True)
-                    lock = stack.enter_context((path / ".lock").open("a+", encoding="utf-8"))
-                folder._take(lock)
                 require_same_arguments(path, arguments, free)
                 write_json(path / "args.json", _plain(arguments))
                 accelerator.wait_for_everyone()
                 yield folder
             except BaseException:
                 folder.tracker.close()
-                if not begun and folder.last is None and not (path / "BEST").exists():
+                if not (begun or folder.last or folder.best.exists()):
+                    (path / "args.json").unlink(missing_ok=True)
                     if not found:
                         shutil.rmtree(path, ignore_errors=True)
-                    elif path.is_dir():
-                        (path / "args.json").unlink(missing_ok=True)
                 raise
             folder.tracker.close()
 
@@ -102,6 +102,11 @@ class RunFolder:
             if self._notice:
                 self.tracker.say(self._notice)
         return self.tracker
+
+    @property
+    def best(self) -> Path:
+        """Where the best epoch is, or will be."""
+        return self.path / "BEST"
 
     @property
     def last(self) -> Path | None:

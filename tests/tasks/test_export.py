@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.helpers.checkpoints import bert
 from tests.helpers.paths import ROOT
 from tests.helpers.small import ANSWERS
-from transformers import AutoTokenizer, BertConfig, BertModel, LxmertForQuestionAnswering
+from transformers import AutoTokenizer, LxmertForQuestionAnswering
 from transformers import LxmertModel as PublishedModel
 
 from common.cli import run_command
@@ -105,10 +106,8 @@ def test_an_adaptive_run_becomes_a_folder_that_needs_nothing_else(
 
 def write_bert(folder: Path, words: int) -> None:
     """A BERT of three layers, with the tokenizer of the small pre-trained model."""
-    torch.manual_seed(1)
-    sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24, "num_hidden_layers": 3}
-    config = BertConfig(vocab_size=words, max_position_embeddings=24, initializer_range=0.2, **sizes)
-    BertModel(config).save_pretrained(folder)
+    sizes = {"vocab_size": words, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24}
+    bert(**sizes, initializer_range=0.2).save_pretrained(folder)
     for name in ("vocab.txt", "tokenizer_config.json"):
         shutil.copyfile(f"model/{name}", folder / name)
 

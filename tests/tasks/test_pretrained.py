@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.helpers.checkpoints import ANSWERS, original_config, original_names, write_original
+from tests.helpers.checkpoints import ANSWERS, bert, original_config, original_names, write_original
 from tests.helpers.paths import LXMERT_LISTS, SRC, needs_shared_data
 from torch import Tensor
-from transformers import BertConfig, BertModel, LxmertConfig, LxmertForPreTraining, LxmertForQuestionAnswering
+from transformers import LxmertConfig, LxmertForPreTraining, LxmertForQuestionAnswering
 from transformers import LxmertModel as PublishedModel
 
 from common.errors import CheckpointError
@@ -170,21 +170,19 @@ def test_region_features_of_another_size_are_one_sentence(tmp_path: Path) -> Non
 def test_bert_gives_the_language_side_and_the_data_the_size_of_features(
     tmp_path: Path, strategy: str
 ) -> None:
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 40, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48}
-    bert = BertModel(BertConfig(**sizes, num_hidden_layers=3, max_position_embeddings=24))
-    bert.save_pretrained(tmp_path)
+    model = bert().bert
+    model.save_pretrained(tmp_path)
     spec = spec_for({"pretrained": str(tmp_path)}, strategy, llayers=2, rlayers=1, xlayers=1)
     weights = load_pretrained(spec)
     set_feature_size(weights, FEATURES)
-    model, _, messages = build(spec, weights, ANSWERS)
-    state = model.model.lxmert.state_dict()
+    ours, _, messages = build(spec, weights, ANSWERS)
+    state = ours.model.lxmert.state_dict()
     for copy in ("frozen", "tuned") if strategy == "SpotTune_Block" else ("",):
         name = ".".join(filter(None, ("encoder.layer.1", copy, "output.dense.weight")))
-        assert torch.equal(state[name], bert.state_dict()["encoder.layer.1.output.dense.weight"])
+        assert torch.equal(state[name], model.state_dict()["encoder.layer.1.output.dense.weight"])
     assert [line.split()[0] for line in messages] == ["loaded", "dropped", "dropped", "initialised", "answer"]
     assert "region embedding, vision layers, cross layers, pooler" in messages[3]
-    assert model.eval()(**make_batch()).outputs.shape == (5, len(ANSWERS))
+    assert ours.eval()(**make_batch()).outputs.shape == (5, len(ANSWERS))
     with pytest.raises(CheckpointError, match=r"--llayers 4 contradicts the BERT of .*, which has 3 layers"):
         load_pretrained(spec_for({"pretrained": str(tmp_path)}, llayers=4))
 
