@@ -210,16 +210,11 @@ def check_name(what: str, name: str, error: type[UserError] = UserError) -> str:
 
 
 def _write(path: Path, content: Content) -> None:
-    if isinstance(content, bytes):
-        with path.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        return
-    with path.open("w", encoding="utf-8") as text:
-        text.writelines([content] if isinstance(content, str) else content)
-        text.flush()
-        os.fsync(text.fileno())
+    with path.open("wb") as file:
+        for piece in [content] if isinstance(content, bytes | str) else content:
+            file.write(piece if isinstance(piece, bytes) else piece.encode())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _flush_tree(folder: Path) -> None:
