@@ -279,10 +279,7 @@ class LxmertModel(nn.Module):
         self.embeddings = Embeddings(config)
         self.encoder = Encoder(config)
         self.pooler = Pooler(config)
-        self.apply(self._initialise)
-
-    def _initialise(self, module: nn.Module) -> None:
-        initialise(module, self.config.initializer_range)
+        self.apply(lambda module: initialise(module, config.initializer_range))
 
     def forward(
         self,

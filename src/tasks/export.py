@@ -31,12 +31,10 @@ from lxmert.modeling import AnswerHead, LxmertModel
 from lxmert.sources import read_tensors
 from lxmert.tokens import load_tokenizer
 from lxmert.units import unused_modules
-from report.run import Run
+from report.run import RUNS, Run
 from tasks.finetune.best import ENCODER, HEAD, INSIDE, WEIGHTS, Best, load_base_weights, read_best, write_best
 from tasks.finetune.spec import LOCATIONS
 from tasks.finetune.strategies import STRATEGIES
-
-RUNS = Path("snap/vqa")
 
 LEAKAGE = """\
 The released LXMERT was pre-trained on questions and answers of VQA v2 train and nominival, and VQA-CP v2 is a

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import gc
 import platform
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -125,9 +126,8 @@ def measure_all(variants: Sequence[Variant], args: argparse.Namespace) -> dict[s
                 bar.update()
         for variant, row in zip(variants, rows, strict=True):
             bar.set_postfix_str(f"memory of {variant.name}")
-            row["tensors"] = [
-                measure_memory(variant, config, batches, device)
-            ] * args.repeats  # always the same
+            memory = measure_memory(variant, config, batches, device)
+            row["tensors"] = [memory] * args.repeats  # always the same
             bar.update()
     return {
         "hardware": {"device": str(device), "processor": processor(), "threads": torch.get_num_threads()},
@@ -256,11 +256,11 @@ def processor() -> str:
     """The processor's name, or the GPU's."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
+    cpus = Path("/proc/cpuinfo")
+    if not cpus.is_file():
         return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
+    found = re.search(r"^model name\s*:\s*(.+?)\s*$", cpus.read_text(), re.MULTILINE)
+    return found[1] if found else "unknown"
 
 
 def layer_counts(text: str) -> tuple[int, ...]:
