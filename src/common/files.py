@@ -71,7 +71,7 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     Whenever the machine stops, `folder` or its predecessor is there and whole: see `latest_complete`. Files
     are as readable as the user's umask says, whatever wrote them. UserError if the disk is full.
     """
-    fresh, old = aside_of(folder), _beside(folder, "old")
+    fresh, old = aside_of(folder), aside_of(folder, "old")
     with write_errors_explained(folder):
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
@@ -89,14 +89,17 @@ def replace_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def aside_of(folder: Path) -> Path:
-    """Where `replace_folder` has its new folder filled, for processes that fill it together."""
-    return _beside(folder, "new")
+def aside_of(folder: Path, suffix: str = "new") -> Path:
+    """Where `replace_folder` has its new folder filled, for processes that fill it together.
+
+    With the suffix "old": where it keeps the one that is about to be replaced.
+    """
+    return folder.with_name(f".{folder.name}.{suffix}")  # hidden: nobody else's folder has this name
 
 
 def latest_complete(folder: Path) -> Path | None:
     """The folder, or the one it was about to replace when the machine stopped, or None."""
-    return next((path for path in (folder, _beside(folder, "old")) if path.is_dir()), None)
+    return next((path for path in (folder, aside_of(folder, "old")) if path.is_dir()), None)
 
 
 def flush(path: Path) -> None:
@@ -226,10 +229,6 @@ def _flush_tree(folder: Path) -> None:
                 path.chmod(readable)
         flush(path)
     flush(folder)
-
-
-def _beside(folder: Path, suffix: str) -> Path:
-    return folder.with_name(f".{folder.name}.{suffix}")  # hidden: nobody else's folder has this name
 
 
 def _refuse_constant(name: str) -> None:

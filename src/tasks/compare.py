@@ -73,11 +73,16 @@ def candidates() -> dict[str, tuple[str, list[str]]]:
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """The flags before `--`; those after it become `trainer_flags`. Exits with code 2 on a mistake."""
     end = argv.index("--") if "--" in argv else len(argv)
+    about_each = [
+        textwrap.fill(about, COLUMNS, initial_indent=f"  {name:15} ", subsequent_indent=" " * 18)
+        for name, (about, _) in candidates().items()
+    ]
     parser = Parser(
         prog="compare.bash",
         description="Fine-tune with every strategy and every seed, then print the results table.",
-        epilog=f"{strategies_text()}\n\nFlags after -- are handed to the trainer: compare.bash --seeds 0 -- "
-        "--epochs 3.\nGive runs with other trainer flags another --prefix.",
+        epilog="\n".join(["strategies:", *about_each])
+        + "\n\nFlags after -- are handed to the trainer: compare.bash --seeds 0 -- --epochs 3.\n"
+        "Give runs with other trainer flags another --prefix.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     flag, all_names = parser.add_argument, list(candidates())
@@ -94,15 +99,6 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     check_name("--prefix", args.prefix)
     args.trainer_flags = list(argv[end + 1 :])
     return args
-
-
-def strategies_text() -> str:
-    """Every candidate with its sentence."""
-    lines = ["strategies:"]
-    for name, (about, _) in candidates().items():
-        indents = {"initial_indent": f"  {name:15} ", "subsequent_indent": " " * 18}
-        lines.append(textwrap.fill(about, COLUMNS, **indents))
-    return "\n".join(lines)
 
 
 def strategy_list(text: str) -> list[str]:

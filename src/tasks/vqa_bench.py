@@ -153,13 +153,9 @@ def measure(
         step(0, *warm_up)
         train = examples_per_second(step, timed, device, variant.policy_every)
         model.eval()
-
-        def step(number: int, inputs: dict[str, Tensor], target: Tensor) -> None:
-            model(**inputs)
-
         with torch.no_grad(), autocast(variant, device):
-            examples_per_second(step, timed, device, 1)  # first touches of memory and kernels, not counted
-            evaluation = examples_per_second(step, timed, device, 1)
+            for _ in range(2):  # the first touches of memory and kernels are not counted
+                evaluation = examples_per_second(lambda _, inputs, __: model(**inputs), timed, device, 1)
     return {"train": train, "evaluation": evaluation, "process": process()}
 
 
