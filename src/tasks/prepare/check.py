@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from common.errors import DataError, StoreError, UserError
 from tasks.finetune.data import choose_recipe
-from tasks.prepare.command import Command, say
+from tasks.prepare.command import Command, flag, path_flag, say
 from vqadata.dataset import split_names
 from vqadata.feature_layout import MANIFEST, check_sizes, intact_rows, store_checksum
 from vqadata.feature_writer import JOURNAL
@@ -269,9 +269,9 @@ features, and whether files are as long as they should be and match their
 checksums. Ends with exit code 1 if the default splits cannot be trained on, or
 if questions or answers have faults.""",
     {
-        "folder": {"type": Path, "nargs": "?", "metavar": "FOLDER", "help": "a data set, data/mine say"},
-        "--dataset": {"help": "or its name: a folder below --data (vqav2)"},
-        "--verify": {"action": "store_true", "help": "also read all features and check every row"},
+        "folder": path_flag("a data set, data/mine say", nargs="?"),
+        "--dataset": flag("or its name: a folder below --data (vqav2)"),
+        "--verify": flag("also read all features and check every row", action="store_true"),
     },
     aliases=["doctor"],
 )

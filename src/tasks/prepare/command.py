@@ -12,14 +12,24 @@ from typing import Any, NamedTuple
 class Command(NamedTuple):
     """A sub-command: what it runs, what `--help` says of it, and its flags as `add_argument` takes them."""
 
-    run: Callable[[argparse.Namespace], int]  # returns the exit code
+    run: Callable[[argparse.Namespace], int | None]  # returns the exit code
     help: str
     description: str
     flags: Mapping[str, Mapping[str, Any]]
     aliases: Sequence[str] = ()
 
 
-DATA = {"--data": {"type": Path, "default": Path("data"), "help": "folder of the data sets (data)"}}
+def flag(text: str, **options: Any) -> dict[str, Any]:
+    """A flag as `add_argument` takes it; `text` is what `--help` says of it."""
+    return {"help": text, **options}
+
+
+def path_flag(text: str, metavar: str = "FOLDER", **options: Any) -> dict[str, Any]:
+    """A flag that takes a path."""
+    return {"help": text, "type": Path, "metavar": metavar, **options}
+
+
+DATA = {"--data": flag("folder of the data sets (data)", type=Path, default=Path("data"))}
 
 
 def say(text: str, indent: int = 0) -> None:
