@@ -26,7 +26,6 @@ from vqadata.tsv import Item, RowFault, TsvSource
 PIXEL = 1.0  # detectors round: boxes outside the image by up to this much are clipped to it
 CHUNK = 16  # rows that are handed on at once
 
-
 Source = TsvSource | NpzSource  # rows come from a .tsv, a .zip or a folder
 
 
@@ -56,12 +55,7 @@ class Packed(NamedTuple):
 
 
 def convert(
-    source: Source,
-    path: Path,
-    options: Options,
-    *,
-    max_faults: int = 0,
-    progress: bool = True,
+    source: Source, path: Path, options: Options, *, max_faults: int = 0, progress: bool = True
 ) -> Conversion:
     """Write the store `path` from `source`, going on where an earlier, interrupted call was.
 
@@ -75,7 +69,9 @@ def convert(
     layout = Layout(options.regions, size, options.dtype, image_sizes=True, detections=options.detections)
     with StoreWriter(path, layout, origin) as writer:
         resumed_at = len(writer)
-        with _bar(source, writer.position, progress) as bar:
+        begun = writer.position[0] if writer.position else 0
+        bar_of = {"total": source.size, "initial": begun, "desc": source.name, "unit": source.unit}
+        with tqdm(**bar_of, unit_scale=True, disable=not progress) as bar:
 
             def take(packed: Sequence[Packed]) -> None:
                 _take(packed, writer, max_faults)
@@ -202,15 +198,4 @@ def _finished_before(path: Path, origin: Mapping[str, Any], options: Options) ->
     raise StoreError(
         f"{path} holds a finished store, made from {manifest['source'] or 'something else'} or with other "
         "options: delete the folder to write it again."
-    )
-
-
-def _bar(source: Source, position: Sequence[int] | None, shown: bool) -> tqdm:
-    return tqdm(
-        total=source.size,
-        initial=position[0] if position else 0,
-        desc=source.name,
-        unit=source.unit,
-        unit_scale=True,
-        disable=not shown,
     )

@@ -24,7 +24,7 @@ from vqadata.feature_layout import MANIFEST
 from vqadata.features import FeatureStores, read_manifest
 from vqadata.files import is_there, read_json
 from vqadata.official import Annotation, annotation_json
-from vqadata.records import find_faults, read_answers, read_list, read_records, record_fault
+from vqadata.records import read_answers, read_records, record_fault
 from vqadata.scoring import GroundTruth, read_ground_truth
 
 # VQA-CP v2 asks about the same images as VQA v2.
@@ -148,14 +148,6 @@ class DataFolder:
             split: read_records(self.split_file(split), "questions", record_fault, seen)
             for split in dict.fromkeys(splits)
         }
-
-    def read_list(self, split: str) -> list[Any]:
-        """What a split's file holds, its records not looked at; DataError if it is no list."""
-        return read_list(self.split_file(split), "questions")
-
-    def find_faults(self, split: str, records: Sequence[Any], seen: set[int]) -> Iterator[str]:
-        """Every fault of a split's records; `seen`: the question ids of splits that are used with it."""
-        return find_faults(records, self.split_file(split), record_fault, seen)
 
     def read_answers(self) -> list[str]:
         """The answers in label order."""

@@ -52,8 +52,6 @@ class NpzSource:
                 features = _matrix(arrays, FEATURE_NAMES)
                 boxes = _matrix(arrays, BOX_NAMES)
                 width, height = (_pixels(arrays, name) for name in ("image_w", "image_h"))
-        except RowFault:
-            raise
         except DAMAGE:
             raise RowFault("is not a whole .npz file of plain arrays") from None
         if boxes.shape != (len(features), 4):

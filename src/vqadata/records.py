@@ -14,7 +14,7 @@ whatever `vqa_prepare check` finds is what the trainer stops at, in the same wor
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,10 +100,7 @@ def record_fault(record: Any, vocabulary: Collection[str] | None = None) -> str 
     """What is wrong with a record of a split; with `vocabulary` it needs a label, of answers from there."""
     if fault := id_fault(record, FIELDS if vocabulary is None else (*FIELDS, "label")):
         return fault
-    for field in ("img_id", "sent"):
-        if not _is_text(record[field]) or not record[field].strip():
-            return f"{field} is not a string with something in it"
-    if fault := _type_fault(record):
+    if fault := _blank_fault(record, ("img_id", "sent")) or _type_fault(record):
         return fault
     if "label" in record and (fault := _label_fault(record["label"], vocabulary)):
         return fault
@@ -123,10 +120,7 @@ def question_fault(record: Any, *, names_image_set: bool) -> str | None:
         return fault
     if type(record["image_id"]) is not int:
         return "image_id is not an integer"
-    for field in fields[2:]:
-        if not _is_text(record[field]) or not record[field].strip():
-            return f"{field} is not a string with something in it"
-    return None
+    return _blank_fault(record, fields[2:])
 
 
 def annotation_fault(record: Any) -> str | None:
@@ -169,7 +163,20 @@ def answers_of(record: dict[str, Any]) -> list[str]:
     return record["answers"] if "answers" in record else [record["answer"]]
 
 
+def usual_answer(record: Mapping[str, Any]) -> str:
+    """The answer most humans gave; '' for an example without label."""
+    label = record.get("label") or {"": 0.0}
+    return max(label, key=label.__getitem__)
+
+
 # ----------------------------------------------------------------------------------------------- details
+
+
+def _blank_fault(record: dict[str, Any], fields: Sequence[str]) -> str | None:
+    for field in fields:
+        if not _is_text(record[field]) or not record[field].strip():
+            return f"{field} is not a string with something in it"
+    return None
 
 
 def _type_fault(record: dict[str, Any]) -> str | None:

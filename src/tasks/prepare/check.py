@@ -18,6 +18,7 @@ from vqadata.feature_writer import JOURNAL
 from vqadata.features import DAMAGE, FeatureStore
 from vqadata.files import is_there
 from vqadata.folder import TRAIN_SPLITS, VALID_SPLITS, DataFolder
+from vqadata.records import find_faults, read_list, record_fault
 from vqadata.scoring import read_ground_truth, restrict
 
 FAULTS_SHOWN = 10
@@ -95,7 +96,8 @@ def examine(folder: DataFolder, *, verify: bool = False) -> Iterator[Finding]:
         yield Finding("ok", f"{folder.path}: not there yet, and the first run writes it")
         return
     recipe = choose_recipe(folder)
-    yield _answers(folder)
+    finding, answers = _read(folder, folder.answers_file, True, folder.read_answers)
+    yield finding or Finding("ok", f"{folder.answers_file}: {len(answers):,} answers")
     for purpose, splits, names in (
         ("training", recipe.train, [names[0] for names in TRAIN_SPLITS]),
         ("validation", recipe.valid, VALID_SPLITS),
@@ -106,7 +108,8 @@ def examine(folder: DataFolder, *, verify: bool = False) -> Iterator[Finding]:
     needed = split_names(f"{recipe.train},{recipe.valid}")
     images: dict[str, dict[str, int]] = {}  # by split, with the first record about each
     seen: set[int] = set()
-    for split in [*needed, *_extra_splits(folder, needed)]:
+    present = folder.splits() if folder.exists() else []
+    for split in dict.fromkeys([*needed, *EXTRA_SPLITS.get(folder.name, []), *present]):
         finding, records = _split(folder, split, split in needed, seen if split in needed else set())
         yield finding
         if records and is_there(folder.ground_truth_file(split)):
@@ -126,12 +129,6 @@ def can_train(findings: Sequence[Finding]) -> bool:
     return all(finding.state == "ok" for finding in findings if finding.needed)
 
 
-def _extra_splits(folder: DataFolder, needed: Sequence[str]) -> list[str]:
-    splits = folder.splits() if folder.exists() else []
-    splits = dict.fromkeys([*EXTRA_SPLITS.get(folder.name, []), *splits])
-    return [split for split in splits if split not in needed]
-
-
 def _question_source(dataset: str) -> str:
     return QUESTION_SOURCES.get(dataset, OWN_QUESTIONS)
 
@@ -143,20 +140,17 @@ def _feature_source(owner: str, name: str) -> str:
     return QUESTION_SOURCES.get(owner) or OWN_FEATURES.format(dataset=owner)
 
 
-def _read(path: Path, dataset: str, needed: bool, read: Callable[[], Any]) -> tuple[Finding | None, Any]:
+def _read(
+    folder: DataFolder, path: Path, needed: bool, read: Callable[[], Any]
+) -> tuple[Finding | None, Any]:
     """What `read` makes of a file, or the finding that it is missing or damaged."""
     if not is_there(path):
-        return Finding("missing", str(path), _question_source(dataset), needed), None
+        return Finding("missing", str(path), _question_source(folder.name), needed), None
     try:
         return None, read()
     except DataError as error:
         what = str(error) if str(path) in str(error) else f"{path}: {error}"
-        return Finding("damaged", what, _question_source(dataset), needed), None
-
-
-def _answers(folder: DataFolder) -> Finding:
-    finding, answers = _read(folder.answers_file, folder.name, True, folder.read_answers)
-    return finding or Finding("ok", f"{folder.answers_file}: {len(answers):,} answers")
+        return Finding("damaged", what, _question_source(folder.name), needed), None
 
 
 def _split(
@@ -164,10 +158,10 @@ def _split(
 ) -> tuple[Finding, list[dict[str, Any]]]:
     """A file of questions, and its records if all of them can be used."""
     path = folder.split_file(split)
-    finding, records = _read(path, folder.name, needed, lambda: folder.read_list(split))
+    finding, records = _read(folder, path, needed, lambda: read_list(path, "questions"))
     if finding:
         return finding, []
-    if faults := list(folder.find_faults(split, records, seen)):
+    if faults := list(find_faults(records, path, record_fault, seen)):
         what = f"{path}: {len(faults):,} of {len(records):,} questions cannot be used"
         return Finding("faulty", what, _question_source(folder.name), needed, faults[: FAULTS_SHOWN + 1]), []
     return Finding("ok", f"{path}: {len(records):,} questions", needed=needed), records
@@ -176,7 +170,7 @@ def _split(
 def _ground_truth(folder: DataFolder, split: str, question_ids: Collection[int], needed: bool) -> Finding:
     """What humans answered to a split's questions: a run does without, but not with a damaged file."""
     path = folder.ground_truth_file(split)
-    finding, _ = _read(path, folder.name, needed, lambda: restrict(read_ground_truth(path), question_ids))
+    finding, _ = _read(folder, path, needed, lambda: restrict(read_ground_truth(path), question_ids))
     return finding or Finding("ok", f"{path}: what humans answered", needed=needed)
 
 
@@ -244,14 +238,16 @@ def _coverage(
     missing = sorted(image for image in images if image not in with_features)
     if not missing:
         return Finding("ok", f"{split}: features of all {len(images):,} images", needed=needed)
-    features, owner = folder.features, folder.features.parent.name
     sets = [name for name in IMAGE_SETS if any(f"_{name}_" in image_id for image_id in missing)]
     advice = ". ".join(
-        f"{features / name}/: {_feature_source(owner, name)}, {IMAGE_SETS[name]}" for name in sets
+        f"{folder.features / name}/: {_feature_source(folder.features.parent.name, name)}"
+        + (f", {IMAGE_SETS[name]}" if sets else "")
+        for name in sets or ["<image set>"]
     )
-    advice = advice or f"{features}/<image set>/: {_feature_source(owner, '<image set>')}"
-    first = ", ".join(missing[:3])
-    what = f"{split}: {len(missing):,} of {len(images):,} images have no features, the first: {first}"
+    what = (
+        f"{split}: {len(missing):,} of {len(images):,} images have no features, "
+        f"the first: {', '.join(missing[:3])}"
+    )
     records = sorted((images[image], image) for image in missing) if needed and with_features else []
     file = folder.split_file(split)
     faults = [f"{file}, record {n}: img_id {image!r} has no features" for n, image in records]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 class Command(NamedTuple):
     """A sub-command: what it runs, what `--help` says of it, and its flags as `add_argument` takes them."""
 
-    run: Callable[[argparse.Namespace], int | None]  # returns the exit code
+    run: Callable[[argparse.Namespace], int]  # returns the exit code
     help: str
     description: str
     flags: Mapping[str, Mapping[str, Any]]

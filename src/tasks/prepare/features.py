@@ -17,7 +17,7 @@ from vqadata.tsv import TsvSource
 DTYPES = {"fp16": "float16", "fp32": "float32"}
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
     """Convert each file to a store of its own. StoreError, with a sentence, for what cannot be converted."""
     if args.image_set and len(args.files) > 1:
         raise StoreError("--image-set names one store: give one file with it.")
@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> None:
             rows = "1 faulty row was" if len(done.faults) == 1 else f"{len(done.faults)} faulty rows were"
             print(f"{rows} left out:")
             print("".join(f"  {fault}\n" for fault in done.faults), end="")
+    return 0
 
 
 def image_set(file: Path) -> str:

@@ -14,13 +14,13 @@ from vqadata.feature_layout import IMAGE_IDS
 from vqadata.files import is_there
 from vqadata.folder import ANSWERS, DataFolder, Prepared
 from vqadata.official import read_annotations, read_vqacp, read_vqav2, read_vqav2_test, require_vqav2
-from vqadata.own import prepare_own
 from vqadata.priors import TEST_SHARE, changing_priors, prepare_priors, prior_shift, word_coverage
 from vqadata.questions import (
     HOLDOUT,
     MINIVAL_IMAGES,
     annotate_lxmert,
     prepare_lxmert,
+    prepare_own,
     prepare_vqacp,
     prepare_vqav2,
     read_minival_images,
@@ -31,7 +31,7 @@ from vqadata.records import read_answers
 from vqadata.scoring import make_ground_truth, oracle_scores
 
 
-def prepare_questions(args: argparse.Namespace) -> None:
+def prepare_questions(args: argparse.Namespace) -> int:
     """VQA v2."""
     started = time.perf_counter()
     folder = DataFolder(args.data, "vqav2")
@@ -53,9 +53,10 @@ def prepare_questions(args: argparse.Namespace) -> None:
         say(
             "LXMERT's files hold no human answers: for official scores, give the published files with --from."
         )
+    return 0
 
 
-def prepare_questions_cp(args: argparse.Namespace) -> None:
+def prepare_questions_cp(args: argparse.Namespace) -> int:
     """VQA-CP v2."""
     started = time.perf_counter()
     folder = DataFolder(args.data, "vqacpv2")
@@ -66,9 +67,10 @@ def prepare_questions_cp(args: argparse.Namespace) -> None:
     vocabulary = {"answers": _vocabulary(args), "occurrences": args.occurrences}
     prepared = prepare_vqacp(train, test, holdout=args.holdout, seed=args.seed, **vocabulary)
     write(folder, prepared, started, DataFolder(args.data, "vqav2").features)
+    return 0
 
 
-def prepare_changing_priors(args: argparse.Namespace) -> None:
+def prepare_changing_priors(args: argparse.Namespace) -> int:
     """A changing-priors split of a data set that is there."""
     started = time.perf_counter()
     source, folder = _source_and_target(args)
@@ -86,9 +88,10 @@ def prepare_changing_priors(args: argparse.Namespace) -> None:
         f"and test; {word_coverage(records, in_test):.1%} of the words of the test questions and answers "
         "occur in training."
     )
+    return 0
 
 
-def prepare_own_data(args: argparse.Namespace) -> None:
+def prepare_own_data(args: argparse.Namespace) -> int:
     """Your own questions and answers."""
     started = time.perf_counter()
     source, folder = _source_and_target(args)
@@ -97,6 +100,7 @@ def prepare_own_data(args: argparse.Namespace) -> None:
     write(folder, prepared, started, source.features if shares else None)
     if not folder.features.is_dir():
         say(f"Its features go into {folder.own_features}: `features --dataset {args.name}` converts them.")
+    return 0
 
 
 def write(folder: DataFolder, prepared: Prepared, started: float, features: Path | None = None) -> None:
