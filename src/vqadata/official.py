@@ -51,11 +51,6 @@ class Answered(NamedTuple):
     annotation: Annotation
 
 
-def coco_name(image_set: str, image_id: int) -> str:
-    """ "val2014", 42 -> "COCO_val2014_000000000042"."""
-    return f"COCO_{image_set}_{image_id:012d}"
-
-
 def require_vqav2(folder: Path) -> None:
     """DataError that lists the files of VQA v2's train and val that are not in `folder`."""
     require(
@@ -91,7 +86,7 @@ def read_questions(source: Source | Path, image_set: str | None = None) -> list[
     return [
         Question(
             record["question_id"],
-            coco_name(image_set or record["coco_split"], record["image_id"]),
+            f"COCO_{image_set or record['coco_split']}_{record['image_id']:012d}",
             record["question"],
         )
         for record in records

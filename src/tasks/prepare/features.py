@@ -10,9 +10,8 @@ from pathlib import Path
 from common.errors import StoreError
 from tasks.prepare.command import Command, flag, path_flag, whole_number
 from vqadata.convert import Options, convert
+from vqadata.feature_files import NpzSource, TsvSource
 from vqadata.folder import DataFolder
-from vqadata.npz import NpzSource
-from vqadata.tsv import TsvSource
 
 DTYPES = {"fp16": "float16", "fp32": "float32"}
 
