@@ -11,7 +11,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import lru_cache
 
-ARTICLES = ("a ", "an ", "the ")
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 DIGITS = {word: str(value) for value, word in enumerate(NUMBERS, start=1)}
 SAME_ANSWER = DIGITS | {"grey": "gray"}
@@ -28,7 +27,7 @@ def convert_answer(text: str) -> str:
     Lower case, without a final full stop (only one) and a leading article; numbers up to ten in digits.
     """
     answer = text.strip().lower().removesuffix(".").strip()
-    for article in ARTICLES:
+    for article in ("a ", "an ", "the "):
         answer = answer.removeprefix(article).strip()
     return SAME_ANSWER.get(answer, answer)
 

@@ -31,7 +31,7 @@ from vqadata.official import (
     require,
     to_annotation,
 )
-from vqadata.records import FIELDS, answers_of, read_answers, read_records, record_fault, usual_answer
+from vqadata.records import FIELDS, Record, answers_of, read_answers, read_records, record_fault, usual_answer
 
 MINIVAL_IMAGES = 5000  # the first of val2014_obj36.tsv
 HOLDOUT = 0.05  # share of VQA-CP's training images that cp_val takes
@@ -56,8 +56,8 @@ def prepare_vqav2(
     """
     parts = {
         "train": train,
-        "nominival": [pair for pair in val if pair.question.image_id not in minival],
-        "minival": [pair for pair in val if pair.question.image_id in minival],
+        "nominival": [pair for pair in val if pair.question.img_id not in minival],
+        "minival": [pair for pair in val if pair.question.img_id in minival],
     }
     if not parts["minival"]:
         raise DataError(
@@ -66,7 +66,7 @@ def prepare_vqav2(
         )
     prepared = _prepare(parts, answers, occurrences)
     if test:
-        prepared.splits["test"] = [_unlabelled(question) for question in test]
+        prepared.splits["test"] = [question._asdict() for question in test]
     return prepared
 
 
@@ -122,10 +122,10 @@ def prepare_vqacp(
     A vocabulary that is built counts train and test: together they are VQA v2's train and val, from which the
     published vocabulary was made.
     """
-    images = hold_out([pair.question.image_id for pair in train], holdout, seed)
+    images = hold_out([pair.question.img_id for pair in train], holdout, seed)
     parts = {
-        "cp_train": [pair for pair in train if pair.question.image_id not in images],
-        "cp_val": [pair for pair in train if pair.question.image_id in images],
+        "cp_train": [pair for pair in train if pair.question.img_id not in images],
+        "cp_val": [pair for pair in train if pair.question.img_id in images],
         "cp_test": test,
     }
     return _prepare(parts, answers, occurrences)
@@ -218,9 +218,6 @@ def read_test_ids(path: Path) -> set[int]:
     return set(map(int, lines.values()))
 
 
-# ----------------------------------------------------------------------------------------------- details
-
-
 def _prepare(
     parts: Mapping[str, Sequence[Answered]], answers: Sequence[str] | None, occurrences: int
 ) -> Prepared:
@@ -239,20 +236,16 @@ def _prepare(
     return Prepared(splits, annotations, list(answers))
 
 
-def _record(question: Question, annotation: Annotation, vocabulary: Collection[str]) -> dict[str, Any]:
+def _record(question: Question, annotation: Annotation, vocabulary: Collection[str]) -> Record:
     return {
-        **_unlabelled(question),
+        **question._asdict(),
         "label": soft_target(annotation.answers, vocabulary),
         "answer_type": annotation.answer_type,
         "question_type": annotation.question_type,
     }
 
 
-def _unlabelled(question: Question) -> dict[str, Any]:
-    return {"question_id": question.question_id, "img_id": question.image_id, "sent": question.text}
-
-
-def _complete(record: dict[str, Any], vocabulary: Collection[str]) -> dict[str, Any]:
+def _complete(record: Record, vocabulary: Collection[str]) -> Record:
     """LXMERT's record of one in the minimal format."""
     example = {field: record[field] for field in FIELDS}
     if "answers" not in record and "label" not in record:

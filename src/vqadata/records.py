@@ -28,6 +28,7 @@ from vqadata.files import Source, read_json, read_source
 MAX_ANSWERS = 10  # to a question
 FIELDS = ("question_id", "img_id", "sent")  # that every record of a split has
 
+Record = dict[str, Any]
 FaultOf = Callable[[Any], str | None]  # what is wrong with a record, naming the field, or None
 
 
@@ -36,7 +37,7 @@ FaultOf = Callable[[Any], str | None]  # what is wrong with a record, naming the
 
 def read_records(
     source: Source | Path, key: str, fault_of: FaultOf, seen: set[int] | None = None
-) -> list[dict[str, Any]]:
+) -> list[Record]:
     """The records of a file, in its order, none of which has a fault; DataError with the first that has.
 
     key: what an object holds its list under; a file may also be the list itself. seen: question ids of other
@@ -69,7 +70,7 @@ def read_list(source: Source | Path, key: str) -> list[Any]:
     name = source.member or source.path.name if isinstance(source, Source) else source.name
     with tqdm(total=text.count('"question_id"'), desc=name, unit="record", delay=1, disable=None) as bar:
 
-        def hook(record: dict[str, Any]) -> dict[str, Any]:
+        def hook(record: Record) -> Record:
             if "question_id" in record:
                 bar.update()
             return _reduce_answers(record)
@@ -158,7 +159,7 @@ def id_fault(record: Any, fields: Sequence[str]) -> str | None:
     return None
 
 
-def answers_of(record: dict[str, Any]) -> list[str]:
+def answers_of(record: Record) -> list[str]:
     """What humans answered, as `answers` or as a single `answer`."""
     return record["answers"] if "answers" in record else [record["answer"]]
 
@@ -169,17 +170,14 @@ def usual_answer(record: Mapping[str, Any]) -> str:
     return max(label, key=label.__getitem__)
 
 
-# ----------------------------------------------------------------------------------------------- details
-
-
-def _blank_fault(record: dict[str, Any], fields: Sequence[str]) -> str | None:
+def _blank_fault(record: Record, fields: Sequence[str]) -> str | None:
     for field in fields:
         if not _is_text(record[field]) or not record[field].strip():
             return f"{field} is not a string with something in it"
     return None
 
 
-def _type_fault(record: dict[str, Any]) -> str | None:
+def _type_fault(record: Record) -> str | None:
     for field in ("question_type", "answer_type"):
         if not _is_text(record.get(field, "")):
             return f"{field} is not a string"
@@ -199,7 +197,7 @@ def _label_fault(label: Any, vocabulary: Collection[str] | None) -> str | None:
     return None
 
 
-def _answers_fault(record: dict[str, Any]) -> str | None:
+def _answers_fault(record: Record) -> str | None:
     answers = answers_of(record)
     if not isinstance(answers, list) or not all(map(_is_text, answers)):
         return "answers are not strings" if "answers" in record else "answer is not a string"
@@ -218,7 +216,7 @@ def _is_text(value: Any) -> bool:
         return False
 
 
-def _reduce_answers(record: dict[str, Any]) -> dict[str, Any]:
+def _reduce_answers(record: Record) -> Record:
     """Ten objects become ten shared strings as soon as they are read: a tenth of the memory."""
     answers = record.get("answers")
     if isinstance(answers, list):

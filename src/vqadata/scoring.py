@@ -59,11 +59,7 @@ def read_ground_truth(path: Path) -> GroundTruth:
 
 
 def make_ground_truth(annotations: Iterable[Annotation]) -> GroundTruth:
-    """The accuracy of every human answer.
-
-    Leaving one annotator out in turn, an answer scores min(1, matches among the others / 3), and the mean of
-    that is its accuracy (`agreement`, which also has the rule for fewer than ten annotators).
-    """
+    """The accuracy of every human answer, as `agreement` has it."""
     truth = {}
     for annotation in annotations:
         answers = [tidy(answer) for answer in annotation.answers]

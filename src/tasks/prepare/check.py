@@ -18,7 +18,7 @@ from vqadata.feature_writer import JOURNAL
 from vqadata.features import DAMAGE, FeatureStore
 from vqadata.files import is_there
 from vqadata.folder import TRAIN_SPLITS, VALID_SPLITS, DataFolder
-from vqadata.records import find_faults, read_list, record_fault
+from vqadata.records import Record, find_faults, read_list, record_fault
 from vqadata.scoring import read_ground_truth, restrict
 
 FAULTS_SHOWN = 10
@@ -96,7 +96,7 @@ def examine(folder: DataFolder, *, verify: bool = False) -> Iterator[Finding]:
         yield Finding("ok", f"{folder.path}: not there yet, and the first run writes it")
         return
     recipe = choose_recipe(folder)
-    finding, answers = _read(folder, folder.answers_file, True, folder.read_answers)
+    finding, answers = _read(folder, folder.answers_file, folder.read_answers)
     yield finding or Finding("ok", f"{folder.answers_file}: {len(answers):,} answers")
     for purpose, splits, names in (
         ("training", recipe.train, [names[0] for names in TRAIN_SPLITS]),
@@ -110,11 +110,11 @@ def examine(folder: DataFolder, *, verify: bool = False) -> Iterator[Finding]:
     seen: set[int] = set()
     present = folder.splits() if folder.exists() else []
     for split in dict.fromkeys([*needed, *EXTRA_SPLITS.get(folder.name, []), *present]):
-        finding, records = _split(folder, split, split in needed, seen if split in needed else set())
-        yield finding
+        finding, records = _split(folder, split, seen if split in needed else set())
+        yield finding._replace(needed=split in needed)
         if records and is_there(folder.ground_truth_file(split)):
-            question_ids = [record["question_id"] for record in records]
-            yield _ground_truth(folder, split, question_ids, split in split_names(recipe.valid))
+            finding = _ground_truth(folder, split, [record["question_id"] for record in records])
+            yield finding._replace(needed=split in split_names(recipe.valid))
         images[split] = {}
         for index, record in enumerate(records):
             images[split].setdefault(record["img_id"], index)
@@ -140,38 +140,35 @@ def _feature_source(owner: str, name: str) -> str:
     return QUESTION_SOURCES.get(owner) or OWN_FEATURES.format(dataset=owner)
 
 
-def _read(
-    folder: DataFolder, path: Path, needed: bool, read: Callable[[], Any]
-) -> tuple[Finding | None, Any]:
+def _read(folder: DataFolder, path: Path, read: Callable[[], Any]) -> tuple[Finding | None, Any]:
     """What `read` makes of a file, or the finding that it is missing or damaged."""
     if not is_there(path):
-        return Finding("missing", str(path), _question_source(folder.name), needed), None
+        return Finding("missing", str(path), _question_source(folder.name)), None
     try:
         return None, read()
     except DataError as error:
         what = str(error) if str(path) in str(error) else f"{path}: {error}"
-        return Finding("damaged", what, _question_source(folder.name), needed), None
+        return Finding("damaged", what, _question_source(folder.name)), None
 
 
-def _split(
-    folder: DataFolder, split: str, needed: bool, seen: set[int]
-) -> tuple[Finding, list[dict[str, Any]]]:
+def _split(folder: DataFolder, split: str, seen: set[int]) -> tuple[Finding, list[Record]]:
     """A file of questions, and its records if all of them can be used."""
     path = folder.split_file(split)
-    finding, records = _read(folder, path, needed, lambda: read_list(path, "questions"))
+    finding, records = _read(folder, path, lambda: read_list(path, "questions"))
     if finding:
         return finding, []
     if faults := list(find_faults(records, path, record_fault, seen)):
         what = f"{path}: {len(faults):,} of {len(records):,} questions cannot be used"
-        return Finding("faulty", what, _question_source(folder.name), needed, faults[: FAULTS_SHOWN + 1]), []
-    return Finding("ok", f"{path}: {len(records):,} questions", needed=needed), records
+        source = _question_source(folder.name)
+        return Finding("faulty", what, source, faults=faults[: FAULTS_SHOWN + 1]), []
+    return Finding("ok", f"{path}: {len(records):,} questions"), records
 
 
-def _ground_truth(folder: DataFolder, split: str, question_ids: Collection[int], needed: bool) -> Finding:
+def _ground_truth(folder: DataFolder, split: str, question_ids: Collection[int]) -> Finding:
     """What humans answered to a split's questions: a run does without, but not with a damaged file."""
     path = folder.ground_truth_file(split)
-    finding, _ = _read(folder, path, needed, lambda: restrict(read_ground_truth(path), question_ids))
-    return finding or Finding("ok", f"{path}: what humans answered", needed=needed)
+    finding, _ = _read(folder, path, lambda: restrict(read_ground_truth(path), question_ids))
+    return finding or Finding("ok", f"{path}: what humans answered")
 
 
 def _features(folder: DataFolder, verify: bool, images: set[str]) -> Iterator[Finding]:
