@@ -8,6 +8,7 @@ from pathlib import Path
 
 from common.errors import DataError
 from tasks.prepare.command import Command, flag, path_flag, say, share, whole_number
+from vqadata import questions
 from vqadata.answers import MIN_OCCURRENCES
 from vqadata.dataset import split_names
 from vqadata.feature_layout import IMAGE_IDS
@@ -15,18 +16,6 @@ from vqadata.files import is_there
 from vqadata.folder import ANSWERS, DataFolder, Prepared
 from vqadata.official import read_annotations, read_vqacp, read_vqav2, read_vqav2_test, require_vqav2
 from vqadata.priors import TEST_SHARE, changing_priors, prepare_priors, prior_shift, word_coverage
-from vqadata.questions import (
-    HOLDOUT,
-    MINIVAL_IMAGES,
-    annotate_lxmert,
-    prepare_lxmert,
-    prepare_own,
-    prepare_vqacp,
-    prepare_vqav2,
-    read_minival_images,
-    read_test_ids,
-    rebuild_vqacp,
-)
 from vqadata.records import read_answers
 from vqadata.scoring import make_ground_truth, oracle_scores
 
@@ -36,14 +25,16 @@ def prepare_questions(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     folder = DataFolder(args.data, "vqav2")
     if args.lxmert:
-        prepared = prepare_lxmert(args.lxmert, _vocabulary(args))
+        prepared = questions.prepare_lxmert(args.lxmert, _vocabulary(args))
         if args.source:
-            prepared = annotate_lxmert(prepared, args.source)
+            prepared = questions.annotate_lxmert(prepared, args.source)
     elif args.source:
         require_vqav2(args.source)
-        minival = read_minival_images(_minival_file(args, folder))
+        minival = questions.read_minival_images(_minival_file(args, folder))
         parts = *read_vqav2(args.source), read_vqav2_test(args.source)
-        prepared = prepare_vqav2(*parts, minival, answers=_vocabulary(args), occurrences=args.occurrences)
+        prepared = questions.prepare_vqav2(
+            *parts, minival, answers=_vocabulary(args), occurrences=args.occurrences
+        )
     else:
         raise DataError("name the folder of the published files with --from, or LXMERT's with --lxmert.")
     write(folder, prepared, started)
@@ -61,11 +52,11 @@ def prepare_questions_cp(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     folder = DataFolder(args.data, "vqacpv2")
     if args.test_ids:
-        train, test = rebuild_vqacp(args.source, read_test_ids(args.test_ids))
+        train, test = questions.rebuild_vqacp(args.source, questions.read_test_ids(args.test_ids))
     else:
         train, test = read_vqacp(args.source)
     vocabulary = {"answers": _vocabulary(args), "occurrences": args.occurrences}
-    prepared = prepare_vqacp(train, test, holdout=args.holdout, seed=args.seed, **vocabulary)
+    prepared = questions.prepare_vqacp(train, test, holdout=args.holdout, seed=args.seed, **vocabulary)
     write(folder, prepared, started, DataFolder(args.data, "vqav2").features)
     return 0
 
@@ -95,7 +86,7 @@ def prepare_own_data(args: argparse.Namespace) -> int:
     """Your own questions and answers."""
     started = time.perf_counter()
     source, folder = _source_and_target(args)
-    prepared = prepare_own(source, args.occurrences)
+    prepared = questions.prepare_own(source, args.occurrences)
     shares = source.features.is_dir() and not any(folder.own_features.glob("*/manifest.json"))
     write(folder, prepared, started, source.features if shares else None)
     if not folder.features.is_dir():
@@ -149,13 +140,12 @@ def _source_and_target(args: argparse.Namespace) -> tuple[DataFolder, DataFolder
     return source, target
 
 
-# ----------------------------------------------------------------------------------------------- flags
-
-
 SOURCE = {"dest": "source", "required": True}
 NAME = {"--name": flag("name of the new data set", required=True)}
 HOLDOUT_FLAGS = {
-    "--holdout": flag("share of the training images for cp_val (%(default)s)", type=share, default=HOLDOUT),
+    "--holdout": flag(
+        "share of the training images for cp_val (%(default)s)", type=share, default=questions.HOLDOUT
+    ),
     "--seed": flag("decides what is random (0)", type=whole_number, default=0),
 }
 VOCABULARY_FLAGS = {
@@ -177,7 +167,7 @@ COMMANDS = {
         f"""\
 VQA v2: train, nominival, minival and test. Writes <split>.json, {ANSWERS}
 and, for official scores, annotations/<split>.json to data/vqav2/. minival is
-the first {MINIVAL_IMAGES} images in the row order of val2014_obj36.tsv, nominival the rest
+the first {questions.MINIVAL_IMAGES} images in the row order of val2014_obj36.tsv, nominival the rest
 of val2014; test needs the question file of test2015 and is left out without it.""",
         {
             "--from": path_flag(
