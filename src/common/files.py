@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,6 +23,7 @@ from common.errors import UserError
 Content = bytes | str | Iterable[str]  # a file's text may come in pieces
 
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # what a disk says that has none
+NOT_FOR_FOLDERS = {errno.EINVAL, errno.EBADF, errno.EOPNOTSUPP}  # some network disks sync files only
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
@@ -103,6 +104,9 @@ def flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in NOT_FOR_FOLDERS):
+            raise
     finally:
         os.close(descriptor)
 
@@ -223,13 +227,14 @@ def _flush_tree(folder: Path) -> None:
     readable = folder.stat().st_mode & 0o666
     for path in sorted(folder.rglob("*"), reverse=True):  # what a folder holds before the folder
         if path.is_file():
-            path.chmod(readable)
+            with suppress(PermissionError):  # some network disks have no modes
+                path.chmod(readable)
         flush(path)
     flush(folder)
 
 
 def _beside(folder: Path, suffix: str) -> Path:
-    return folder.with_name(f"{folder.name}.{suffix}")
+    return folder.with_name(f".{folder.name}.{suffix}")  # hidden: nobody else's folder has this name
 
 
 def _refuse_constant(name: str) -> None:

@@ -16,6 +16,7 @@ from transformers import LxmertConfig
 from common.errors import CheckpointError
 from lxmert.formats import LAST_LINEAR, Pretrained, read_folder, read_original
 from lxmert.modeling import AnswerHead, LxmertModel
+from lxmert.units import LAYER_LISTS
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def _check_complete(pretrained: Pretrained) -> None:
         with torch.device("meta"):
             check_match(LxmertModel(config).state_dict(), pretrained.encoder, source, pretrained.initialised)
             if pretrained.answer_head is not None:
-                head = AnswerHead(config, config.num_qa_labels)
+                head = AnswerHead(config, len(pretrained.answers))
                 check_match(head.state_dict(), pretrained.answer_head, source)
     except ValueError as error:  # of a configuration that no LXMERT can have
         raise CheckpointError(f"{source}: {error}.") from None
@@ -137,7 +138,8 @@ def _check_complete(pretrained: Pretrained) -> None:
 
 def _set_sizes(config: LxmertConfig, origin: Origin) -> None:
     """Layer counts come from the checkpoint; flags may set them only from scratch."""
-    for flag, field in (("llayers", "l_layers"), ("xlayers", "x_layers"), ("rlayers", "r_layers")):
+    for field, _ in LAYER_LISTS.values():
+        flag = field.replace("_", "")
         requested, available = getattr(origin, flag), getattr(config, field)
         if requested is None or requested == available:
             continue

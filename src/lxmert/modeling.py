@@ -167,6 +167,7 @@ class CrossAttentionLayer(nn.Module):
         self.output = AddAndNorm(config, config.hidden_size)
 
     def forward(self, hidden: Tensor, context: Tensor, context_mask: Tensor) -> Tensor:
+        """(B, S, H) attends to (B, C, H) where the mask (B, C) is true -> (B, S, H)."""
         return self.output(self.att(hidden, context, context_mask), hidden)
 
 
@@ -238,6 +239,7 @@ class Encoder(nn.Module):
         vision_mask: Tensor,
         pooled_only: bool,
     ) -> tuple[Tensor, Tensor | None]:
+        """(B, T, H), (B, T), (B, R, D), (B, R, 4), (B, R) -> the two streams, as in `LxmertOutput`."""
         vision = self.visn_fc(visual_feats, visual_pos)
         for layer in self.layer:
             language = self._run(layer, language, language_mask)

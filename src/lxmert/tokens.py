@@ -29,7 +29,8 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = BertTokenizer.from_pretrained(folder)
     except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
-        raise CheckpointError(f"The tokenizer in {source} cannot be read ({_first_line(error)}).") from None
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise CheckpointError(f"The tokenizer in {source} cannot be read ({reason}).") from None
     _check_vocabulary(tokenizer, source)
     return tokenizer
 
@@ -81,7 +82,3 @@ def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
         raise CheckpointError(
             f"The tokenizer of {source} keeps upper case; LXMERT was trained on lower case."
         )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,6 +1,6 @@
-"""Which submodules of LXMERT can be gated, and how finely: one table a granularity.
+"""Which submodules of LXMERT can be gated, and how finely: one table per granularity.
 
-A row is (submodules of a layer, gates, label). `HEADS` stands for one gate an attention head; several
+A row is (submodules of a layer, gates, label). `HEADS` stands for one gate per attention head; several
 submodules in a row share their gate.
 """
 
@@ -13,6 +13,11 @@ import numpy as np
 from transformers import LxmertConfig
 
 HEADS = -1
+LAYER_LISTS = {  # of each stream: how many layers, in LxmertConfig, and where they are, in Encoder
+    "language": ("l_layers", "layer"),
+    "vision": ("r_layers", "r_layers"),
+    "cross": ("x_layers", "x_layers"),
+}
 Row = tuple[tuple[str, ...], int, str]
 
 _STREAM_COMPONENTS: list[Row] = [
@@ -111,10 +116,6 @@ def gate_labels(units: list[Unit]) -> dict[str, np.ndarray]:
 
 def _layers(config: LxmertConfig) -> Iterator[tuple[str, int, str]]:
     """(stream, number, module name) of every layer."""
-    for stream, count, name in (
-        ("language", config.l_layers, "layer"),
-        ("vision", config.r_layers, "r_layers"),
-        ("cross", config.x_layers, "x_layers"),
-    ):
-        for layer in range(count):
+    for stream, (count, name) in LAYER_LISTS.items():
+        for layer in range(getattr(config, count)):
             yield stream, layer, f"encoder.{name}.{layer}"

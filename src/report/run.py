@@ -16,6 +16,8 @@ import numpy as np
 from common.errors import RunError
 from common.files import parse_json, read_json, read_text
 
+RUNS = Path("snap/vqa")  # where run folders are, unless a run says otherwise
+
 NUMBER = (int, float)
 RESULT = {
     **dict.fromkeys(("dataset", "strategy"), str),

@@ -29,11 +29,10 @@ from common.errors import Interrupted
 from common.files import check_name
 from common.markdown import check_block
 from report.results_table import show_results
-from report.run import Run
+from report.run import RUNS, Run
 from tasks.finetune.strategies import STRATEGIES
 
 TRAINER = Path(__file__).with_name("vqa.py")
-RUNS = Path("snap/vqa")
 COLUMNS = 79
 LAST_WORDS = 12  # lines shown of a run that failed
 POLL_SECONDS = 0.2
@@ -88,27 +87,13 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         "--epochs 3.\nGive runs with other trainer flags another --prefix.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    flag, everything = parser.add_argument, list(candidates())
+    flag, all_names = parser.add_argument, list(candidates())
+    flag("--strategies", type=strategy_list, default=all_names, metavar="A,B", help="(default: all below)")
+    flag("--seeds", type=seed_list, default="0,1,2", metavar="0,1", help="(default: %(default)s)")
     flag(
-        "--strategies",
-        type=strategy_list,
-        default=everything,
-        metavar="A,B",
-        help="of those below; default: all",
+        "--jobs", type=int, default=os.cpu_count(), metavar="N", help="runs at a time (default: %(default)s)"
     )
-    flag("--seeds", type=seed_list, default="0,1,2", metavar="0,1", help="default: %(default)s")
-    flag(
-        "--jobs",
-        type=int,
-        default=os.cpu_count(),
-        metavar="N",
-        help="runs side by side; default: %(default)s",
-    )
-    flag(
-        "--prefix",
-        default="compare",
-        help="of the folders snap/vqa/<prefix>-<strategy>-<seed>; default: compare",
-    )
+    flag("--prefix", default="compare", help="runs are named <prefix>-<strategy>-<seed> (default: compare)")
     flag("--readme", type=Path, metavar="FILE", help="write the table between its results markers too")
     args = parser.parse_args(argv[:end])
     if args.jobs < 1:

@@ -48,7 +48,7 @@ from training.optim import (
     make_schedule,
     warm_up_then_decay,
 )
-from training.run_folder import RunFolder, require_same_arguments
+from training.run_folder import RunFolder, describe_environment, require_same_arguments
 
 EVALUATION_BATCH = 4  # times the training batch: no gradients, so there is room
 
@@ -105,7 +105,8 @@ def train(args: VqaArgs, machine: Machine, start: Best | None) -> dict[str, Any]
         if resumed:
             tracker.say(messages.resume_message(state, args.epochs, args.folder))
         else:
-            folder.write_environment(setup.files, {"pretrained_sha256": setup.weights.sha256})
+            environment = describe_environment(machine, setup.files)
+            folder.write("env.json", environment | {"pretrained_sha256": setup.weights.sha256})
 
         # 4. Epochs.
         try:
@@ -114,10 +115,10 @@ def train(args: VqaArgs, machine: Machine, start: Best | None) -> dict[str, Any]
                 evaluation = evaluate(machine, run.model, run.valid_loader, setup.exam)
                 state.pool(accelerator)
                 metrics = state.finish_epoch(evaluation, len(run.loader.dataset))
-                tracker.record(metrics.values(), state.updates, messages.epoch_text(metrics, args.epochs))
+                tracker.record(metrics.values(), state.updates, metrics.log_text(args.epochs))
                 if machine.is_main and state.best is metrics:
                     about = (args.dataset, setup.answers, metrics.values())
-                    best = Best.of(args.folder / "BEST", setup.spec, setup.weights, *about)
+                    best = Best.of(folder.best, setup.spec, setup.weights, *about)
                     save_best(best, accelerator.unwrap_model(run.model), setup.weights)
                 folder.save_state()
                 if machine.is_main:  # after the save: what only shows must not spoil what was learned
@@ -130,8 +131,8 @@ def train(args: VqaArgs, machine: Machine, start: Best | None) -> dict[str, Any]
 
         # 5. The result.
         outcome = messages.result_of(vars(args), state, sizes)
-        folder.write_result(outcome)
-        tracker.say(messages.summary_table(state, args.folder, args.version, args.valid))
+        folder.write("result.json", outcome)
+        tracker.say(messages.summary_table(state, args.folder, args.valid))
     return outcome
 
 

@@ -18,10 +18,8 @@ from pathlib import Path
 from common.cli import Parser, run_command
 from report.policy_plot import draw_run
 from report.results_table import show_results
-from report.run import Run
+from report.run import RUNS, Run
 from tasks.finetune.strategies import STRATEGIES
-
-RUNS = Path("snap/vqa")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -53,7 +53,7 @@ def test_what_is_saved_is_what_is_read(best: Path) -> None:
 
 
 def test_the_predecessor_is_read_if_the_machine_stopped_between_two_renames(best: Path) -> None:
-    best.rename("BEST.old")
+    best.rename(".BEST.old")
     assert read_best(best).answers == ANSWERS
 
 
@@ -69,6 +69,7 @@ def set_spec(**values: Any) -> Change:
         *((lambda d, n=n: d.pop(n), f"does not say '{n}'") for n in ("spec", "features", "pretrained")),
         (lambda d: d.update(dataset="../elsewhere"), "the data set name '../elsewhere' may hold letters"),
         (lambda d: d.update(dataset=3), "says dataset is 3, which cannot be"),
+        (lambda d: d.update(features=-5), "says features is -5, which cannot be"),
         (lambda d: d.update(features=True), "says features is True, which cannot be"),
         (lambda d: d.update(metrics=[]), r"says metrics is \[\], which cannot be"),
         (lambda d: d["pretrained"].pop("sha256"), "does not say 'sha256'"),

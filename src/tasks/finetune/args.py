@@ -262,28 +262,24 @@ def validate(args: VqaArgs) -> None:
         value = getattr(args, field)
         if value is not None and not value > 0:
             raise UserError(f"--{field} must be greater than 0, not {value}")
-    if not 0 <= args.warmup <= 1:
-        raise UserError(f"--warmup is a share of all steps, between 0 and 1, not {args.warmup}")
-    if args.policy_start is not None and not 0 < args.policy_start < 1:
-        raise UserError(f"--policy_start is a share above 0 and below 1, not {args.policy_start}")
-    if args.dropout is not None and not 0 <= args.dropout < 1:
-        raise UserError(f"--dropout must be at least 0 and below 1, not {args.dropout}")
     origins = [f for f in ("pretrained", "load_lxmert", "load_lxmert_qa", "from_scratch") if getattr(args, f)]
-    if len(origins) > 1 and set(origins) != {"pretrained", "from_scratch"}:
-        raise UserError(f"--{' and --'.join(origins)} exclude each other: the weights come from one place")
-    if args.test and not args.load:
-        raise UserError("--test needs --load, the BEST folder to evaluate")
-    if (args.question is None) != (args.image_id is None):
-        given, missing = ("question", "image-id") if args.image_id is None else ("image-id", "question")
-        raise UserError(f"--{given} needs --{missing}: one question about one image")
-    if args.question is not None and not args.load:
-        raise UserError("--question needs --load, the BEST folder that is to answer it")
-    if args.question is not None and not args.question.strip():
-        raise UserError("--question is empty: give a question in quotes")
-    if args.question is not None and args.test:
-        raise UserError("--question and --test exclude each other: one question, or all of a split")
-    if args.tiny and args.fast:
-        raise UserError("--tiny and --fast exclude each other")
+    one_origin = len(origins) < 2 or set(origins) == {"pretrained", "from_scratch"}
+    question, start, dropout = args.question, args.policy_start, args.dropout
+    for holds, sentence in (
+        (0 <= args.warmup <= 1, f"--warmup is a share of all steps, between 0 and 1, not {args.warmup}"),
+        (start is None or 0 < start < 1, f"--policy_start is a share above 0 and below 1, not {start}"),
+        (dropout is None or 0 <= dropout < 1, f"--dropout must be at least 0 and below 1, not {dropout}"),
+        (one_origin, f"--{' and --'.join(origins)} exclude each other: the weights come from one place"),
+        (not args.test or args.load, "--test needs --load, the BEST folder to evaluate"),
+        (question is None or args.image_id, "--question needs --image-id: one question about one image"),
+        (args.image_id is None or question is not None, "--image-id needs --question, a question about it"),
+        (question is None or args.load, "--question needs --load, the BEST folder that is to answer it"),
+        (question is None or question.strip(), "--question is empty: give a question in quotes"),
+        (question is None or not args.test, "--question and --test exclude each other: one question, or all"),
+        (not (args.tiny and args.fast), "--tiny and --fast exclude each other"),
+    ):
+        if not holds:
+            raise UserError(sentence)
 
 
 def _add_flag(group: Any, field: dataclasses.Field, hint: Any) -> None:

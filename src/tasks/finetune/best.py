@@ -61,7 +61,7 @@ class Best(NamedTuple):
         answers: list[str],
         metrics: dict[str, Any],
     ) -> Best:
-        """What is to be said of a model that was trained from `pretrained`."""
+        """What there is to say of a model that was trained from `pretrained`."""
         features = pretrained.config.visual_feat_dim
         return cls(folder, spec, dataset, features, answers, pretrained.source, pretrained.sha256, metrics)
 
@@ -101,6 +101,8 @@ def read_best(folder: Path) -> Best:
         if description["format"] != FORMAT:
             raise CheckpointError(f"{folder} is of format {description['format']}; this code reads {FORMAT}.")
         _require(description, DESCRIBED)
+        if description["features"] < 1:
+            raise UserError(f"{DESCRIPTION} says features is {description['features']}, which cannot be")
         origin = _require(description["pretrained"], {"source": str, "sha256": str})
         return Best(
             folder,

@@ -16,7 +16,6 @@ from common.errors import UserError
 from common.files import replace_file
 from report.policy_plot import draw_policy
 from tasks.finetune.evaluate import Evaluation
-from tasks.finetune.metrics import EpochMetrics
 from tasks.finetune.setup import Setup
 from tasks.finetune.state import TrainState
 from training.run_folder import RunFolder
@@ -78,7 +77,7 @@ def result_of(what: Mapping[str, Any], state: TrainState, sizes: Sizes) -> dict[
     }
 
 
-def summary_table(state: TrainState, folder: Path, version: str, valid: str) -> str:
+def summary_table(state: TrainState, folder: Path, valid: str) -> str:
     """The table at the end of a run: figures, where everything is, and how to evaluate again."""
     last, best = state.history[-1], state.best
     rows = [
@@ -88,11 +87,11 @@ def summary_table(state: TrainState, folder: Path, version: str, valid: str) -> 
         ("training time", f"{state.seconds:.0f} s"),
         ("best weights", str(folder / "BEST")),
     ]
-    if (pictures := PICTURES / version).is_dir():
+    if (pictures := PICTURES / folder.name).is_dir():
         rows.append(("policy pictures", str(pictures)))
     body = aligned(rows)
     rule = "-" * max(map(len, body.splitlines()))
-    again = f"bash run/vqa_test.bash 0 {version} --test {valid}"
+    again = f"bash run/vqa_test.bash 0 {folder.name} --test {valid}"
     return "\n".join([rule, body, rule, f"evaluate again:  {again}"])
 
 
@@ -152,8 +151,3 @@ def save_predictions(path: Path, evaluation: Evaluation, answers: Sequence[str])
     pairs = zip(evaluation.question_ids, evaluation.chosen, strict=True)
     predictions = [{"question_id": int(question), "answer": answers[number]} for question, number in pairs]
     replace_file(path, json.dumps(predictions) + "\n")
-
-
-def epoch_text(metrics: EpochMetrics, epochs: int) -> str:
-    """One epoch in one line."""
-    return f"epoch {metrics.epoch:>2}/{epochs} {metrics.log_text()}"

@@ -21,6 +21,7 @@ from tasks.finetune.spec import ModelSpec
 from training.machine import Machine
 from vqadata.dataset import VqaDataset, split_names
 from vqadata.folder import DataFolder
+from vqadata.scoring import restrict
 
 
 class Setup(NamedTuple):
@@ -72,6 +73,7 @@ def set_up(args: VqaArgs, machine: Machine, best: Best | None) -> Setup:
     splits = [split for names in args.splits.values() for split in split_names(names)]
     labels = gate_labels(units)
     truth = folder.ground_truth(split_names(list(args.splits.values())[-1]))
+    truth = restrict(truth, datasets[-1].question_ids.tolist()) if truth else None
     exam = Exam(datasets[-1], labels["live"], truth, answers)
     files = [*map(folder.split_file, splits), folder.answers_file]
     return Setup(spec, weights, model, answers, datasets, labels, exam, loaded, files)
