@@ -40,8 +40,8 @@ from common.markdown import aligned, table
 from tasks.bench.pages import check_pages, write_pages
 from vqadata.convert import Options, convert
 from vqadata.dataset import VqaDataset
+from vqadata.feature_files import COLUMNS, TsvSource
 from vqadata.features import FeatureStores
-from vqadata.tsv import COLUMNS, TsvSource
 
 BATCH = 32
 ANSWERS = 3129
