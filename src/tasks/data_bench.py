@@ -39,8 +39,8 @@ from common.files import write_errors_explained, write_json
 from common.markdown import aligned, check_pages, table, write_pages
 from vqadata.convert import Options, convert
 from vqadata.dataset import VqaDataset
+from vqadata.feature_files import COLUMNS, TsvSource
 from vqadata.features import FeatureStores
-from vqadata.tsv import COLUMNS, TsvSource
 
 BATCH = 32
 ANSWERS = 3129
