@@ -6,7 +6,7 @@ submodules in a row share their gate.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -93,9 +93,10 @@ def list_units(config: LxmertConfig, granularity: str) -> list[Unit]:
     rows = GRANULARITIES[granularity]
     unused = tuple(f"{name}." for name in unused_modules(config))
     units = []
-    for stream, layer, name in _layers(config):
-        for parts, gates, label in rows[stream]:
-            modules = tuple(f"{name}.{part}" if part else name for part in parts)
+    for stream, (count, name) in LAYER_LISTS.items():
+        for layer, (parts, gates, label) in product(range(getattr(config, count)), rows[stream]):
+            path = f"encoder.{name}.{layer}"
+            modules = tuple(f"{path}.{part}" if part else path for part in parts)
             width = config.num_attention_heads if gates == HEADS else gates
             live = not f"{modules[0]}.".startswith(unused)
             units.append(Unit(modules, width, stream, layer + 1, label, live))
@@ -112,10 +113,3 @@ def gate_labels(units: list[Unit]) -> dict[str, np.ndarray]:
         "component": np.array(names, str),
         "live": np.array([unit.live for unit, _ in gates], bool),
     }
-
-
-def _layers(config: LxmertConfig) -> Iterator[tuple[str, int, str]]:
-    """(stream, number, module name) of every layer."""
-    for stream, (count, name) in LAYER_LISTS.items():
-        for layer in range(getattr(config, count)):
-            yield stream, layer, f"encoder.{name}.{layer}"
