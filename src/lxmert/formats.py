@@ -150,26 +150,26 @@ def read_folder(source: str, layers: Layers = (None, None, None)) -> Pretrained:
     described = folder / "config.json"
     entries = read_json(described, CheckpointError)
     kind = entries.get("model_type", "lxmert") if isinstance(entries, dict) else None
-    head = answers = None
     if kind == "bert":
         config = config_of_bert(entries, layers, described)
         deeper = range(config.l_layers, entries["num_hidden_layers"])
         rows = ((f"encoder.layer.{n}.", f"BERT's layers after the first {deeper.start}") for n in deeper)
         names = BERT._replace(dropped=(*BERT.dropped, *rows))
-        encoder, messages = sort_tensors(read_tensors(file), names)
-        messages.append(f"initialised what a BERT does not have: {', '.join(names.absent.values())}")
     elif kind == "lxmert":
         names, config = LXMERT, config_of_entries(entries, described)
-        encoder, messages = sort_tensors(read_tensors(file), names)
-        if head := take_head(encoder):
-            rows = count_rows(head, file)
-            answers = labels_of(config, rows, described)
-            if answers is None:
-                answers, message = published_answers(rows, folder)
-                messages.append(message if answers else f"dropped {HEAD}*: {message}")
-            head = head if answers else None
     else:
         raise CheckpointError(f"{described} describes neither an LXMERT nor a BERT.")
+    encoder, messages = sort_tensors(read_tensors(file), names)
+    head = answers = None
+    if names.absent:
+        messages.append(f"initialised what a BERT does not have: {', '.join(names.absent.values())}")
+    elif head := take_head(encoder):
+        rows = count_rows(head, file)
+        answers = labels_of(config, rows, described)
+        if answers is None:
+            answers, message = published_answers(rows, folder)
+            messages.append(message if answers else f"dropped {HEAD}*: {message}")
+        head = head if answers else None
     messages.insert(0, loaded_message(encoder, head, file))
     found = (config, encoder, head, answers, tokenizer_of(folder), source, sha256_of(file), messages)
     return Pretrained(*found, tuple(names.absent))

@@ -26,8 +26,7 @@ from torch import Tensor
 from common.cli import Parser, run_command
 from common.errors import UserError
 from common.files import check_name, replace_folder, sha256_of
-from lxmert.loading import Pretrained, check_match
-from lxmert.modeling import AnswerHead, LxmertModel
+from lxmert.loading import Pretrained, check_complete
 from lxmert.sources import read_tensors
 from lxmert.tokens import load_tokenizer
 from lxmert.units import unused_modules
@@ -107,30 +106,23 @@ def export(run: Path, to: Path) -> None:
     best = read_best(run / "BEST")
     card = model_card(Run(run), best, to)
     pretrained = load_base_weights(best)
-    tensors = read_tensors(best.folder / WEIGHTS)
+    file = best.folder / WEIGHTS
+    tensors = read_tensors(file)
     head = {name.removeprefix(HEAD): t for name, t in tensors.items() if name.startswith(HEAD)}
-    encoder = pretrained.encoder | encoder_of(tensors)
-    with torch.device("meta"):
-        whole_encoder = LxmertModel(pretrained.config).state_dict()
-        whole_head = AnswerHead(pretrained.config, len(best.answers)).state_dict()
-    check_match(whole_encoder, encoder, str(best.folder / WEIGHTS))
-    check_match(whole_head, head, str(best.folder / WEIGHTS))
-    pretrained = pretrained._replace(encoder=encoder, answer_head=head, answers=best.answers)
+    encoder = pretrained.encoder | {  # of a pair, the frozen copy
+        name.removeprefix(ENCODER).replace(".frozen.", "."): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(ENCODER) and ".tuned." not in name
+    }
+    fine_tuned = {"encoder": encoder, "answer_head": head, "answers": best.answers, "initialised": ()}
+    pretrained = pretrained._replace(source=str(file), **fine_tuned)
+    check_complete(pretrained)
     with replace_folder(to) as folder:
         if STRATEGIES[best.spec.strategy].adaptive:
             write_adaptive(folder, best, tensors, pretrained)
         else:
             write_question_answering(folder, pretrained)
         (folder / "README.md").write_text(card, encoding="utf-8")
-
-
-def encoder_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What a BEST folder holds of LxmertModel, under its names; of a pair, the frozen copy."""
-    return {
-        name.removeprefix(ENCODER).replace(".frozen.", "."): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(ENCODER) and ".tuned." not in name
-    }
 
 
 def write_adaptive(folder: Path, best: Best, tensors: Mapping[str, Tensor], pretrained: Pretrained) -> None:

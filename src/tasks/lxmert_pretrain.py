@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def pretrain(args: argparse.Namespace) -> dict[str, Any]:
-    """Draw scenes, train, check, write the folder; returns what pretraining.json records."""
+    """Do all that the command is for; returns what pretraining.json records."""
     started = time.perf_counter()
     torch.set_num_threads(args.threads)
     accelerator = Accelerator()
@@ -102,7 +101,7 @@ def pretrain(args: argparse.Namespace) -> dict[str, Any]:
         model.train()
         order = torch.randperm(len(train.answers)).to(accelerator.device)
         bar = tqdm(total=len(order), desc=f"epoch {epoch + 1}/{args.epochs}", unit="ex")
-        correct = seen = 0
+        correct = 0
         for batch in train.batches(order, args.batch_size):
             logits, losses = model(batch)
             loss = losses["answer"] + losses["color"] + losses["shape"]
@@ -112,9 +111,8 @@ def pretrain(args: argparse.Namespace) -> dict[str, Any]:
             optimizer.step()
             schedule.step()
             correct += int((logits.argmax(-1) == batch.answers).sum())
-            seen += len(logits)
             bar.update(len(logits))
-            bar.set_postfix(loss=f"{loss.item():.3f}", accuracy=f"{100 * correct / seen:.1f}%")
+            bar.set_postfix(loss=f"{loss.item():.3f}", accuracy=f"{100 * correct / bar.n:.1f}%")
         bar.close()
         print(f"epoch {epoch + 1}: clean validation accuracy {accuracy(model, check)['all']:.1f}%")
 
@@ -127,44 +125,30 @@ def pretrain(args: argparse.Namespace) -> dict[str, Any]:
         "seconds": round(time.perf_counter() - started, 1),
         "versions": {library.__name__: library.__version__ for library in libraries},
     }
-    record = write_model(args.output, model, vocabulary, record)
+    write_model(args.output, model, vocabulary, record)
     print(f"{args.output / 'model.safetensors'}: sha256 {record['sha256']}")
     print(f"clean validation accuracy {record['accuracy']['all']:.1f}% after {record['seconds']:.0f} s")
     return record
 
 
-class Batch(NamedTuple):
-    """B questions, each with the regions of its scene."""
-
-    input_ids: Tensor  # (B, T) word pieces, padded with 0
-    features: Tensor  # (B, R, D)
-    boxes: Tensor  # (B, R, 4)
-    colors: Tensor  # (B, R) index into COLORS, or NOTHING
-    shapes: Tensor  # (B, R) index into SHAPES, or NOTHING
-    answers: Tensor  # (B,) index into ANSWERS
-
-
 class Examples(NamedTuple):
-    """N questions about S scenes; the fields of `Batch`, with regions stored once per scene."""
+    """N questions, each with the R regions of its scene: all there are, or a batch of them."""
 
-    input_ids: Tensor  # (N, T)
-    features: Tensor  # (S, R, D)
-    boxes: Tensor  # (S, R, 4)
-    colors: Tensor  # (S, R)
-    shapes: Tensor  # (S, R)
-    answers: Tensor  # (N,)
-    scene: Tensor  # (N,) the row of the question's scene
-    families: list[str]  # N
+    input_ids: Tensor  # (N, T) word pieces, padded with 0
+    features: Tensor  # (N, R, D)
+    boxes: Tensor  # (N, R, 4)
+    colors: Tensor  # (N, R) index into COLORS, or NOTHING
+    shapes: Tensor  # (N, R) index into SHAPES, or NOTHING
+    answers: Tensor  # (N,) index into ANSWERS
+    families: Tensor  # (N,) index into WORDINGS
 
     def to(self, device: torch.device) -> Examples:
-        return Examples(*(field.to(device) for field in self[:-1]), self.families)
+        return Examples(*(column.to(device) for column in self))
 
-    def batches(self, order: Tensor, size: int) -> Iterator[Batch]:
+    def batches(self, order: Tensor, size: int) -> Iterator[Examples]:
         """The questions `order` (N,), `size` at a time; the last batch may be smaller."""
         for rows in order.split(size):
-            scene = self.scene[rows]
-            regions = (of_scenes[scene] for of_scenes in self[1:5])
-            yield Batch(self.input_ids[rows], *regions, self.answers[rows])
+            yield Examples(*(column[rows] for column in self))
 
 
 def draw_examples(use: int, seed: int, count: int, questions: int, tokenizer: BertTokenizer) -> Examples:
@@ -185,9 +169,9 @@ def draw_examples(use: int, seed: int, count: int, questions: int, tokenizer: Be
         drawn += scenes.ask(scene.things, questions, WORDING, rng)
     encoded = tokenizer([question.text for question in drawn], padding=True, return_tensors="pt")
     answers = torch.tensor([scenes.ANSWERS.index(question.answer) for question in drawn])
-    row = torch.arange(count).repeat_interleave(questions)
-    families = [question.family for question in drawn]
-    return Examples(encoded["input_ids"], features, boxes, colors, shapes, answers, row, families)
+    families = torch.tensor([list(scenes.WORDINGS).index(question.family) for question in drawn])
+    of_scenes = (column.repeat_interleave(questions, 0) for column in (features, boxes, colors, shapes))
+    return Examples(encoded["input_ids"], *of_scenes, answers, families)
 
 
 def small_config(words: int) -> LxmertConfig:
@@ -226,15 +210,10 @@ class PretrainingModel(nn.Module):
         for head in (self.color_head, self.shape_head):
             initialise(head, config.initializer_range)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Answer logits (B, answers), and the mean loss of each objective."""
-        output = self.lxmert(
-            batch.input_ids,
-            batch.input_ids != 0,
-            batch.features,
-            batch.boxes,
-            batch.colors != NOTHING,
-        )
+    def forward(self, batch: Examples) -> tuple[Tensor, dict[str, Tensor]]:
+        """Answer logits (N, answers), and the mean loss of each objective."""
+        words, regions = batch.input_ids != 0, batch.colors != NOTHING
+        output = self.lxmert(batch.input_ids, words, batch.features, batch.boxes, regions)
         logits = self.answer_head(output.pooled)
         return logits, {
             "answer": vqa_loss(logits, F.one_hot(batch.answers, logits.shape[1]).to(logits.dtype)),
@@ -248,18 +227,15 @@ def accuracy(model: nn.Module, examples: Examples) -> dict[str, float]:
     """Per cent of the questions answered right: of all, and of each family."""
     model.eval()
     everything = torch.arange(len(examples.answers), device=examples.answers.device)
-    hits: defaultdict[str, list[bool]] = defaultdict(list)
     chosen = torch.cat([model(batch)[0].argmax(-1) for batch in examples.batches(everything, 512)])
-    for family, hit in zip(examples.families, (chosen == examples.answers).tolist(), strict=True):
-        hits["all"].append(hit)
-        hits[family].append(hit)
-    return {family: round(100 * sum(right) / len(right), 2) for family, right in hits.items()}
+    right = chosen == examples.answers
+    hits = {family: right[examples.families == row] for row, family in enumerate(scenes.WORDINGS)}
+    hits = {"all": right} | {family: found for family, found in hits.items() if len(found)}
+    return {family: round(100 * int(found.sum()) / len(found), 2) for family, found in hits.items()}
 
 
-def write_model(
-    output: Path, model: PretrainingModel, vocabulary: list[str], record: dict[str, Any]
-) -> dict[str, Any]:
-    """Write the folder as a whole, in the place of an earlier one; returns the record with the sha256."""
+def write_model(output: Path, model: PretrainingModel, vocabulary: list[str], record: dict[str, Any]) -> None:
+    """Write the folder as a whole, in the place of an earlier one; `record` gets its sha256."""
     weights = {
         name: value.detach().cpu().half().contiguous()
         for name, value in model.state_dict().items()
@@ -271,9 +247,8 @@ def write_model(
         model.config.save_pretrained(folder)
         (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
         write_json(folder / "tokenizer_config.json", tokenizer)
-        record = record | {"sha256": sha256_of(folder / "model.safetensors")}
+        record["sha256"] = sha256_of(folder / "model.safetensors")
         write_json(folder / "pretraining.json", record)
-    return record
 
 
 if __name__ == "__main__":

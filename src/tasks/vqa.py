@@ -117,8 +117,7 @@ def train(args: VqaArgs, machine: Machine, start: Best | None) -> dict[str, Any]
                 metrics = state.finish_epoch(evaluation, len(run.loader.dataset))
                 tracker.record(metrics.values(), state.updates, metrics.log_text(args.epochs))
                 if machine.is_main and state.best is metrics:
-                    about = (args.dataset, setup.answers, metrics.values())
-                    best = Best.of(folder.best, setup.spec, setup.weights, *about)
+                    best = setup.as_best(folder.best, args.dataset, metrics.values())
                     save_best(best, accelerator.unwrap_model(run.model), setup.weights)
                 folder.save_state()
                 if machine.is_main:  # after the save: what only shows must not spoil what was learned

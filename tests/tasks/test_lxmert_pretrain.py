@@ -15,7 +15,6 @@ from transformers import AutoTokenizer, LxmertConfig, LxmertForQuestionAnswering
 from lxmert.modeling import AnswerHead, LxmertModel
 from tasks.lxmert_pretrain import (
     NOTHING,
-    Batch,
     Examples,
     PretrainingModel,
     accuracy,
@@ -41,7 +40,7 @@ class Answering(torch.nn.Module):
         weights = load_file(folder / "model.safetensors")
         self.load_state_dict({name: value.float() for name, value in weights.items()})
 
-    def forward(self, batch: Batch) -> tuple[torch.Tensor, None]:
+    def forward(self, batch: Examples) -> tuple[torch.Tensor, None]:
         real = batch.colors != NOTHING
         output = self.lxmert(batch.input_ids, batch.input_ids != 0, batch.features, batch.boxes, real)
         return self.answer_head(output.pooled), None

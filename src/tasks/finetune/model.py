@@ -96,9 +96,8 @@ def freeze(module: nn.Module) -> None:
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
     """Trainable, frozen and total."""
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
-    trainable = sum(size for size, requires_grad in sizes if requires_grad)
-    total = sum(size for size, _ in sizes)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return {"trainable": trainable, "frozen": total - trainable, "total": total}
 
 

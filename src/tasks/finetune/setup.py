@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,13 +14,12 @@ from lxmert.tokens import load_tokenizer
 from lxmert.units import gate_labels
 from tasks.finetune.args import VqaArgs
 from tasks.finetune.best import Best, load_base_weights, load_best
-from tasks.finetune.data import load_splits, require_data, write_scenes_if_missing
+from tasks.finetune.data import load_splits, open_data, require_data
 from tasks.finetune.evaluate import Exam
 from tasks.finetune.model import build, count_parameters
 from tasks.finetune.spec import ModelSpec
 from training.machine import Machine
 from vqadata.dataset import VqaDataset, split_names
-from vqadata.folder import DataFolder
 from vqadata.scoring import restrict
 
 
@@ -44,15 +43,18 @@ class Setup(NamedTuple):
         gates = {"total": len(live), "live": int(live.sum())}
         return {"parameters": count_parameters(self.model), "gates": gates}
 
+    def as_best(self, folder: Path, dataset: str, metrics: dict[str, Any]) -> Best:
+        """What a BEST folder says of the model, after an epoch on `dataset` with these metrics."""
+        size, origin = self.weights.config.visual_feat_dim, (self.weights.source, self.weights.sha256)
+        return Best(folder, self.spec, dataset, size, self.answers, *origin, metrics)
+
 
 def set_up(args: VqaArgs, machine: Machine, best: Best | None) -> Setup:
     """Read and build everything for settled arguments; `best` is the checkpoint of --load.
 
     UserError for data or weights that are missing or cannot be used together.
     """
-    folder = DataFolder(Path(args.data), args.dataset)
-    with machine.accelerator.main_process_first():
-        write_scenes_if_missing(folder)
+    folder = open_data(Path(args.data), args.dataset, machine)
     require_data(folder, args.splits)
     answers = best.answers if best else folder.read_answers()
     if best and not args.test and answers != folder.read_answers():
