@@ -28,9 +28,6 @@ NOT_FOR_FOLDERS = {errno.EINVAL, errno.EBADF, errno.EOPNOTSUPP}  # some network 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
-# ------------------------------------------------------------------------------------------------ writing
-
-
 def replace_file(path: Path, content: Content) -> None:
     """Write one file whole; its folder is made if need be. UserError if that cannot be done."""
     replace_files(path.parent, {path.name: content})
@@ -146,9 +143,6 @@ def write_errors_explained(where: object, error: type[UserError] = UserError) ->
         raise error(f"{where} cannot be written: {refusal.strerror or refusal}.") from None
 
 
-# ------------------------------------------------------------------------------------------------ reading
-
-
 def read_text(path: Path, error: type[UserError] = UserError) -> str:
     """The text of a file; `error` if it is missing, unreadable or not UTF-8."""
     try:
@@ -207,9 +201,6 @@ def check_name(what: str, name: str, error: type[UserError] = UserError) -> str:
             "letter, a digit or '_'"
         )
     return name
-
-
-# ------------------------------------------------------------------------------------------------ details
 
 
 def _write(path: Path, content: Content) -> None:

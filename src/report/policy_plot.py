@@ -107,9 +107,6 @@ def question_type_figure(
     return _departures(usage, names, by_type[shown] - share, title)
 
 
-# ---- the three pictures: a panel per stream ----
-
-
 class Part(NamedTuple):
     """A component's label taken apart: "cross head 3" is group "cross", name "head", number "3"."""
 
@@ -214,9 +211,6 @@ def _departures(usage: GateTable, names: Sequence[str], departure: np.ndarray, t
     bar = _add_colour_bar(figure, colours, "share tuned minus that of all examples")
     bar.set_xticks([-limit, 0, limit], [f"-{limit:.1f}", "0", f"+{limit:.1f}"])
     return figure
-
-
-# ---- what they are drawn from ----
 
 
 def _lay_out(

@@ -32,8 +32,6 @@ def convert_answer(text: str) -> str:
     return SAME_ANSWER.get(answer, answer)
 
 
-# ------------------------------------------------------------------------- the official normalisation
-
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _DIGIT_COMMA = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
@@ -85,9 +83,6 @@ def normalise(text: str) -> str:
     return " ".join(_WITH_APOSTROPHE.get(word, word) for word in words if word not in _OFFICIAL_ARTICLES)
 
 
-# --------------------------------------------------------------------------------- how right an answer is
-
-
 def agreement(count: int, annotators: int) -> float:
     """How right an answer is, in [0, 1], that `count` of the annotators gave.
 
@@ -118,9 +113,6 @@ def guess_answer_type(answer: str) -> str:
     if answer.lower() in YES_NO:
         return "yes/no"
     return "number" if re.fullmatch(r"\d+([.,]\d+)*", answer) else "other"
-
-
-# -------------------------------------------------------------------------------------------- vocabulary
 
 
 def build_vocabulary(

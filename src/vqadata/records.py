@@ -32,9 +32,6 @@ Record = dict[str, Any]
 FaultOf = Callable[[Any], str | None]  # what is wrong with a record, naming the field, or None
 
 
-# --------------------------------------------------------------------------------------- files of records
-
-
 def read_records(
     source: Source | Path, key: str, fault_of: FaultOf, seen: set[int] | None = None
 ) -> list[Record]:
@@ -92,9 +89,6 @@ def read_answers(path: Path) -> list[str]:
     if len(set(answers)) != len(answers):
         raise DataError(f"{path} holds an answer twice; every label needs an answer of its own.")
     return answers
-
-
-# ------------------------------------------------------------------------------------- kinds of records
 
 
 def record_fault(record: Any, vocabulary: Collection[str] | None = None) -> str | None:

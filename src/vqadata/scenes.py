@@ -72,9 +72,6 @@ class Question(NamedTuple):
     family: str
 
 
-# ---------------------------------------------------------------------------------------------- pictures
-
-
 def draw_scene(rng: np.random.Generator, style: float = 0.0) -> Scene:
     """A random scene."""
     things = _place_things(rng, style)
@@ -143,8 +140,6 @@ def _crop(pixels: np.ndarray, box: np.ndarray) -> np.ndarray:
     small = crop.resize((PATCH, PATCH), Image.Resampling.BOX)
     return np.asarray(small, np.float32).ravel() / 127.5 - 1
 
-
-# --------------------------------------------------------------------------------------------- questions
 
 # Family: its two wordings. Pre-training asks in the first, fine-tuning in the second.
 WORDINGS = {

@@ -151,9 +151,6 @@ def _own_tensors(model: nn.Module, pretrained: Pretrained) -> dict[str, Tensor]:
     }
 
 
-# ---------------------------------------------------------------------------------- what model.json may say
-
-
 def _read_spec(entries: dict[str, Any], folder: Path) -> ModelSpec:
     """The spec of a description, by the rules of the command line; UserError if it breaks one."""
     kinds = typing.get_type_hints(ModelSpec)

@@ -17,8 +17,6 @@ from training.machine import Machine
 from vqadata.dataset import VqaDataset
 from vqadata.scoring import GroundTruth, official_scores, oracle_scores
 
-BATCH = 4  # times the training batch: no gradients, so there is room
-
 
 class Evaluation(NamedTuple):
     """The answers to N questions, in the order of their data set."""

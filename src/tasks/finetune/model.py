@@ -72,7 +72,7 @@ def build(
     strategy = STRATEGIES[spec.strategy]
     if strategy.adaptive:
         units = list_units(weights.config, strategy.granularity)
-        policy = POLICIES[spec.policy].build(spec, model.lxmert, sum(unit.width for unit in units))
+        policy = POLICIES[spec.policy](spec, model.lxmert, sum(unit.width for unit in units))
         held_in = precision if spec.frozen_dtype == "auto" else spec.frozen_dtype
         frozen_dtype = torch.bfloat16 if held_in == "bf16" else None
         gates = adapt(model.lxmert, [(unit.modules, unit.width) for unit in units], frozen_dtype)
