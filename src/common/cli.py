@@ -6,8 +6,6 @@
 130  stopped by Ctrl-C or SIGTERM; the same command goes on
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Callable

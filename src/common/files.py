@@ -4,8 +4,6 @@ What is new is written aside and brought to the disk before it gets its name, an
 only when the new name is on the disk too: a power cut leaves the one or the other, never a file of no bytes.
 """
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import hashlib

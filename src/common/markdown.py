@@ -1,7 +1,5 @@
 """Blocks of a markdown file that commands write: what stands between two markers, and nothing else."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from common.errors import UserError

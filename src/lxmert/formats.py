@@ -7,8 +7,6 @@
   language side
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Mapping

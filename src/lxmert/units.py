@@ -4,8 +4,6 @@ A row is (submodules of a layer, gates, label). `HEADS` stands for one gate per 
 submodules in a row share their gate.
 """
 
-from __future__ import annotations
-
 import itertools
 from typing import NamedTuple
 

@@ -7,8 +7,6 @@ A gate table is a mapping of arrays over the G gates, in model order: `stream` (
 `component` (str) and `live` (bool); a dead gate cannot influence the answer. `usage.npz` is such a table.
 """
 
-from __future__ import annotations
-
 import io
 import itertools
 import re

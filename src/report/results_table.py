@@ -4,8 +4,6 @@ Below the table it checks the orderings one expects of adaptive fine-tuning and 
 measured number, whether it holds.
 """
 
-from __future__ import annotations
-
 import statistics
 import textwrap
 from collections.abc import Sequence

@@ -7,8 +7,6 @@ gains a tenth, a second run far more. A run whose result.json is there is not re
 named with its last words, and the others go on.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import signal

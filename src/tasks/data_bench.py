@@ -9,8 +9,6 @@ says what is measured and how; with --readme its tables are replaced, and the
 README gets a sentence.
 """
 
-from __future__ import annotations
-
 import argparse
 import base64
 import csv

@@ -12,8 +12,6 @@ README.md in it says what it was trained on, how well it does and what its
 scores are worth.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

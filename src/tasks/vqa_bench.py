@@ -10,8 +10,6 @@ says what they are and how they are measured; with --readme its table is
 replaced, and the README gets a picture and six of the rows.
 """
 
-from __future__ import annotations
-
 import argparse
 import gc
 import platform

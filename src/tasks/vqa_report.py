@@ -8,8 +8,6 @@ A run is given by its version name or by its folder.
 
 # Not report.py: Python looks into a script's own folder first, where it would hide the package `report`.
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from pathlib import Path

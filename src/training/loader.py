@@ -1,7 +1,5 @@
 """The order of examples, as a function of seed and epoch alone, so that a resumed run goes on exactly."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import torch

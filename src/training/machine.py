@@ -1,7 +1,5 @@
 """The machine a run is on: its devices, processes and precision, through accelerate."""
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager
 from typing import Any
 

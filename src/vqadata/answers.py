@@ -4,8 +4,6 @@
 whose published numbers include its quirks. They are two different things.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence

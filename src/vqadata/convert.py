@@ -5,8 +5,6 @@ measured: decoding is a chain of calls of some 20 microseconds outside Python's 
 it lose more in handing that lock to and fro than they gain.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice

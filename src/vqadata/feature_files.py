@@ -4,8 +4,6 @@ A line of a .tsv is an image: ten columns between tabs, arrays in base64. It may
 read without unpacking it. An .npz is what bottom-up-attention extractors write of an image.
 """
 
-from __future__ import annotations
-
 import io
 import zipfile
 import zlib

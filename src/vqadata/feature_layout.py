@@ -1,7 +1,5 @@
 """What a feature store holds: its arrays, a row as bytes, and its checksums (see vqadata.features)."""
 
-from __future__ import annotations
-
 import hashlib
 import zlib
 from collections.abc import Iterable, Iterator, Mapping

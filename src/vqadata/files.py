@@ -1,7 +1,5 @@
 """JSON documents, read from a plain file, a .gz or a .zip."""
 
-from __future__ import annotations
-
 import gzip
 import struct
 import zipfile

@@ -64,8 +64,6 @@ class DataFolder:
     def name(self) -> str:
         return self.path.name
 
-    # --- where things are
-
     @property
     def answers_file(self) -> Path:
         return self.path / ANSWERS
@@ -108,8 +106,6 @@ class DataFolder:
         """The folder of one of its feature stores."""
         return self.features / check_name("feature store", name, DataError)
 
-    # --- what exists
-
     def exists(self) -> bool:
         return is_there(self.path) and self.path.is_dir()
 
@@ -134,8 +130,6 @@ class DataFolder:
         if not any(self.features.glob(f"*/{MANIFEST}")):
             missing.append(self.features / "<image set>" / MANIFEST)
         return missing
-
-    # --- reading
 
     def read_splits(self, splits: Iterable[str]) -> dict[str, list[Record]]:
         """The records, in file order, of splits that are used together: no question id may come twice.
@@ -166,8 +160,6 @@ class DataFolder:
     def open_features(self) -> FeatureStores:
         """All its feature stores, read as one; StoreError if there is none or one is damaged."""
         return FeatureStores(self.features)
-
-    # --- writing
 
     def write(self, prepared: Prepared, features: Path | None = None) -> list[str]:
         """Write a data set, all of it or nothing, and with `features` where to find those it shares.

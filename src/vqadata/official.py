@@ -1,7 +1,5 @@
 """The published question and annotation files: VQA v2's, VQA-CP v2's flat lists, and lists of our own."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path

@@ -7,8 +7,6 @@ there is room for goes to test, and the group that knows most of the words that 
 training. The priors change, the concepts do not.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence

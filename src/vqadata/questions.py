@@ -8,8 +8,6 @@ Examples are LXMERT's records. The soft targets from any source are equal: human
 and looked up in the vocabulary.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial

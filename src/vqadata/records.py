@@ -11,8 +11,6 @@ whatever `vqa_prepare check` finds is what the trainer stops at, in the same wor
     prediction   one of the challenge's format: question_id and answer
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path

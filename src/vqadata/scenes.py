@@ -6,8 +6,6 @@ asked, each in two wordings. A *style* shifts a scene away from the clean world 
 and noisier one (style 1). Everything is drawn from the random generator that is passed in.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections import Counter, defaultdict

@@ -9,8 +9,6 @@ same answer) and counts every human answer. The soft-target one looks the predic
 among those human answers that are in the vocabulary.
 """
 
-from __future__ import annotations
-
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence

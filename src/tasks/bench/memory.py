@@ -1,7 +1,5 @@
 """Peak memory of a piece of code, two ways: what its tensors took, and what the process grew by."""
 
-from __future__ import annotations
-
 import ctypes
 import gc
 import json

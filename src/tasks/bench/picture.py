@@ -1,7 +1,5 @@
 """What the benchmark measured, as a picture: how many times as fast as its reference each variant is."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@
 is taken repeat by repeat, so that what slowed the machine down for a while slowed down both of its variants.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """The variants that the benchmark compares: which there are, and how the model of each is built."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 from contextlib import AbstractContextManager, nullcontext

@@ -7,8 +7,6 @@ the answers         in label order, in the file that data sets have for them
 pretrained/         the pre-trained model; only in exported folders, which need nothing else
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import typing

@@ -1,7 +1,5 @@
 """Answering all questions of a data set, and how well that went."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 

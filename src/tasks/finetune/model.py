@@ -4,8 +4,6 @@ Build, load the pre-trained weights, then adapt: frozen copies are made from loa
 pre-trained whatever format the weights came in.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

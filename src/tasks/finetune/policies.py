@@ -4,8 +4,6 @@
 spec, the model and its number of gates, and says what it is in `about`.
 """
 
-from __future__ import annotations
-
 import copy
 
 import torch

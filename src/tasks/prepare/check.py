@@ -1,7 +1,5 @@
 """`check`: whether all of a data set is there and can be used: files, records, features, checksums."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What the sub-commands of vqa_prepare have in common."""
 
-from __future__ import annotations
-
 import argparse
 import textwrap
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """`features`: region features to a feature store."""
 
-from __future__ import annotations
-
 import argparse
 import re
 from functools import partial

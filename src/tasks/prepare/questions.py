@@ -1,7 +1,5 @@
 """The commands of `vqa_prepare` that deal with questions and answers."""
 
-from __future__ import annotations
-
 import argparse
 import time
 from pathlib import Path
