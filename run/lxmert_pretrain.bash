@@ -6,8 +6,9 @@
 # About nine minutes on two CPU cores, with one thread for the sake of the checksum. Writes
 # snap/pretrained/lxmert-scenes/ (0.8 MB) and prints the checksum of its weights and the accuracy on clean scenes
 # that it has not seen, about 90 %. The folder comes with the repository; this is how it was made.
+
 set -euo pipefail
+
 # shellcheck source=env.bash
 source "$(dirname "$(readlink -f "$0")")/env.bash"
-
-"$PYTHON" src/tasks/lxmert_pretrain.py "$@"
+exec "$PYTHON" src/tasks/lxmert_pretrain.py "$@"

@@ -1,6 +1,7 @@
 """The launchers, run in a copy of the repository with stand-ins for Python, pip, trainer and GPU driver."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -116,6 +117,7 @@ def test_launcher_is_valid_bash_in_strict_mode_and_begins_with_its_purpose(launc
     assert re.match(r"# \w.*\.$", lines[1])
     code = [line for line in lines if line and not line.startswith("#")]
     assert code[0] == "set -euo pipefail"
+    assert os.access(launcher, os.X_OK) == (launcher.name != "env.bash")  # which is only read by the others
 
 
 @pytest.mark.parametrize("launcher", ["vqa_finetune", "vqa_test"])

@@ -7,8 +7,6 @@
   language side
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -22,6 +20,7 @@ from common.errors import CheckpointError
 from common.files import read_json, sha256_of
 from lxmert.modeling import LAYER_NORM_EPS
 from lxmert.sources import TOKENIZER_FILES, VOCABULARY_FILES, local_folder, read_tensors
+from lxmert.units import LAYER_LISTS
 
 Layers = tuple[int | None, int | None, int | None]  # how many for language, vision and cross; None: not said
 
@@ -76,7 +75,6 @@ SHAPES = {
     "visual_feat_dim": ("encoder.visn_fc.visn_fc.weight", 1),
     "visual_pos_dim": ("encoder.visn_fc.box_fc.weight", 1),
 }
-LAYER_LISTS = {"l_layers": "layer", "r_layers": "r_layers", "x_layers": "x_layers"}
 HEAD_SIZE = 64  # of BERT and of every published LXMERT; no shape tells it
 
 # What LxmertConfig takes over from BertConfig, and the numbers of layers that the published LXMERT has.
@@ -114,7 +112,7 @@ def read_original(path: str, with_head: bool) -> Pretrained:
     """Read a `.pth` file of the original code, given with or without its ending `_LXRT.pth`.
 
     `with_head` keeps the answer head too; its list of answers, all_ans.json, must lie beside the file or in
-    data/lxmert. Sizes come from the tensors' shapes. CheckpointError for a file that cannot be used.
+    data/lxmert. Sizes come from the tensors' shapes. CheckpointError if it cannot be used.
     """
     file = next((file for file in (Path(path), Path(f"{path}{SUFFIX}")) if file.is_file()), None)
     if file is None:
@@ -125,7 +123,7 @@ def read_original(path: str, with_head: bool) -> Pretrained:
     if with_head:
         if not head:
             raise CheckpointError(f"{file} has no answer head; load it without one (--loadLXMERT).")
-        answers, message = published_answers(count_rows(head, config, file), file.parent)
+        answers, message = published_answers(count_rows(head, file), file.parent)
         if answers is None:
             raise CheckpointError(f"The answer head of {file} cannot be used: {message}.")
         messages.append(message)
@@ -150,32 +148,29 @@ def read_folder(source: str, layers: Layers = (None, None, None)) -> Pretrained:
     described = folder / "config.json"
     entries = read_json(described, CheckpointError)
     kind = entries.get("model_type", "lxmert") if isinstance(entries, dict) else None
-    head = answers = None
     if kind == "bert":
         config = config_of_bert(entries, layers, described)
         deeper = range(config.l_layers, entries["num_hidden_layers"])
         rows = ((f"encoder.layer.{n}.", f"BERT's layers after the first {deeper.start}") for n in deeper)
         names = BERT._replace(dropped=(*BERT.dropped, *rows))
-        encoder, messages = sort_tensors(read_tensors(file), names)
-        messages.append(f"initialised what a BERT does not have: {', '.join(names.absent.values())}")
     elif kind == "lxmert":
         names, config = LXMERT, config_of_entries(entries, described)
-        encoder, messages = sort_tensors(read_tensors(file), names)
-        if head := take_head(encoder):
-            rows = count_rows(head, config, file)
-            answers = labels_of(config, described)
-            if answers is None:
-                answers, message = published_answers(rows, folder)
-                messages.append(message if answers else f"dropped {HEAD}*: {message}")
-            head = head if answers else None
     else:
         raise CheckpointError(f"{described} describes neither an LXMERT nor a BERT.")
+    encoder, messages = sort_tensors(read_tensors(file), names)
+    head = answers = None
+    if names.absent:
+        messages.append(f"initialised what a BERT does not have: {', '.join(names.absent.values())}")
+    elif head := take_head(encoder):
+        rows = count_rows(head, file)
+        answers = labels_of(config, rows, described)
+        if answers is None:
+            answers, message = published_answers(rows, folder)
+            messages.append(message if answers else f"dropped {HEAD}*: {message}")
+        head = head if answers else None
     messages.insert(0, loaded_message(encoder, head, file))
-    given = (config, encoder, head, answers, tokenizer_of(folder), source, sha256_of(file), messages)
-    return Pretrained(*given, tuple(names.absent))
-
-
-# ------------------------------------------------------------------------------------------------ tensors
+    found = (config, encoder, head, answers, tokenizer_of(folder), source, sha256_of(file), messages)
+    return Pretrained(*found, tuple(names.absent))
 
 
 def sort_tensors(tensors: Mapping[str, Tensor], names: Names) -> tuple[dict[str, Tensor], list[str]]:
@@ -208,9 +203,6 @@ def loaded_message(encoder: Mapping[str, Tensor], head: Mapping[str, Tensor] | N
     return f"loaded {len(encoder)} tensors of the encoder{of_head} from {file}"
 
 
-# -------------------------------------------------------------------------------------------------- sizes
-
-
 def config_of_shapes(encoder: Mapping[str, Tensor], file: Path) -> LxmertConfig:
     """The configuration of a model that has tensors of these shapes; CheckpointError if it is no LXMERT."""
     sizes = {}
@@ -218,7 +210,7 @@ def config_of_shapes(encoder: Mapping[str, Tensor], file: Path) -> LxmertConfig:
         if name not in encoder or encoder[name].ndim != 2:
             raise CheckpointError(f"{file} holds no LXMERT: it has no matrix {name}.")
         sizes[field] = encoder[name].shape[dimension]
-    for field, part in LAYER_LISTS.items():
+    for field, part in LAYER_LISTS.values():
         found = (re.match(rf"encoder\.{part}\.(\d+)\.", name) for name in encoder)
         sizes[field] = 1 + max((int(match[1]) for match in found if match), default=-1)
     if sizes["hidden_size"] % HEAD_SIZE:
@@ -230,23 +222,22 @@ def config_of_shapes(encoder: Mapping[str, Tensor], file: Path) -> LxmertConfig:
 
 
 def config_of_entries(entries: Mapping[str, Any], file: Path) -> LxmertConfig:
-    """LXMERT's configuration with these entries of config.json; CheckpointError if they are none of it."""
+    """LXMERT's configuration with these entries of config.json; CheckpointError if it cannot have them."""
     try:
         return LxmertConfig.from_dict(entries)
     except Exception as error:  # transformers checks types with exceptions of its own
-        raise CheckpointError(
-            f"{file} is no configuration of an LXMERT ({str(error).splitlines()[-1]})."
-        ) from None
+        reason = (str(error).splitlines() or [type(error).__name__])[-1]
+        raise CheckpointError(f"{file} is no configuration of an LXMERT ({reason}).") from None
 
 
 def config_of_bert(entries: Mapping[str, Any], layers: Layers, file: Path) -> LxmertConfig:
     """An LXMERT around the BERT that a config.json describes.
 
-    Language layers are the first ones of BERT. A number of `layers` that is not said is that of the published
-    LXMERT, 9, 5 and 5, or what BERT has if that is fewer. CheckpointError if the two do not go together.
+    Language layers are the first ones of BERT. Where `layers` says none, there are as many as the published
+    LXMERT has: 9, 5 and 5, or all of BERT's if those are fewer. CheckpointError if it cannot be done.
     """
     if missing := [name for name in (*BERT_SIZES, "num_hidden_layers") if name not in entries]:
-        raise CheckpointError(f"{file} is no BERT configuration: it lacks {', '.join(missing)}.")
+        raise CheckpointError(f"{file} is no BERT configuration: it has no {', '.join(missing)}.")
     available = entries["num_hidden_layers"]
     if type(available) is not int:
         raise CheckpointError(f"{file} is no BERT configuration: its num_hidden_layers is {available!r}.")
@@ -263,29 +254,24 @@ def config_of_bert(entries: Mapping[str, Any], layers: Layers, file: Path) -> Lx
             f"{file} says layer_norm_eps {entries['layer_norm_eps']}; LXMERT's is {LAYER_NORM_EPS}."
         )
     sizes = {name: entries[name] for name in BERT_SIZES}
-    return config_of_entries({**sizes, **dict(zip(LAYER_LISTS, counts, strict=True))}, file)
+    layer_counts = {field: n for (field, _), n in zip(LAYER_LISTS.values(), counts, strict=True)}
+    return config_of_entries(sizes | layer_counts, file)
 
 
-# ------------------------------------------------------------------------------------ answers and tokenizer
-
-
-def count_rows(head: Mapping[str, Tensor], config: LxmertConfig, file: Path) -> int:
-    """The number of answers of an answer head, which becomes the configuration's too."""
+def count_rows(head: Mapping[str, Tensor], file: Path) -> int:
+    """The number of answers of an answer head; `file` is for the error."""
     if f"{LAST_LINEAR}.weight" not in head:
         raise CheckpointError(f"{file} has an answer head without {LAST_LINEAR}.weight.")
-    config.num_qa_labels = len(head[f"{LAST_LINEAR}.weight"])
-    return config.num_qa_labels
+    return len(head[f"{LAST_LINEAR}.weight"])
 
 
-def labels_of(config: LxmertConfig, file: Path) -> list[str] | None:
+def labels_of(config: LxmertConfig, rows: int, file: Path) -> list[str] | None:
     """The answers that config.json names; None if it has only transformers' LABEL_0, LABEL_1, ..."""
     labels = config.id2label
     if all(re.fullmatch(r"LABEL_\d+", str(label)) for label in labels.values()):
         return None
-    if sorted(labels) != list(range(config.num_qa_labels)):
-        raise CheckpointError(
-            f"{file} names {len(labels)} answers and the answer head has {config.num_qa_labels} rows."
-        )
+    if sorted(labels) != list(range(rows)):
+        raise CheckpointError(f"{file} names {len(labels)} answers and the answer head has {rows} rows.")
     return [labels[index] for index in range(len(labels))]
 
 

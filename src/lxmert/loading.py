@@ -4,18 +4,16 @@ What a file may hold beside, and what a BERT does not have, stands in the tables
 is an error that names it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import LxmertConfig
 
 from common.errors import CheckpointError
 from lxmert.formats import LAST_LINEAR, Pretrained, read_folder, read_original
 from lxmert.modeling import AnswerHead, LxmertModel
+from lxmert.units import LAYER_LISTS
 
 
 @dataclass(frozen=True)
@@ -35,19 +33,34 @@ class Origin:
 def load_pretrained(origin: Origin) -> Pretrained:
     """The pre-trained weights; from scratch only sizes and tokenizer, with all of LXMERT `initialised`.
 
-    Raises CheckpointError if they cannot be used, or if `origin` asks for other numbers of layers.
+    Raises CheckpointError if they cannot be used, or if `origin` asks for other numbers of layers: only from
+    scratch may it do so.
     """
     if original := origin.load_lxmert_qa or origin.load_lxmert:
         pretrained = read_original(original, with_head=bool(origin.load_lxmert_qa))
     else:
         pretrained = read_folder(origin.pretrained, (origin.llayers, origin.rlayers, origin.xlayers))
-    _check_complete(pretrained)
+    check_complete(pretrained)
     if origin.from_scratch:
         messages = [f"initialised everything: random weights with the sizes of {pretrained.source}"]
         pretrained = pretrained._replace(
             encoder={}, answer_head=None, answers=None, initialised=("",), messages=messages
         )
-    _set_sizes(pretrained.config, origin)
+    for field, _ in LAYER_LISTS.values():
+        flag = field.replace("_", "")
+        requested, available = getattr(origin, flag), getattr(pretrained.config, field)
+        if requested is None or requested == available:
+            continue
+        if not origin.from_scratch:
+            raise CheckpointError(
+                f"--{flag} {requested} contradicts the pre-trained model, which has {available}; leave it out"
+            )
+        if requested < 1:
+            raise CheckpointError(f"--{flag} must be at least 1, not {requested}")
+        setattr(pretrained.config, field, requested)
+    if origin.dropout is not None:
+        pretrained.config.hidden_dropout_prob = origin.dropout
+        pretrained.config.attention_probs_dropout_prob = origin.dropout
     return pretrained
 
 
@@ -108,51 +121,32 @@ def answer_rows(
     `old_answers`, else that of the answer with the same `normalise`d spelling, else zeros. Returns the
     tensors and the answers that have zeros. The other tensors are handed on as they are.
     """
-    weight, bias = head[f"{LAST_LINEAR}.weight"], head[f"{LAST_LINEAR}.bias"]
-    if len(old_answers) != len(weight):
-        raise CheckpointError(f"The answer head has {len(weight)} rows and {len(old_answers)} answers.")
+    last = {name: tensor for name, tensor in head.items() if name.startswith(LAST_LINEAR)}
+    count = len(last[f"{LAST_LINEAR}.weight"])
+    if len(old_answers) != count:
+        raise CheckpointError(f"The answer head has {count} rows and {len(old_answers)} answers.")
     row_of = {normalise(answer): row for row, answer in reversed(list(enumerate(old_answers)))}
     row_of |= {answer: row for row, answer in enumerate(old_answers)}
-    rows = [row_of.get(answer, row_of.get(normalise(answer))) for answer in new_answers]
-    matched = [index for index, row in enumerate(rows) if row is not None]
-    taken = [row for row in rows if row is not None]
-    new_weight, new_bias = weight.new_zeros(len(rows), weight.shape[1]), bias.new_zeros(len(rows))
-    new_weight[matched], new_bias[matched] = weight[taken], bias[taken]
-    unmatched = [answer for answer, row in zip(new_answers, rows, strict=True) if row is None]
-    return {**head, f"{LAST_LINEAR}.weight": new_weight, f"{LAST_LINEAR}.bias": new_bias}, unmatched
+    # What is not found gets the row after the last, one of zeros.
+    rows = [row_of.get(answer, row_of.get(normalise(answer), count)) for answer in new_answers]
+    moved = {name: torch.cat([old, torch.zeros_like(old[:1])])[rows] for name, old in last.items()}
+    return {**head, **moved}, [answer for answer, row in zip(new_answers, rows, strict=True) if row == count]
 
 
-def _check_complete(pretrained: Pretrained) -> None:
+def check_complete(pretrained: Pretrained) -> None:
     """CheckpointError unless its tensors are those of the models that its configuration describes."""
     config, source = pretrained.config, pretrained.source
     try:
         with torch.device("meta"):
             check_match(LxmertModel(config).state_dict(), pretrained.encoder, source, pretrained.initialised)
             if pretrained.answer_head is not None:
-                head = AnswerHead(config, config.num_qa_labels)
+                head = AnswerHead(config, len(pretrained.answers))
                 check_match(head.state_dict(), pretrained.answer_head, source)
     except ValueError as error:  # of a configuration that no LXMERT can have
         raise CheckpointError(f"{source}: {error}.") from None
 
 
-def _set_sizes(config: LxmertConfig, origin: Origin) -> None:
-    """Layer counts come from the checkpoint; flags may set them only from scratch."""
-    for flag, field in (("llayers", "l_layers"), ("xlayers", "x_layers"), ("rlayers", "r_layers")):
-        requested, available = getattr(origin, flag), getattr(config, field)
-        if requested is None or requested == available:
-            continue
-        if not origin.from_scratch:
-            raise CheckpointError(
-                f"--{flag} {requested} contradicts the pre-trained model, which has {available}; leave it out"
-            )
-        if requested < 1:
-            raise CheckpointError(f"--{flag} must be at least 1, not {requested}")
-        setattr(config, field, requested)
-    if origin.dropout is not None:
-        config.hidden_dropout_prob = config.attention_probs_dropout_prob = origin.dropout
-
-
-def _shorten(names: Iterable[str], most: int = 6) -> str:
+def _shorten(names: Iterable[str]) -> str:
     ordered = sorted(names)
-    more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
-    return (", ".join(ordered[:most]) + more) or "none"
+    more = f" and {len(ordered) - 6} more" if len(ordered) > 6 else ""
+    return (", ".join(ordered[:6]) + more) or "none"

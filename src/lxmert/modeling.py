@@ -6,8 +6,6 @@ a checkpoint loads by name. Shapes: B batch, T word pieces, R regions, H hidden 
 Masks are boolean, true where there is something to attend to, and are given as (B, T) and (B, R).
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import torch
@@ -167,6 +165,7 @@ class CrossAttentionLayer(nn.Module):
         self.output = AddAndNorm(config, config.hidden_size)
 
     def forward(self, hidden: Tensor, context: Tensor, context_mask: Tensor) -> Tensor:
+        """(B, S, H) attends to (B, C, H) where the mask (B, C) is true -> (B, S, H)."""
         return self.output(self.att(hidden, context, context_mask), hidden)
 
 
@@ -202,12 +201,7 @@ class CrossLayer(nn.Module):
         self.visn_output = AddAndNorm(config, config.intermediate_size)
 
     def forward(
-        self,
-        language: Tensor,
-        language_mask: Tensor,
-        vision: Tensor,
-        vision_mask: Tensor,
-        cls_only: bool,
+        self, language: Tensor, language_mask: Tensor, vision: Tensor, vision_mask: Tensor, cls_only: bool
     ) -> tuple[Tensor, Tensor | None]:
         """(B, T, H), (B, T), (B, R, H), (B, R) -> the same two streams, or [CLS] (B, 1, H) and None."""
         attended = self.visual_attention(language, vision, vision_mask)
@@ -238,6 +232,7 @@ class Encoder(nn.Module):
         vision_mask: Tensor,
         pooled_only: bool,
     ) -> tuple[Tensor, Tensor | None]:
+        """(B, T, H), (B, T), (B, R, D), (B, R, 4), (B, R) -> the two streams, as in `LxmertOutput`."""
         vision = self.visn_fc(visual_feats, visual_pos)
         for layer in self.layer:
             language = self._run(layer, language, language_mask)
@@ -277,10 +272,7 @@ class LxmertModel(nn.Module):
         self.embeddings = Embeddings(config)
         self.encoder = Encoder(config)
         self.pooler = Pooler(config)
-        self.apply(self._initialise)
-
-    def _initialise(self, module: nn.Module) -> None:
-        initialise(module, self.config.initializer_range)
+        initialise(self, config.initializer_range)
 
     def forward(
         self,
@@ -297,13 +289,9 @@ class LxmertModel(nn.Module):
         visual_attention_mask (B, R). With `pooled_only` the last cross layer computes only what the pooled
         output depends on: not its vision half, and of its language half's end only [CLS].
         """
+        language, regions = self.embeddings(input_ids), visual_attention_mask.bool()
         language, vision = self.encoder(
-            self.embeddings(input_ids),
-            attention_mask.bool(),
-            visual_feats,
-            visual_pos,
-            visual_attention_mask.bool(),
-            pooled_only,
+            language, attention_mask.bool(), visual_feats, visual_pos, regions, pooled_only
         )
         return LxmertOutput(language, vision, self.pooler(language))
 
@@ -317,18 +305,19 @@ class AnswerHead(nn.Module):
         self.logit_fc = nn.Sequential(
             Linear(size, 2 * size), nn.GELU(), layer_norm(2 * size), Linear(2 * size, answers)
         )
-        self.apply(lambda module: initialise(module, config.initializer_range))
+        initialise(self, config.initializer_range)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """(B, H) -> logits (B, answers)."""
         return self.logit_fc(pooled)
 
 
-def initialise(module: nn.Module, std: float) -> None:
+def initialise(model: nn.Module, std: float) -> None:
     """BERT's initialisation: normal weights, zero biases, unit layer norms (their defaults)."""
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, 0.0, std)
-        if isinstance(module, nn.Linear):
-            nn.init.zeros_(module.bias)
-        elif module.padding_idx is not None:
-            nn.init.zeros_(module.weight.data[module.padding_idx])
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, 0.0, std)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+            elif module.padding_idx is not None:
+                nn.init.zeros_(module.weight.data[module.padding_idx])

@@ -1,7 +1,5 @@
 """Questions to word pieces, once for a whole data set."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -29,7 +27,8 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = BertTokenizer.from_pretrained(folder)
     except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
-        raise CheckpointError(f"The tokenizer in {source} cannot be read ({_first_line(error)}).") from None
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise CheckpointError(f"The tokenizer in {source} cannot be read ({reason}).") from None
     _check_vocabulary(tokenizer, source)
     return tokenizer
 
@@ -81,7 +80,3 @@ def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
         raise CheckpointError(
             f"The tokenizer of {source} keeps upper case; LXMERT was trained on lower case."
         )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,18 +1,21 @@
-"""Which submodules of LXMERT can be gated, and how finely: one table a granularity.
+"""Which submodules of LXMERT can be gated, and how finely: one table per granularity.
 
-A row is (submodules of a layer, gates, label). `HEADS` stands for one gate an attention head; several
+A row is (submodules of a layer, gates, label). `HEADS` stands for one gate per attention head; several
 submodules in a row share their gate.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterator
+import itertools
 from typing import NamedTuple
 
 import numpy as np
 from transformers import LxmertConfig
 
 HEADS = -1
+LAYER_LISTS = {  # of each stream: how many layers, in LxmertConfig, and where they are, in Encoder
+    "language": ("l_layers", "layer"),
+    "vision": ("r_layers", "r_layers"),
+    "cross": ("x_layers", "x_layers"),
+}
 Row = tuple[tuple[str, ...], int, str]
 
 _STREAM_COMPONENTS: list[Row] = [
@@ -88,9 +91,9 @@ def list_units(config: LxmertConfig, granularity: str) -> list[Unit]:
     rows = GRANULARITIES[granularity]
     unused = tuple(f"{name}." for name in unused_modules(config))
     units = []
-    for stream, layer, name in _layers(config):
-        for parts, gates, label in rows[stream]:
-            modules = tuple(f"{name}.{part}" if part else name for part in parts)
+    for stream, (count, name) in LAYER_LISTS.items():
+        for layer, (parts, gates, label) in itertools.product(range(getattr(config, count)), rows[stream]):
+            modules = tuple(f"encoder.{name}.{layer}.{part}".removesuffix(".") for part in parts)
             width = config.num_attention_heads if gates == HEADS else gates
             live = not f"{modules[0]}.".startswith(unused)
             units.append(Unit(modules, width, stream, layer + 1, label, live))
@@ -107,14 +110,3 @@ def gate_labels(units: list[Unit]) -> dict[str, np.ndarray]:
         "component": np.array(names, str),
         "live": np.array([unit.live for unit, _ in gates], bool),
     }
-
-
-def _layers(config: LxmertConfig) -> Iterator[tuple[str, int, str]]:
-    """(stream, number, module name) of every layer."""
-    for stream, count, name in (
-        ("language", config.l_layers, "layer"),
-        ("vision", config.r_layers, "r_layers"),
-        ("cross", config.x_layers, "x_layers"),
-    ):
-        for layer in range(count):
-            yield stream, layer, f"encoder.{name}.{layer}"

@@ -3,8 +3,6 @@
 A file is read when it is first needed; a missing, damaged or incomplete one is a RunError that names it.
 """
 
-from __future__ import annotations
-
 import zipfile
 from collections.abc import Mapping
 from functools import cached_property
@@ -15,6 +13,8 @@ import numpy as np
 
 from common.errors import RunError
 from common.files import parse_json, read_json, read_text
+
+RUNS = Path("snap/vqa")  # where run folders are, unless a run says otherwise
 
 NUMBER = (int, float)
 RESULT = {

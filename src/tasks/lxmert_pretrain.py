@@ -1,21 +1,20 @@
-"""Pre-train the small LXMERT of the embedded default.
+"""Pre-train the small LXMERT of the embedded default, on clean scenes.
+
+    bash run/lxmert_pretrain.bash --output <folder>
 
 LXMERT with 3 language, 2 vision and 2 cross layers learns to answer questions about clean scenes, with the
 loss of fine-tuning, so that fine-tuning need not calibrate the answer head first. Two auxiliary heads name
 the colour and the shape of every region, as LXMERT's pre-training names the object and the attribute of every
 box; without them the model does not learn to look within minutes. They are thrown away at the end. What is
-written is a folder in the Hugging Face manner, with the weights in half precision.
+written is a folder in Hugging Face format, with the weights in half precision.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-import shutil
+import sys
 import time
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,11 +26,13 @@ import torch.nn.functional as F
 import transformers
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import BertTokenizer, LxmertConfig, get_linear_schedule_with_warmup
 
+from common.cli import Parser, run_command
+from common.files import replace_folder, sha256_of, write_json
 from lxmert.modeling import AnswerHead, LxmertModel, initialise
 from tasks.finetune.model import vqa_loss
 from vqadata import scenes
@@ -43,24 +44,22 @@ CHECK_SCENES = 200  # clean scenes that validation asks about
 NOTHING = -100  # target of a padded region; cross_entropy ignores it
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = Parser(
+        prog="lxmert_pretrain.bash",
         description="Pre-train the small LXMERT of the embedded default on clean scenes.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--scenes", type=int, default=4000, help="scenes to learn from")
-    parser.add_argument("--questions", type=int, default=10, help="questions a scene")
-    parser.add_argument("--epochs", type=int, default=12, help="passes over all questions")
-    parser.add_argument("--batch-size", type=int, default=128, help="questions a step")
-    parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate of AdamW")
-    parser.add_argument("--seed", type=int, default=0, help="decides scenes, weights, order and dropout")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("snap/pretrained/lxmert-scenes"),
-        help="folder to write; an earlier model in it is replaced at the end",
-    )
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads; a second one gains little")
+    flag = parser.add_argument
+    flag("--scenes", type=int, default=4000, help="scenes to learn from")
+    flag("--questions", type=int, default=10, help="questions per scene")
+    flag("--epochs", type=int, default=12, help="passes over all questions")
+    flag("--batch-size", type=int, default=128, help="questions per step")
+    flag("--lr", type=float, default=2e-3, help="peak learning rate of AdamW")
+    flag("--seed", type=int, default=0, help="decides scenes, weights, order and dropout")
+    help = "folder to write; an earlier model in it is replaced at the end"
+    flag("--output", type=Path, default=Path("snap/pretrained/lxmert-scenes"), help=help)
+    flag("--threads", type=int, default=1, help="CPU threads; a second one gains little")
     args = parser.parse_args(argv)
     for name in ("scenes", "questions", "epochs", "batch_size", "lr", "threads"):
         if getattr(args, name) <= 0:
@@ -68,12 +67,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.seed < 0:
         parser.error(f"--seed must be 0 or greater, not {args.seed}")
     if args.output.exists() and not (args.output / "pretraining.json").is_file():
-        parser.error(f"{args.output} exists and is no model of this script; name another --output")
+        parser.error(f"{args.output} exists and is no model of this command; name another --output")
     return args
 
 
-def main(args: argparse.Namespace) -> dict[str, Any]:
-    """Draw scenes, train, check, write the folder; returns what pretraining.json records."""
+def main(argv: Sequence[str] | None = None) -> None:
+    pretrain(parse_args(argv))
+
+
+def pretrain(args: argparse.Namespace) -> dict[str, Any]:
+    """Do all that the command is for; returns what pretraining.json records."""
     started = time.perf_counter()
     torch.set_num_threads(args.threads)
     accelerator = Accelerator()
@@ -87,8 +90,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     train, check = train.to(accelerator.device), check.to(accelerator.device)
 
     # 2. The model with its three objectives, and what moves it.
-    config = small_config(len(vocabulary))
-    model = PretrainingModel(config)
+    model = PretrainingModel(small_config(len(vocabulary)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
     steps = args.epochs * -(-len(train.answers) // args.batch_size)
     schedule = get_linear_schedule_with_warmup(optimizer, steps // 10, steps)
@@ -99,7 +101,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         model.train()
         order = torch.randperm(len(train.answers)).to(accelerator.device)
         bar = tqdm(total=len(order), desc=f"epoch {epoch + 1}/{args.epochs}", unit="ex")
-        correct = seen = 0
+        correct = 0
         for batch in train.batches(order, args.batch_size):
             logits, losses = model(batch)
             loss = losses["answer"] + losses["color"] + losses["shape"]
@@ -109,66 +111,44 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             optimizer.step()
             schedule.step()
             correct += int((logits.argmax(-1) == batch.answers).sum())
-            seen += len(logits)
             bar.update(len(logits))
-            bar.set_postfix(loss=f"{loss.item():.3f}", accuracy=f"{100 * correct / seen:.1f}%")
+            bar.set_postfix(loss=f"{loss.item():.3f}", accuracy=f"{100 * correct / bar.n:.1f}%")
         bar.close()
         print(f"epoch {epoch + 1}: clean validation accuracy {accuracy(model, check)['all']:.1f}%")
 
     # 4. The weights as they are written, checked once more: the figure belongs to the file.
     model = accelerator.unwrap_model(model).half().float()
-    report = {
+    libraries = (accelerate, np, PIL, torch, transformers)
+    record = {
         "recipe": {name: value for name, value in vars(args).items() if name != "output"},
         "accuracy": accuracy(model, check),
         "seconds": round(time.perf_counter() - started, 1),
-        "versions": {
-            library.__name__: library.__version__ for library in (accelerate, np, PIL, torch, transformers)
-        },
+        "versions": {library.__name__: library.__version__ for library in libraries},
     }
-    report = write_model(args.output, model, vocabulary, report)
-    print(f"{args.output / 'model.safetensors'}: sha256 {report['sha256']}")
-    print(f"clean validation accuracy {report['accuracy']['all']:.1f}% after {report['seconds']:.0f} s")
-    return report
-
-
-class Batch(NamedTuple):
-    """B questions, each with the regions of its scene."""
-
-    input_ids: Tensor  # (B, T) word pieces, padded with 0
-    features: Tensor  # (B, R, D)
-    boxes: Tensor  # (B, R, 4)
-    colors: Tensor  # (B, R) index into COLORS, or NOTHING
-    shapes: Tensor  # (B, R) index into SHAPES, or NOTHING
-    answers: Tensor  # (B,) index into ANSWERS
+    write_model(args.output, model, vocabulary, record)
+    print(f"{args.output / 'model.safetensors'}: sha256 {record['sha256']}")
+    print(f"clean validation accuracy {record['accuracy']['all']:.1f}% after {record['seconds']:.0f} s")
+    return record
 
 
 class Examples(NamedTuple):
-    """N questions about S scenes; the fields of `Batch`, with regions stored once a scene."""
+    """N questions, each with the R regions of its scene: all there are, or a batch of them."""
 
-    input_ids: Tensor  # (N, T)
-    features: Tensor  # (S, R, D)
-    boxes: Tensor  # (S, R, 4)
-    colors: Tensor  # (S, R)
-    shapes: Tensor  # (S, R)
-    answers: Tensor  # (N,)
-    scene: Tensor  # (N,) the row of the question's scene
-    families: list[str]  # N
+    input_ids: Tensor  # (N, T) word pieces, padded with 0
+    features: Tensor  # (N, R, D)
+    boxes: Tensor  # (N, R, 4)
+    colors: Tensor  # (N, R) index into COLORS, or NOTHING
+    shapes: Tensor  # (N, R) index into SHAPES, or NOTHING
+    answers: Tensor  # (N,) index into ANSWERS
+    families: Tensor  # (N,) index into WORDINGS
 
     def to(self, device: torch.device) -> Examples:
-        return Examples(*(field.to(device) for field in self[:-1]), self.families)
+        return Examples(*(column.to(device) for column in self))
 
-    def batches(self, order: Tensor, size: int) -> Iterator[Batch]:
+    def batches(self, order: Tensor, size: int) -> Iterator[Examples]:
         """The questions `order` (N,), `size` at a time; the last batch may be smaller."""
         for rows in order.split(size):
-            scene = self.scene[rows]
-            yield Batch(
-                self.input_ids[rows],
-                self.features[scene],
-                self.boxes[scene],
-                self.colors[scene],
-                self.shapes[scene],
-                self.answers[rows],
-            )
+            yield Examples(*(column[rows] for column in self))
 
 
 def draw_examples(use: int, seed: int, count: int, questions: int, tokenizer: BertTokenizer) -> Examples:
@@ -177,7 +157,7 @@ def draw_examples(use: int, seed: int, count: int, questions: int, tokenizer: Be
     features = torch.zeros(*regions, scenes.FEATURE_SIZE)
     boxes = torch.zeros(*regions, 4)
     colors, shapes = torch.full(regions, NOTHING), torch.full(regions, NOTHING)
-    asked: list[scenes.Question] = []
+    drawn: list[scenes.Question] = []
     for number in tqdm(range(count), desc="drawing scenes", unit="scene"):
         rng = np.random.default_rng([seed, use, number])
         scene = scenes.draw_scene(rng)
@@ -186,14 +166,12 @@ def draw_examples(use: int, seed: int, count: int, questions: int, tokenizer: Be
         boxes[number, :size] = torch.from_numpy(scene.boxes)
         colors[number, :size] = torch.tensor([list(scenes.COLORS).index(t.color) for t in scene.things])
         shapes[number, :size] = torch.tensor([scenes.SHAPES.index(t.shape) for t in scene.things])
-        asked += scenes.ask(scene.things, questions, WORDING, rng)
-    input_ids = tokenizer([question.text for question in asked], padding=True, return_tensors="pt")[
-        "input_ids"
-    ]
-    answers = torch.tensor([scenes.ANSWERS.index(question.answer) for question in asked])
-    row = torch.arange(count).repeat_interleave(questions)
-    families = [question.family for question in asked]
-    return Examples(input_ids, features, boxes, colors, shapes, answers, row, families)
+        drawn += scenes.ask(scene.things, questions, WORDING, rng)
+    encoded = tokenizer([question.text for question in drawn], padding=True, return_tensors="pt")
+    answers = torch.tensor([scenes.ANSWERS.index(question.answer) for question in drawn])
+    families = torch.tensor([list(scenes.WORDINGS).index(question.family) for question in drawn])
+    of_scenes = (column.repeat_interleave(questions, 0) for column in (features, boxes, colors, shapes))
+    return Examples(encoded["input_ids"], *of_scenes, answers, families)
 
 
 def small_config(words: int) -> LxmertConfig:
@@ -232,15 +210,10 @@ class PretrainingModel(nn.Module):
         for head in (self.color_head, self.shape_head):
             initialise(head, config.initializer_range)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Answer logits (B, answers), and the mean loss of each objective."""
-        output = self.lxmert(
-            batch.input_ids,
-            batch.input_ids != 0,
-            batch.features,
-            batch.boxes,
-            batch.colors != NOTHING,
-        )
+    def forward(self, batch: Examples) -> tuple[Tensor, dict[str, Tensor]]:
+        """Answer logits (N, answers), and the mean loss of each objective."""
+        words, regions = batch.input_ids != 0, batch.colors != NOTHING
+        output = self.lxmert(batch.input_ids, words, batch.features, batch.boxes, regions)
         logits = self.answer_head(output.pooled)
         return logits, {
             "answer": vqa_loss(logits, F.one_hot(batch.answers, logits.shape[1]).to(logits.dtype)),
@@ -254,43 +227,29 @@ def accuracy(model: nn.Module, examples: Examples) -> dict[str, float]:
     """Per cent of the questions answered right: of all, and of each family."""
     model.eval()
     everything = torch.arange(len(examples.answers), device=examples.answers.device)
-    hits: defaultdict[str, list[bool]] = defaultdict(list)
     chosen = torch.cat([model(batch)[0].argmax(-1) for batch in examples.batches(everything, 512)])
-    for family, hit in zip(examples.families, (chosen == examples.answers).tolist(), strict=True):
-        hits["all"].append(hit)
-        hits[family].append(hit)
-    return {family: round(100 * sum(right) / len(right), 2) for family, right in hits.items()}
+    right = chosen == examples.answers
+    hits = {family: right[examples.families == row] for row, family in enumerate(scenes.WORDINGS)}
+    hits = {"all": right} | {family: found for family, found in hits.items() if len(found)}
+    return {family: round(100 * int(found.sum()) / len(found), 2) for family, found in hits.items()}
 
 
-def write_model(
-    output: Path, model: PretrainingModel, vocabulary: list[str], report: dict[str, Any]
-) -> dict[str, Any]:
-    """Write the folder aside, then rename it to `output`; returns the report with the weights' sha256."""
-    aside = output.with_name(f".{output.name}.unfinished")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+def write_model(output: Path, model: PretrainingModel, vocabulary: list[str], record: dict[str, Any]) -> None:
+    """Write the folder as a whole, in the place of an earlier one; `record` gets its sha256."""
     weights = {
         name: value.detach().cpu().half().contiguous()
         for name, value in model.state_dict().items()
         if name.startswith(("lxmert.", "answer_head."))
     }
-    content = save(weights, metadata={"format": "pt"})
-    (aside / "model.safetensors").write_bytes(content)
-    model.config.save_pretrained(aside)
-    (aside / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
     tokenizer = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": MAX_TOKENS}
-    _write_json(aside / "tokenizer_config.json", tokenizer)
-    report = report | {"sha256": hashlib.sha256(content).hexdigest()}
-    _write_json(aside / "pretraining.json", report)
-    if output.exists():
-        shutil.rmtree(output)
-    aside.rename(output)
-    return report
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    with replace_folder(output) as folder:
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        model.config.save_pretrained(folder)
+        (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
+        write_json(folder / "tokenizer_config.json", tokenizer)
+        record["sha256"] = sha256_of(folder / "model.safetensors")
+        write_json(folder / "pretraining.json", record)
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    sys.exit(run_command(main, "interrupted; nothing was written"))

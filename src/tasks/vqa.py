@@ -13,8 +13,6 @@
 Where weights come from, the first that applies: own LAST/ > --load > pre-trained > random (--fromScratch).
 """
 
-from __future__ import annotations
-
 import math
 import sys
 import time
@@ -48,7 +46,7 @@ from training.optim import (
     make_schedule,
     warm_up_then_decay,
 )
-from training.run_folder import RunFolder, require_same_arguments
+from training.run_folder import RunFolder, describe_environment, require_same_arguments
 
 EVALUATION_BATCH = 4  # times the training batch: no gradients, so there is room
 
@@ -91,7 +89,6 @@ def train(args: VqaArgs, machine: Machine, start: Best | None) -> dict[str, Any]
     require_same_arguments(args.folder, vars(args), FREE_FIELDS)
     set_seed(args.seed)
     setup = set_up(args, machine, start)
-    sizes = setup.sizes
 
     # 2. Optimizers and loaders, on the machine.
     run = prepare(args, machine, setup)
@@ -101,11 +98,12 @@ def train(args: VqaArgs, machine: Machine, start: Best | None) -> dict[str, Any]
     with RunFolder.open(args.folder, vars(args), FREE_FIELDS, accelerator) as folder:
         resumed = folder.load_state()
         tracker = folder.start_tracker(vars(args), args.wandb, state.updates)
-        tracker.say(messages.start_message(vars(args), setup, sizes))
+        tracker.say(messages.start_message(vars(args), setup))
         if resumed:
             tracker.say(messages.resume_message(state, args.epochs, args.folder))
         else:
-            folder.write_environment(setup.files, {"pretrained_sha256": setup.weights.sha256})
+            environment = describe_environment(machine, setup.files)
+            folder.write("env.json", environment | {"pretrained_sha256": setup.weights.sha256})
 
         # 4. Epochs.
         try:
@@ -114,10 +112,9 @@ def train(args: VqaArgs, machine: Machine, start: Best | None) -> dict[str, Any]
                 evaluation = evaluate(machine, run.model, run.valid_loader, setup.exam)
                 state.pool(accelerator)
                 metrics = state.finish_epoch(evaluation, len(run.loader.dataset))
-                tracker.record(metrics.values(), state.updates, messages.epoch_text(metrics, args.epochs))
+                tracker.record(metrics.values(), state.updates, metrics.log_text(args.epochs))
                 if machine.is_main and state.best is metrics:
-                    about = (args.dataset, setup.answers, metrics.values())
-                    best = Best.of(args.folder / "BEST", setup.spec, setup.weights, *about)
+                    best = setup.as_best(folder.best, args.dataset, metrics.values())
                     save_best(best, accelerator.unwrap_model(run.model), setup.weights)
                 folder.save_state()
                 if machine.is_main:  # after the save: what only shows must not spoil what was learned
@@ -129,9 +126,9 @@ def train(args: VqaArgs, machine: Machine, start: Best | None) -> dict[str, Any]
             raise Interrupted(f"Interrupted; {advice}") from None
 
         # 5. The result.
-        outcome = messages.result_of(vars(args), state, sizes)
-        folder.write_result(outcome)
-        tracker.say(messages.summary_table(state, args.folder, args.version, args.valid))
+        outcome = messages.result_of(vars(args), state, setup)
+        folder.write("result.json", outcome)
+        tracker.say(messages.summary_table(state, args.folder, args.valid))
     return outcome
 
 

@@ -1,17 +1,15 @@
 """The machine a run is on: its devices, processes and precision, through accelerate."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import DistributedDataParallelKwargs
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler, default_convert
 from tqdm import tqdm
 
-from training.loader import EpochSampler, make_loader
+from training.loader import EpochSampler
 from training.signals import StopSignal, stop_on_signal
 
 
@@ -43,23 +41,13 @@ class Machine:
             # A copy that no example of a step chose gets no gradient in that step.
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
+        self.device = self.accelerator.device
+        self.is_main = self.accelerator.is_main_process  # the one process that writes and speaks
+        self.processes = self.accelerator.num_processes
         self.stop = StopSignal()
         self._workers = workers
         self._bars = bars
         self._agree_every = agree_every
-
-    @property
-    def device(self) -> torch.device:
-        return self.accelerator.device
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this is the one process that writes and speaks."""
-        return self.accelerator.is_main_process
-
-    @property
-    def processes(self) -> int:
-        return self.accelerator.num_processes
 
     def say(self, text: str) -> None:
         """Print on the main process."""
@@ -67,13 +55,24 @@ class Machine:
             print(text)
 
     def loader(self, dataset: Dataset, batch_size: int, order: Sampler[int] | None = None) -> DataLoader:
-        """Whole batches of a data set that assembles them itself, in its own order unless told another."""
-        return make_loader(
-            dataset, batch_size, order, workers=self._workers, pin_memory=torch.cuda.is_available()
+        """Whole batches of a data set, in its own order unless told another.
+
+        The data set assembles them itself, as arrays, which torch's own `default_convert` makes tensors. The
+        loader gets a generator of its own, so that starting an iteration (evaluation!) draws nothing from the
+        global one, which dropout and gate noise use.
+        """
+        return DataLoader(
+            dataset,
+            batch_sampler=BatchSampler(order or SequentialSampler(dataset), batch_size, drop_last=False),
+            collate_fn=default_convert,
+            num_workers=self._workers,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=self._workers > 0,
+            generator=torch.Generator(),
         )
 
     def training_loader(
-        self, dataset: Dataset, batch_size: int, seed: int, lengths: Sequence[int] | None
+        self, dataset: Dataset, batch_size: int, seed: int, lengths: Any = None
     ) -> DataLoader:
         """The same in an order drawn from seed and epoch; see `EpochSampler`, for `lengths` too."""
         return self.loader(dataset, batch_size, EpochSampler(len(dataset), seed, batch_size, lengths))

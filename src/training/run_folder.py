@@ -26,6 +26,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
+import torch
 from accelerate import Accelerator
 
 from common.errors import RunError
@@ -39,6 +40,7 @@ from common.files import (
     write_errors_explained,
     write_json,
 )
+from training.machine import Machine
 from training.tracker import Tracker, open_tracker
 
 PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "numpy")
@@ -72,24 +74,24 @@ class RunFolder:
             accelerator.wait_for_everyone()
             yield folder
             return
-        found, begun = path.exists(), (path / "args.json").exists()
-        with ExitStack() as stack:
+        found = path.exists()
+        with write_errors_explained(path, RunError):
+            path.mkdir(parents=True, exist_ok=True)
+            lock = (path / ".lock").open("a+", encoding="utf-8")
+        with lock:
+            folder._take(lock)
+            begun = (path / "args.json").exists()
             try:
-                with write_errors_explained(path, RunError):
-                    path.mkdir(parents=True, exist_ok=True)
-                    lock = stack.enter_context((path / ".lock").open("a+", encoding="utf-8"))
-                folder._take(lock)
                 require_same_arguments(path, arguments, free)
                 write_json(path / "args.json", _plain(arguments))
                 accelerator.wait_for_everyone()
                 yield folder
             except BaseException:
                 folder.tracker.close()
-                if not begun and folder.last is None and not (path / "BEST").exists():
+                if not (begun or folder.last or folder.best.exists()):
+                    (path / "args.json").unlink(missing_ok=True)
                     if not found:
                         shutil.rmtree(path, ignore_errors=True)
-                    elif path.is_dir():
-                        (path / "args.json").unlink(missing_ok=True)
                 raise
             folder.tracker.close()
 
@@ -100,6 +102,11 @@ class RunFolder:
             if self._notice:
                 self.tracker.say(self._notice)
         return self.tracker
+
+    @property
+    def best(self) -> Path:
+        """Where the best epoch is, or will be."""
+        return self.path / "BEST"
 
     @property
     def last(self) -> Path | None:
@@ -125,17 +132,10 @@ class RunFolder:
         self._accelerator.load_state(str(last))
         return True
 
-    def write_environment(self, read: Iterable[Path], others: Mapping[str, Any]) -> None:
-        """env.json: commit, versions, device, a sha256 of each file of `read`, and `others`."""
+    def write(self, name: str, content: Mapping[str, Any]) -> None:
+        """One of its JSON files: env.json at the beginning, result.json at the end."""
         if self._accelerator.is_main_process:
-            write_json(
-                self.path / "env.json", describe_environment(self._accelerator.device, read) | {**others}
-            )
-
-    def write_result(self, result: Mapping[str, Any]) -> None:
-        """result.json, which says that the run is complete."""
-        if self._accelerator.is_main_process:
-            write_json(self.path / "result.json", result)
+            write_json(self.path / name, content)
 
     def _take(self, lock: IO[str]) -> None:
         """Lock the folder until the file is closed; the system does that even for a killed process."""
@@ -184,15 +184,18 @@ def require_same_arguments(path: Path, arguments: Mapping[str, Any], free: froze
         )
 
 
-def describe_environment(device: object, read: Iterable[Path]) -> dict[str, Any]:
-    """Commit, versions, device, and a sha256 of each file that was read."""
+def describe_environment(machine: Machine, read: Iterable[Path]) -> dict[str, Any]:
+    """Commit, versions, what the run is on, and a sha256 of each file that it read."""
     return {
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: version(name) for name in PACKAGES},
-        "device": str(device),
+        "device": str(machine.device),
+        "precision": machine.precision,
+        "processes": machine.processes,
+        "threads": torch.get_num_threads(),
         "command": sys.argv,
         "data_sha256": {str(path): sha256_of(path) for path in read},
     }

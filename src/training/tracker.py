@@ -3,8 +3,6 @@
 Each of them is a sink. What only reports never ends what trains: a sink that fails is left out from there on.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import netrc
@@ -12,7 +10,7 @@ import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlparse
 
 from tqdm import tqdm
@@ -25,13 +23,14 @@ LOGIN_TIMEOUT = 20  # seconds; a network that does not answer must not hold up a
 Values = Mapping[str, Any]  # by name: numbers, dictionaries of numbers, and paths of pictures
 
 
-class Sink(Protocol):
+class Sink:
     """Somewhere that a run's words and numbers go."""
 
     def write(self, text: str, values: Values, step: int) -> None:
         """Take a text for people and values for programs; either may be empty. step: optimizer steps done."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """The run has ended."""
 
 
 class Tracker:
@@ -47,42 +46,35 @@ class Tracker:
         except Exception as error:
             self.say(f"One way of reporting is left out ({type(error).__name__}: {error}).")
 
-    def say(self, text: str = "") -> None:
+    def say(self, text: str) -> None:
         """A text for people: above the progress bar and in train.log."""
-        self._write(text or "\n", {}, 0)
+        self.record({}, 0, text)
 
     def record(self, values: Values, step: int, text: str = "") -> None:
         """Numbers and pictures of an optimizer step, and what people read of them."""
-        self._write(text, values, step)
+        self._each(lambda sink: sink.write(text, values, step))
 
     def close(self) -> None:
+        self._each(lambda sink: sink.close())
+
+    def _each(self, act: Callable[[Sink], None]) -> None:
         for sink in list(self.sinks):
-            self._attempt(sink, sink.close)
-
-    def _write(self, text: str, values: Values, step: int) -> None:
-        for sink in list(self.sinks):
-            self._attempt(sink, lambda sink=sink: sink.write(text, values, step))
-
-    def _attempt(self, sink: Sink, act: Callable[[], None]) -> None:
-        try:
-            act()
-        except Exception as error:  # a sink may be anybody's code; the run is worth more than its report
-            self.sinks.remove(sink)
-            self.say(f"{type(sink).__name__} failed and is left out from here on: {error}")
+            try:
+                act(sink)
+            except Exception as error:  # a sink may be anybody's code; the run is worth more than its report
+                self.sinks.remove(sink)
+                self.say(f"{type(sink).__name__} failed and is left out from here on: {error}")
 
 
-class Terminal:
+class Terminal(Sink):
     """Text above the progress bar."""
 
     def write(self, text: str, values: Values, step: int) -> None:
         if text:
-            tqdm.write(text.rstrip("\n"))
-
-    def close(self) -> None:
-        pass
+            tqdm.write(text)
 
 
-class LogFile:
+class LogFile(Sink):
     """Text at the end of a file."""
 
     def __init__(self, path: Path) -> None:
@@ -91,13 +83,10 @@ class LogFile:
     def write(self, text: str, values: Values, step: int) -> None:
         if text:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(text.rstrip("\n") + "\n")
-
-    def close(self) -> None:
-        pass
+                file.write(text + "\n")
 
 
-class JsonLines:
+class JsonLines(Sink):
     """Numbers at the end of a file, a JSON object for each time. A number that is none becomes null.
 
     What the file has beyond step `resumed_at` is dropped: the run goes on there and will write it again.
@@ -117,11 +106,8 @@ class JsonLines:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **numbers}, allow_nan=False) + "\n")
 
-    def close(self) -> None:
-        pass
 
-
-class Wandb:
+class Wandb(Sink):
     """Curves and pictures in Weights & Biases; a resumed run goes on with its own curves.
 
     mode: "auto" (online if logged in, else offline), "online" or "offline". Where the server does not answer,

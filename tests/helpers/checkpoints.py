@@ -10,7 +10,13 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import LxmertConfig, LxmertForPreTraining, LxmertForQuestionAnswering
+from transformers import (
+    BertConfig,
+    BertForPreTraining,
+    LxmertConfig,
+    LxmertForPreTraining,
+    LxmertForQuestionAnswering,
+)
 
 from lxmert.loading import Origin, Pretrained, load_pretrained
 
@@ -78,6 +84,18 @@ def write_folder(
         save_file(model.state_dict(), folder / weights)
     else:
         torch.save(model.state_dict(), folder / weights)
+    return model
+
+
+def bert(layers: int = 3, **changes: Any) -> BertForPreTraining:
+    """A BERT whose biases and layer norms differ from what they are initialised to."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 40, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48}
+    positions = {"max_position_embeddings": 24, "num_hidden_layers": layers}
+    model = BertForPreTraining(BertConfig(**sizes | positions | changes))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
     return model
 
 

@@ -9,6 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SRC = ROOT / "src"
 ASSETS = ROOT / "tests" / "assets"
+OLD_RUN = ASSETS / "run_format_1" / "run"  # made before the code was rearranged
 SHARED = ROOT.parent / "shared" / "data"
 LXMERT_LISTS = SHARED / "lxmert"  # all_ans.json and trainval_label2ans.json as LXMERT's repository has them
 VQA_SUBSET = SHARED / "vqa_v2_subset"  # a part of VQA v2's official files

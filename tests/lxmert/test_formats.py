@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from tests.helpers.checkpoints import (
     ANSWERS,
     assert_same,
+    bert,
     load,
     original_config,
     original_names,
@@ -23,7 +24,7 @@ from tests.helpers.checkpoints import (
 )
 from tests.helpers.paths import LXMERT_LISTS, needs_shared_data
 from torch import Tensor
-from transformers import BertConfig, BertForPreTraining, LxmertForPreTraining, LxmertForQuestionAnswering
+from transformers import BertForPreTraining, LxmertForPreTraining, LxmertForQuestionAnswering
 from transformers import LxmertModel as PublishedModel
 
 from common.errors import CheckpointError
@@ -156,7 +157,7 @@ def test_a_configuration_of_another_size_is_refused(tmp_path: Path) -> None:
         ("{", "is not valid JSON"),
         ("[]", "neither an LXMERT nor a BERT"),
         ('{"model_type": "gpt2"}', "neither an LXMERT nor a BERT"),
-        ('{"model_type": "bert"}', "no BERT configuration: it lacks vocab_size"),
+        ('{"model_type": "bert"}', "no BERT configuration: it has no vocab_size"),
         ('{"hidden_size": "big"}', "no configuration of an LXMERT"),
         ('{"hidden_act": "relu"}', "exact GELU"),
         ('{"num_attention_heads": 5}', "no multiple of 5 heads"),
@@ -208,7 +209,7 @@ def test_sizes_come_from_the_shapes(tmp_path: Path) -> None:
     told = original_config()
     names = (
         "vocab_size hidden_size num_attention_heads intermediate_size max_position_embeddings "
-        "type_vocab_size visual_feat_dim visual_pos_dim l_layers r_layers x_layers num_qa_labels"
+        "type_vocab_size visual_feat_dim visual_pos_dim l_layers r_layers x_layers"
     )
     for name in names.split():
         assert getattr(config, name) == getattr(told, name), name
@@ -309,17 +310,6 @@ def test_a_missing_file_names_both_places(tmp_path: Path) -> None:
 
 
 LANGUAGE = ("embeddings.", "encoder.layer.")
-
-
-def bert(layers: int = 3, **changes: Any) -> BertForPreTraining:
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 40, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48}
-    config = BertConfig(**sizes, max_position_embeddings=24, num_hidden_layers=layers, **changes)
-    model = BertForPreTraining(config)
-    with torch.no_grad():
-        for parameter in model.parameters():  # biases and layer norms too
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
 
 
 def language_side(model: BertForPreTraining, layers: int) -> dict[str, Tensor]:

@@ -106,15 +106,15 @@ def test_no_questions_give_empty_arrays(small: str) -> None:
 
 def test_a_hub_id_asks_for_the_tokenizer_files_only(small: str, monkeypatch: pytest.MonkeyPatch) -> None:
     there = ["vocab.txt", "tokenizer_config.json", "config.json", "model.safetensors", "README.md"]
-    asked = []
+    requested = []
 
     def download(source: str, allow_patterns: list[str]) -> str:
-        asked.extend(filter_repo_objects(there, allow_patterns=allow_patterns))
+        requested.extend(filter_repo_objects(there, allow_patterns=allow_patterns))
         return small
 
     monkeypatch.setattr(lxmert.sources, "snapshot_download", download)
     assert load_tokenizer("someone/lxmert").tokenize("the CAT") == ["the", "cat"]
-    assert asked == ["vocab.txt", "tokenizer_config.json"]
+    assert requested == ["vocab.txt", "tokenizer_config.json"]
 
 
 def test_a_folder_without_a_vocabulary_is_refused(tmp_path: Path) -> None:

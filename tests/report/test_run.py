@@ -9,15 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.helpers.paths import OLD_RUN, SRC
 
 from common.errors import RunError
 from report.run import Run
 
-ASSET = Path(__file__).parents[1] / "assets" / "run_format_1" / "run"
-
 
 def test_every_file_of_a_run_is_read() -> None:
-    run = Run(ASSET)
+    run = Run(OLD_RUN)
     assert run.finished and run.adaptive
     assert run.result["best"]["val_accuracy"] == pytest.approx(100 / 3)
     assert run.arguments["strategy"] == run.result["strategy"] == "SpotTune_Block"
@@ -40,7 +39,7 @@ def test_every_file_of_a_run_is_read() -> None:
 def test_a_missing_or_damaged_file_is_named(
     tmp_path: Path, file: str, content: str | None, read: Callable[[Run], object]
 ) -> None:
-    folder = shutil.copytree(ASSET, tmp_path / "run")
+    folder = shutil.copytree(OLD_RUN, tmp_path / "run")
     (folder / file).unlink()
     if content is not None:
         (folder / file).write_text(content)
@@ -52,5 +51,4 @@ def test_reading_runs_needs_no_torch() -> None:
     code = (
         "import sys, report.run, report.results_table, report.policy_plot; assert 'torch' not in sys.modules"
     )
-    source = ASSET.parents[3] / "src"
-    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(source)})
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(SRC)})

@@ -15,7 +15,7 @@ from tests.helpers.paths import ASSETS
 from tests.helpers.small import ANSWERS
 
 from common.errors import CheckpointError
-from tasks.finetune.best import Best, load_base_weights, load_best, read_best, save_best
+from tasks.finetune.best import load_base_weights, load_best, read_best, save_best
 from tasks.finetune.model import build
 
 Change = Callable[[dict[str, Any]], Any]
@@ -42,10 +42,9 @@ def test_what_is_saved_is_what_is_read(best: Path) -> None:
     pretrained = load_base_weights(old)
     model = build(old.spec, pretrained, old.answers)[0]
     load_best(old, model, pretrained)
-    about = (old.dataset, old.answers, old.metrics)
-    new = Best.of(Path("new/BEST"), old.spec, pretrained, *about)
+    new = old._replace(folder=Path("new/BEST"))
     save_best(new, model, pretrained)
-    assert read_best(Path("new/BEST")) == new == old._replace(folder=new.folder)
+    assert read_best(Path("new/BEST")) == new
     assert [path.name for path in Path("new").iterdir()] == ["BEST"]
     saved, loaded = (load_file(folder / "model.safetensors") for folder in (new.folder, best))
     assert saved.keys() == loaded.keys()
@@ -53,7 +52,7 @@ def test_what_is_saved_is_what_is_read(best: Path) -> None:
 
 
 def test_the_predecessor_is_read_if_the_machine_stopped_between_two_renames(best: Path) -> None:
-    best.rename("BEST.old")
+    best.rename(".BEST.old")
     assert read_best(best).answers == ANSWERS
 
 
@@ -69,6 +68,7 @@ def set_spec(**values: Any) -> Change:
         *((lambda d, n=n: d.pop(n), f"does not say '{n}'") for n in ("spec", "features", "pretrained")),
         (lambda d: d.update(dataset="../elsewhere"), "the data set name '../elsewhere' may hold letters"),
         (lambda d: d.update(dataset=3), "says dataset is 3, which cannot be"),
+        (lambda d: d.update(features=-5), "says features is -5, which cannot be"),
         (lambda d: d.update(features=True), "says features is True, which cannot be"),
         (lambda d: d.update(metrics=[]), r"says metrics is \[\], which cannot be"),
         (lambda d: d["pretrained"].pop("sha256"), "does not say 'sha256'"),

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.helpers.checkpoints import bert
 from tests.helpers.paths import ROOT
 from tests.helpers.small import ANSWERS
-from transformers import AutoTokenizer, BertConfig, BertModel, LxmertForQuestionAnswering
+from transformers import AutoTokenizer, LxmertForQuestionAnswering
 from transformers import LxmertModel as PublishedModel
 
 from common.cli import run_command
@@ -54,8 +55,8 @@ def test_transformers_loads_a_plain_run_and_gives_the_same_logits(
 ) -> None:
     vqa.main(replace(args, strategy=strategy, from_scratch=from_scratch))
     export(RUN, OUT)
-    model, report = LxmertForQuestionAnswering.from_pretrained("out", output_loading_info=True)
-    assert not any(report.values())
+    model, loading = LxmertForQuestionAnswering.from_pretrained("out", output_loading_info=True)
+    assert not any(loading.values())
     logits = model.eval()(**inputs).question_answering_score
     torch.testing.assert_close(logits, run_logits(inputs), rtol=1e-5, atol=1e-5)
     assert [model.config.id2label[index] for index in range(len(ANSWERS))] == ANSWERS
@@ -105,10 +106,8 @@ def test_an_adaptive_run_becomes_a_folder_that_needs_nothing_else(
 
 def write_bert(folder: Path, words: int) -> None:
     """A BERT of three layers, with the tokenizer of the small pre-trained model."""
-    torch.manual_seed(1)
-    sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24, "num_hidden_layers": 3}
-    config = BertConfig(vocab_size=words, max_position_embeddings=24, initializer_range=0.2, **sizes)
-    BertModel(config).save_pretrained(folder)
+    sizes = {"vocab_size": words, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24}
+    bert(**sizes, initializer_range=0.2).save_pretrained(folder)
     for name in ("vocab.txt", "tokenizer_config.json"):
         shutil.copyfile(f"model/{name}", folder / name)
 
@@ -130,8 +129,8 @@ def test_a_run_from_a_bert_keeps_what_was_random_in_it(
     if strategy == "SpotTune_Block":
         assert vqa.main(replace(test, load="out"))["accuracy"] == outcome["best"]["val_accuracy"]
     else:
-        report = LxmertForQuestionAnswering.from_pretrained("out", output_loading_info=True)[1]
-        assert not any(report.values())
+        loading = LxmertForQuestionAnswering.from_pretrained("out", output_loading_info=True)[1]
+        assert not any(loading.values())
 
 
 def test_data_with_other_features_than_the_model_reads_are_one_sentence(

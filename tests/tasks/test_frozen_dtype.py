@@ -66,14 +66,14 @@ def numbers(model: Adaptive, inputs: dict[str, Tensor], gates: Tensor, amp: bool
 def test_with_bf16_arithmetic_nothing_changes_and_without_it_little(
     pretrained: Path, inputs: dict, strategy: str, gate: float
 ) -> None:
-    usual, held = (make(pretrained, strategy, kind) for kind in ("fp32", "bf16"))
-    gates = (torch.rand(6, held.gates.total, generator=torch.Generator().manual_seed(1)) < gate).float()
-    expected, found = (numbers(model, inputs, gates, amp=True) for model in (usual, held))
+    usual, halved = (make(pretrained, strategy, kind) for kind in ("fp32", "bf16"))
+    gates = (torch.rand(6, halved.gates.total, generator=torch.Generator().manual_seed(1)) < gate).float()
+    expected, found = (numbers(model, inputs, gates, amp=True) for model in (usual, halved))
     assert expected.keys() == found.keys()
     assert all(torch.equal(found[name], value) for name, value in expected.items())
-    for model in (usual, held):
+    for model in (usual, halved):
         model.zero_grad()
-    expected, found = (numbers(model, inputs, gates, amp=False)["logits"] for model in (usual, held))
+    expected, found = (numbers(model, inputs, gates, amp=False)["logits"] for model in (usual, halved))
     assert torch.allclose(expected, found, atol=0.03)
     assert torch.equal(expected, found) == (gate == 1.0)
 
@@ -87,8 +87,8 @@ def test_a_run_that_is_resumed_and_evaluated_keeps_its_frozen_copies(
         vqa.main(args)
     assert vqa.main(args)["best"] == whole["best"]
     tensors = load_file("snap/vqa/run/LAST/model.safetensors")
-    held = [t.dtype for name, t in tensors.items() if ".frozen." in name and t.dim() > 1]
-    assert held and set(held) == {torch.bfloat16}
+    dtypes = [t.dtype for name, t in tensors.items() if ".frozen." in name and t.dim() > 1]
+    assert dtypes and set(dtypes) == {torch.bfloat16}
     assert read_best(Path("snap/vqa/run/BEST")).spec.frozen_dtype == "bf16"
     test = VqaArgs(load="snap/vqa/run/BEST", test="minival", data=args.data, tqdm=False, wandb="off")
     assert vqa.main(test)["accuracy"] == whole["best"]["val_accuracy"]
@@ -143,9 +143,9 @@ def test_auto_holds_them_in_bf16_where_the_arithmetic_is_and_changes_no_number(
         model = build(spec, load_pretrained(spec), ANSWERS, precision)[0]
         assert model.model.lxmert.encoder.layer[0].frozen.output.dense.weight.dtype == dtype
     losses = []
-    for held in ("auto", "fp32"):
-        vqa.main(replace(args, version=held, precision="bf16", frozen_dtype=held))
-        lines = map(json.loads, Path(f"snap/vqa/{held}/metrics.jsonl").read_text().splitlines())
+    for frozen_dtype in ("auto", "fp32"):
+        vqa.main(replace(args, version=frozen_dtype, precision="bf16", frozen_dtype=frozen_dtype))
+        lines = map(json.loads, Path(f"snap/vqa/{frozen_dtype}/metrics.jsonl").read_text().splitlines())
         losses.append([line["train/loss"] for line in lines if "train/loss" in line])
     assert len(losses[0]) == 8
     assert losses[0] == losses[1]

@@ -15,13 +15,12 @@ from transformers import AutoTokenizer, LxmertConfig, LxmertForQuestionAnswering
 from lxmert.modeling import AnswerHead, LxmertModel
 from tasks.lxmert_pretrain import (
     NOTHING,
-    Batch,
     Examples,
     PretrainingModel,
     accuracy,
     draw_examples,
-    main,
     parse_args,
+    pretrain,
     small_config,
 )
 from vqadata import scenes
@@ -41,14 +40,14 @@ class Answering(torch.nn.Module):
         weights = load_file(folder / "model.safetensors")
         self.load_state_dict({name: value.float() for name, value in weights.items()})
 
-    def forward(self, batch: Batch) -> tuple[torch.Tensor, None]:
+    def forward(self, batch: Examples) -> tuple[torch.Tensor, None]:
         real = batch.colors != NOTHING
         output = self.lxmert(batch.input_ids, batch.input_ids != 0, batch.features, batch.boxes, real)
         return self.answer_head(output.pooled), None
 
 
 def examples(folder: Path, count: int) -> Examples:
-    """Clean questions, eight a scene, about scenes that the model has not learned from."""
+    """Clean questions, eight per scene, about scenes that the model has not learned from."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     return draw_examples(scenes.PRETRAINING_CHECK, 77, count, 8, tokenizer)
 
@@ -113,10 +112,10 @@ def test_the_shipped_tokenizer_knows_every_word_of_both_wordings() -> None:
     assert len(tokenizer) == config.vocab_size
     for wording in (0, 1):
         rng = np.random.default_rng([1, wording])
-        asked = [
+        questions = [
             q.text for _ in range(60) for q in scenes.ask(scenes.draw_scene(rng).things, 10, wording, rng)
         ]
-        for ids in tokenizer(asked)["input_ids"]:
+        for ids in tokenizer(questions)["input_ids"]:
             assert tokenizer.unk_token_id not in ids
             assert len(ids) <= config.max_position_embeddings
 
@@ -129,7 +128,7 @@ def few_check_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("few_check_scenes")
 def test_the_same_seed_makes_the_same_weights_and_another_seed_others(tmp_path: Path) -> None:
     sums = [
-        main(parse_args([*TINY, "--seed", seed, "--output", str(tmp_path / name)]))["sha256"]
+        pretrain(parse_args([*TINY, "--seed", seed, "--output", str(tmp_path / name)]))["sha256"]
         for name, seed in (("a", "1"), ("b", "1"), ("c", "2"))
     ]
     assert sums[0] == sums[1] != sums[2]
@@ -139,7 +138,7 @@ def test_the_same_seed_makes_the_same_weights_and_another_seed_others(tmp_path: 
 def test_an_earlier_model_is_replaced_at_the_end_and_nothing_is_left_aside(tmp_path: Path) -> None:
     output = tmp_path / "models/model"
     first, second = (
-        main(parse_args([*TINY, "--seed", seed, "--output", str(output)])) for seed in ("1", "2")
+        pretrain(parse_args([*TINY, "--seed", seed, "--output", str(output)])) for seed in ("1", "2")
     )
     assert first["sha256"] != second["sha256"]
     assert json.loads((output / "pretraining.json").read_text()) == second

@@ -1,4 +1,4 @@
-"""Every road in, up to the model that trains: what is loaded, what is said, and that it computes the same."""
+"""Every format up to the model that trains: what is loaded, what is said, and that it computes the same."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.helpers.checkpoints import ANSWERS, original_names, write_original
+from tests.helpers.checkpoints import ANSWERS, bert, original_config, original_names, write_original
 from tests.helpers.paths import LXMERT_LISTS, SRC, needs_shared_data
 from torch import Tensor
-from transformers import BertConfig, BertModel, LxmertConfig, LxmertForPreTraining, LxmertForQuestionAnswering
+from transformers import LxmertConfig, LxmertForPreTraining, LxmertForQuestionAnswering
 from transformers import LxmertModel as PublishedModel
 
 from common.errors import CheckpointError
@@ -29,12 +29,9 @@ FEATURES = 10
 
 
 def config(**changes: Any) -> LxmertConfig:
-    """Two heads of the size that files of the original code are taken to have, 64."""
-    sizes = {"vocab_size": 40, "hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 48}
-    layers = {"l_layers": 2, "r_layers": 1, "x_layers": 2}
-    labels = {"id2label": dict(enumerate(ANSWERS)), "label2id": {a: i for i, a in enumerate(ANSWERS)}}
-    more = {"visual_feat_dim": FEATURES, "max_position_embeddings": 24, "num_qa_labels": len(ANSWERS)}
-    return LxmertConfig(**sizes | layers | labels | more | changes, initializer_range=0.1)
+    return original_config(
+        **{"hidden_size": 128, "num_attention_heads": 2, "initializer_range": 0.1} | changes
+    )
 
 
 def publish(rows: int = len(ANSWERS), **changes: Any) -> LxmertForPreTraining:
@@ -68,21 +65,21 @@ def hub_bin(model: LxmertForPreTraining, folder: Path) -> dict[str, str]:
     return {"pretrained": str(folder)}
 
 
-ROADS: dict[str, Callable[[LxmertForPreTraining, Path], dict[str, str]]] = {
+WITH_HEAD: dict[str, Callable[[LxmertForPreTraining, Path], dict[str, str]]] = {
     "loadLXMERTQA": lambda model, folder: {"load_lxmert_qa": original_file(model, folder)},
     "of several GPUs": lambda model, folder: {"load_lxmert_qa": original_file(model, folder, "module.")},
     "pre-training class": hub_folder,
     "answering class": hub_answering_folder,
     "hub .bin": hub_bin,
 }
-HEADLESS: dict[str, Callable[[LxmertForPreTraining, Path], dict[str, str]]] = {
+WITHOUT_HEAD: dict[str, Callable[[LxmertForPreTraining, Path], dict[str, str]]] = {
     "loadLXMERT": lambda model, folder: {"load_lxmert": original_file(model, folder)},
     "base class": lambda model, folder: hub_folder(model.lxmert, folder),
 }
 
 
-def spec_for(road: dict[str, Any], strategy: str = "standard", **more: Any) -> ModelSpec:
-    return ModelSpec.of(VqaArgs(strategy=strategy, **road, **more))
+def spec_for(kind: dict[str, Any], strategy: str = "standard", **more: Any) -> ModelSpec:
+    return ModelSpec.of(VqaArgs(strategy=strategy, **kind, **more))
 
 
 def make_batch() -> dict[str, Tensor]:
@@ -98,10 +95,10 @@ def make_batch() -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("road", ROADS)
-def test_outputs_and_gradients_equal_the_published_model_on_every_road(tmp_path: Path, road: str) -> None:
+@pytest.mark.parametrize("kind", WITH_HEAD)
+def test_outputs_and_gradients_equal_the_published_model_in_every_format(tmp_path: Path, kind: str) -> None:
     published = publish()
-    spec = spec_for(ROADS[road](published, tmp_path))
+    spec = spec_for(WITH_HEAD[kind](published, tmp_path))
     model = build(spec, load_pretrained(spec), ANSWERS)[0].model.eval()
     theirs = LxmertForQuestionAnswering(published.config).eval()
     theirs.lxmert, theirs.answer_head = published.lxmert.eval(), published.answer_head.eval()
@@ -124,32 +121,32 @@ def test_outputs_and_gradients_equal_the_published_model_on_every_road(tmp_path:
     assert sum(parameter.grad is not None for parameter in ours.values()) > 100
 
 
-@pytest.mark.parametrize("road", [*ROADS, *HEADLESS])
-def test_frozen_copies_are_pretrained_on_every_road(tmp_path: Path, road: str) -> None:
+@pytest.mark.parametrize("kind", [*WITH_HEAD, *WITHOUT_HEAD])
+def test_frozen_copies_are_pretrained_in_every_format(tmp_path: Path, kind: str) -> None:
     published = publish()
-    spec = spec_for((ROADS | HEADLESS)[road](published, tmp_path), "SpotTune_Block")
-    model, _, report = build(spec, load_pretrained(spec), ANSWERS)
+    spec = spec_for((WITH_HEAD | WITHOUT_HEAD)[kind](published, tmp_path), "SpotTune_Block")
+    model, _, messages = build(spec, load_pretrained(spec), ANSWERS)
     state, expected = model.model.lxmert.state_dict(), published.lxmert.state_dict()
     for copy in (".frozen.", ".tuned."):
         names = [name for name in state if copy in name]
         assert names and all(torch.equal(state[name], expected[name.replace(copy, ".")]) for name in names)
     frozen, tuned = (state[f"encoder.layer.0.{copy}.output.dense.weight"] for copy in ("frozen", "tuned"))
     assert frozen.data_ptr() != tuned.data_ptr()
-    assert report[0].startswith(f"loaded {len(expected)} tensors of the encoder")
-    head = "answer head: 5 answers loaded" if road in ROADS else "answer head: initialised"
-    assert report[-1].startswith(head)
+    assert messages[0].startswith(f"loaded {len(expected)} tensors of the encoder")
+    head = "answer head: 5 answers loaded" if kind in WITH_HEAD else "answer head: initialised"
+    assert messages[-1].startswith(head)
 
 
-@pytest.mark.parametrize("road", [*ROADS, *HEADLESS])
-@pytest.mark.parametrize(("flag", "there"), [("llayers", 2), ("rlayers", 1), ("xlayers", 2)])
+@pytest.mark.parametrize("kind", [*WITH_HEAD, *WITHOUT_HEAD])
+@pytest.mark.parametrize(("flag", "available"), [("llayers", 2), ("rlayers", 1), ("xlayers", 2)])
 def test_sizes_come_from_the_checkpoint_and_a_conflict_names_both(
-    tmp_path: Path, road: str, flag: str, there: int
+    tmp_path: Path, kind: str, flag: str, available: int
 ) -> None:
-    written = (ROADS | HEADLESS)[road](publish(), tmp_path)
-    config = load_pretrained(spec_for(written, **{flag: there})).config
+    written = (WITH_HEAD | WITHOUT_HEAD)[kind](publish(), tmp_path)
+    config = load_pretrained(spec_for(written, **{flag: available})).config
     assert (config.l_layers, config.r_layers, config.x_layers) == (2, 1, 2)
     with pytest.raises(
-        CheckpointError, match=f"--{flag} 3 contradicts the pre-trained model, which has {there}"
+        CheckpointError, match=f"--{flag} 3 contradicts the pre-trained model, which has {available}"
     ):
         load_pretrained(spec_for(written, **{flag: 3}))
 
@@ -164,46 +161,44 @@ def test_region_features_of_another_size_are_one_sentence(tmp_path: Path) -> Non
     scratch = spec_for(written, from_scratch=True)
     weights = load_pretrained(scratch)
     set_feature_size(weights, 2048)
-    model, _, report = build(scratch, weights, ANSWERS)
+    model, _, messages = build(scratch, weights, ANSWERS)
     assert model.model.lxmert.encoder.visn_fc.visn_fc.weight.shape == (128, 2048)
-    assert report == [f"initialised everything: random weights with the sizes of {tmp_path}"]
+    assert messages == [f"initialised everything: random weights with the sizes of {tmp_path}"]
 
 
 @pytest.mark.parametrize("strategy", ["standard", "SpotTune_Block"])
 def test_bert_gives_the_language_side_and_the_data_the_size_of_features(
     tmp_path: Path, strategy: str
 ) -> None:
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 40, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48}
-    bert = BertModel(BertConfig(**sizes, num_hidden_layers=3, max_position_embeddings=24))
-    bert.save_pretrained(tmp_path)
+    model = bert().bert
+    model.save_pretrained(tmp_path)
     spec = spec_for({"pretrained": str(tmp_path)}, strategy, llayers=2, rlayers=1, xlayers=1)
     weights = load_pretrained(spec)
     set_feature_size(weights, FEATURES)
-    model, _, report = build(spec, weights, ANSWERS)
-    state = model.model.lxmert.state_dict()
+    ours, _, messages = build(spec, weights, ANSWERS)
+    state = ours.model.lxmert.state_dict()
     for copy in ("frozen", "tuned") if strategy == "SpotTune_Block" else ("",):
         name = ".".join(filter(None, ("encoder.layer.1", copy, "output.dense.weight")))
-        assert torch.equal(state[name], bert.state_dict()["encoder.layer.1.output.dense.weight"])
-    assert [line.split()[0] for line in report] == ["loaded", "dropped", "dropped", "initialised", "answer"]
-    assert "region embedding, vision layers, cross layers, pooler" in report[3]
-    assert model.eval()(**make_batch()).outputs.shape == (5, len(ANSWERS))
+        assert torch.equal(state[name], model.state_dict()["encoder.layer.1.output.dense.weight"])
+    assert [line.split()[0] for line in messages] == ["loaded", "dropped", "dropped", "initialised", "answer"]
+    assert "region embedding, vision layers, cross layers, pooler" in messages[3]
+    assert ours.eval()(**make_batch()).outputs.shape == (5, len(ANSWERS))
     with pytest.raises(CheckpointError, match=r"--llayers 4 contradicts the BERT of .*, which has 3 layers"):
         load_pretrained(spec_for({"pretrained": str(tmp_path)}, llayers=4))
 
 
 @needs_shared_data
-@pytest.mark.parametrize("road", ["loadLXMERTQA", "pre-training class"])
-def test_lxmerts_lists_give_3124_answers_and_each_its_own_row(tmp_path: Path, road: str) -> None:
+@pytest.mark.parametrize("kind", ["loadLXMERTQA", "pre-training class"])
+def test_lxmerts_lists_give_3124_answers_and_each_its_own_row(tmp_path: Path, kind: str) -> None:
     published = publish(9500, id2label={0: "LABEL_0", 1: "LABEL_1"}, label2id={})
-    spec = spec_for(ROADS[road](published, tmp_path))
+    spec = spec_for(WITH_HEAD[kind](published, tmp_path))
     (tmp_path / "all_ans.json").write_text((LXMERT_LISTS / "all_ans.json").read_text())
     answers = json.loads((LXMERT_LISTS / "trainval_label2ans.json").read_text())
-    model, _, report = build(spec, load_pretrained(spec), answers)
-    assert report[-1] == (
+    model, _, messages = build(spec, load_pretrained(spec), answers)
+    assert messages[-1] == (
         "answer head: 3124 answers loaded, 5 not: '', 'visilab', '5 star', '1 4', '1 world'"
     )
-    assert f"assumed to be those of {tmp_path / 'all_ans.json'}" in report[-2]
+    assert f"assumed to be those of {tmp_path / 'all_ans.json'}" in messages[-2]
 
     rows = [entry["ans"] for entry in json.loads((LXMERT_LISTS / "all_ans.json").read_text())]
     old, new = published.answer_head.logit_fc[3], model.model.answer_head.logit_fc[3]

@@ -134,3 +134,15 @@ def test_names_that_could_lead_elsewhere_are_refused(
         parse_args([f"{flag}={name}", "--load=x"])
     error = capsys.readouterr().err
     assert "may hold letters, digits" in error and "\x1b" not in error and error.count("\n") == 1
+
+
+def test_human_answers_that_lack_a_question_are_refused_before_training(
+    args: VqaArgs, tmp_path: Path
+) -> None:
+    write_dataset(tmp_path / "data" / "vqav2")
+    file = tmp_path / "data" / "vqav2" / "annotations" / "minival.json"
+    document = json.loads(file.read_text())
+    file.write_text(json.dumps({"annotations": document["annotations"][1:]}))
+    with pytest.raises(UserError, match="1 questions have no annotation"):
+        vqa.main(replace(args, data="data"))
+    assert not Path("snap").exists()

@@ -8,16 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.helpers.paths import OLD_RUN, SRC
 
 from tasks import vqa_report
 
-REPOSITORY = Path(__file__).parents[2]
-ASSET = REPOSITORY / "tests" / "assets" / "run_format_1" / "run"
-
 
 def test_a_run_is_drawn_by_its_version_name_without_a_display(tmp_path: Path) -> None:
-    shutil.copytree(ASSET, tmp_path / "snap" / "vqa" / "mine")
-    script = REPOSITORY / "src" / "tasks" / "vqa_report.py"
+    shutil.copytree(OLD_RUN, tmp_path / "snap" / "vqa" / "mine")
+    script = SRC / "tasks" / "vqa_report.py"
     code = (
         "import runpy, sys\n"
         f"sys.argv = [{str(script)!r}, 'policy', 'mine']\n"
@@ -26,7 +24,7 @@ def test_a_run_is_drawn_by_its_version_name_without_a_display(tmp_path: Path) ->
         "except SystemExit as end: assert not end.code\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
-    environment = {"PYTHONPATH": str(REPOSITORY / "src"), "MPLBACKEND": "tkagg", "HOME": str(tmp_path)}
+    environment = {"PYTHONPATH": str(SRC), "MPLBACKEND": "tkagg", "HOME": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
@@ -50,9 +48,9 @@ def test_a_run_is_given_by_version_or_by_folder(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize("command", ["policy", "results"])
 def test_a_run_that_is_not_there_is_one_sentence(tmp_path: Path, command: str) -> None:
     done = subprocess.run(
-        [sys.executable, str(REPOSITORY / "src" / "tasks" / "vqa_report.py"), command, "nowhere"],
+        [sys.executable, str(SRC / "tasks" / "vqa_report.py"), command, "nowhere"],
         cwd=tmp_path,
-        env={"PYTHONPATH": str(REPOSITORY / "src"), "HOME": str(tmp_path)},
+        env={"PYTHONPATH": str(SRC), "HOME": str(tmp_path)},
         capture_output=True,
         text=True,
     )

@@ -21,6 +21,7 @@ from torch import nn
 from common import files
 from common.errors import RunError
 from training import run_folder
+from training.machine import Machine
 from training.run_folder import RunFolder, describe_environment, recorded_arguments
 
 ARGUMENTS: dict[str, Any] = {"lr": 5e-5, "seed": 1, "load": None, "betas": (0.9, 0.99)}
@@ -166,8 +167,8 @@ def test_a_saved_state_is_one_folder_that_brings_everything_back(tmp_path: Path)
 
 def test_environment_and_result_are_files_of_the_folder(tmp_path: Path) -> None:
     with open_folder(tmp_path) as folder:
-        folder.write_environment([], {"processes": 1})
-        folder.write_result({"gap": 1.5})
+        folder.write("env.json", {"processes": 1})
+        folder.write("result.json", {"gap": 1.5})
         folder.save_state()
     assert json.loads((tmp_path / "env.json").read_text())["processes"] == 1
     assert json.loads((tmp_path / "result.json").read_text()) == {"gap": 1.5}
@@ -192,11 +193,13 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_environment_holds_versions_device_command_and_hashes(tmp_path: Path) -> None:
     file = tmp_path / "train.json"
     file.write_bytes(b"questions" * 200_000)  # more than is read at once
-    environment = describe_environment("cpu", [file])
+    environment = describe_environment(Machine("fp32"), [file])
     assert environment["packages"]["torch"] == str(torch.__version__)
     assert environment["packages"].keys() >= {"transformers", "accelerate", "safetensors", "numpy"}
     assert environment["python"] == platform.python_version()
-    assert environment["device"] == "cpu"
+    assert environment["device"] == "cpu" or torch.cuda.is_available()
+    assert (environment["precision"], environment["processes"]) == ("fp32", 1)
+    assert environment["threads"] >= 1
     assert environment["command"] == sys.argv
     assert environment["data_sha256"] == {str(file): hashlib.sha256(b"questions" * 200_000).hexdigest()}
     assert json.loads(json.dumps(environment)) == environment
@@ -210,17 +213,17 @@ def test_the_environment_names_the_commit_and_whether_it_was_changed(elsewhere: 
     git(elsewhere, "add", "run_folder.py")
     git(elsewhere, "commit", "-m", "first")
     (elsewhere / "notes.txt").write_text("not tracked")
-    clean = describe_environment("cpu", [])
+    clean = describe_environment(Machine("fp32"), [])
     assert clean["commit"] == git(elsewhere, "rev-parse", "HEAD")
     assert clean["dirty"] is False
     file.write_text("changed")
-    assert describe_environment("cpu", []) == {**clean, "dirty": True}
+    assert describe_environment(Machine("fp32"), []) == {**clean, "dirty": True}
 
 
 def test_a_copy_without_history_has_no_commit(elsewhere: Path) -> None:
-    assert describe_environment("cpu", [])["commit"] is None
+    assert describe_environment(Machine("fp32"), [])["commit"] is None
 
 
 def test_a_machine_without_git_has_no_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert describe_environment("cpu", [])["commit"] is None
+    assert describe_environment(Machine("fp32"), [])["commit"] is None

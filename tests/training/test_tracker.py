@@ -30,10 +30,9 @@ def test_what_is_said_goes_to_the_terminal_and_the_log(
 ) -> None:
     tracker = make(tmp_path)
     tracker.say("epoch 1: 72.5 %")
-    tracker.say()
     tracker.record({}, 3, "größer")
-    assert capsys.readouterr().out == "epoch 1: 72.5 %\n\ngrößer\n"
-    assert (tmp_path / "train.log").read_text(encoding="utf-8") == "epoch 1: 72.5 %\n\ngrößer\n"
+    assert capsys.readouterr().out == "epoch 1: 72.5 %\ngrößer\n"
+    assert (tmp_path / "train.log").read_text(encoding="utf-8") == "epoch 1: 72.5 %\ngrößer\n"
 
 
 def test_metrics_are_lines_with_their_step_and_no_number_is_null(tmp_path: Path) -> None:

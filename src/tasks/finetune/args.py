@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -23,30 +22,19 @@ from tasks.finetune.spec import ModelSpec
 from tasks.finetune.strategies import STRATEGIES
 from training.optim import OPTIMIZERS
 
-FROZEN_DTYPES = ("auto", "fp32", "bf16")
 IMAGES_TINY, IMAGES_FAST = 512, 5000
-AS_LOADED = "Default: that of the checkpoint given with --load, or"
 SCENES_MODEL = "snap/pretrained/lxmert-scenes"
 RELEASED_MODEL = "unc-nlp/lxmert-base-uncased"
 
 
-def flag(
-    default: Any,
-    help: str,
-    *,
-    old: str = "",
-    choices: Sequence[str] | Mapping[str, Any] = (),
-    section: str | None = None,
-) -> Any:
+def flag(default: Any, help: str, *, old: str = "", choices: Collection[str] = (), section: str = "") -> Any:
     """A field that is a flag; `old` is its other spelling, `section` opens a group in --help.
 
-    choices: the values, or a table of what each of them is, `about` it.
-
-    The default None means that it is settled later, see `tasks.finetune.settle`.
+    choices: the values, or a table of what each of them is, `about` it. The default None means that it is
+    settled later, see `tasks.finetune.settle`.
     """
-    return dataclasses.field(
-        default=default, metadata={"help": help, "old": old, "choices": choices, "section": section}
-    )
+    metadata = {"help": help, "old": old, "choices": choices, "section": section}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -55,11 +43,7 @@ class VqaArgs:
 
     version: str = flag("run", "Name of the run; its folder is snap/vqa/<version>.", section="run")
     output: str | None = flag(None, "Run folder, if not snap/vqa/<version>.")
-    strategy: str | None = flag(
-        None,
-        f"How to fine-tune. {AS_LOADED} {ModelSpec.strategy}.",
-        choices=STRATEGIES,
-    )
+    strategy: str | None = flag(None, "How to fine-tune.", choices=STRATEGIES)
     seed: int = flag(9595, "Seed of initialisation, order, dropout and gate noise.")
     load: str | None = flag(None, "A BEST folder to start from, or with --test to evaluate.")
     test: str | None = flag(None, "Only evaluate --load on this split and write its predictions.")
@@ -76,8 +60,7 @@ class VqaArgs:
     )
     data: str = flag("data", "Folder of the data sets.")
     train: str | None = flag(
-        None,
-        "Training splits, comma-separated. Default: cp_train, or train and nominival if they exist.",
+        None, "Training splits, comma-separated. Default: cp_train, or train and nominival if they exist."
     )
     valid: str | None = flag(
         None,
@@ -105,8 +88,8 @@ class VqaArgs:
     frozen_dtype: str | None = flag(
         None,
         "Type in which adaptive strategies hold their frozen copies: bf16 halves their memory. auto takes it "
-        f"where the arithmetic is in bf16 and it changes no number. {AS_LOADED} {ModelSpec.frozen_dtype}.",
-        choices=FROZEN_DTYPES,
+        "where the arithmetic is in bf16 and it changes no number.",
+        choices=("auto", "fp32", "bf16"),
     )
 
     batch_size: int | None = flag(None, "Examples a step and process.", old="batchSize", section="training")
@@ -120,27 +103,18 @@ class VqaArgs:
     accumulate: int = flag(1, "Batches whose gradients are added up for one step.")
     group_by_length: bool = flag(True, "Put questions of like length into one batch.")
 
-    policy: str | None = flag(
-        None,
-        f"Policy network. {AS_LOADED} {ModelSpec.policy}.",
-        choices=POLICIES,
-        section="policy",
-    )
+    policy: str | None = flag(None, "Policy network.", choices=POLICIES, section="policy")
     policy_every: int = flag(
         1, "Train the policy on every K-th step; in the steps between only the chosen copies run."
     )
     policy_lr: float = flag(1e-4, "Learning rate of the policy, constant.")
     policy_optim: str = flag("adamw", "Optimizer of the policy.", choices=tuple(OPTIMIZERS))
-    policy_llayers: int | None = flag(None, f"Language layers of the policy network. {AS_LOADED} 1.")
-    policy_xlayers: int | None = flag(None, f"Cross-modality layers of the policy network. {AS_LOADED} 1.")
-    policy_rlayers: int | None = flag(None, f"Vision layers of the policy network. {AS_LOADED} 1.")
-    policy_start: float | None = flag(
-        None, f"Share tuned from which the policy starts. {AS_LOADED} {ModelSpec.policy_start}."
-    )
+    policy_llayers: int | None = flag(None, "Language layers of the policy network.")
+    policy_xlayers: int | None = flag(None, "Cross-modality layers of the policy network.")
+    policy_rlayers: int | None = flag(None, "Vision layers of the policy network.")
+    policy_start: float | None = flag(None, "Share tuned from which the policy starts.")
     temperature: float | None = flag(
-        None,
-        f"Temperature of the Gumbel-softmax in training. {AS_LOADED} {ModelSpec.temperature}.",
-        old="policy_temperature",
+        None, "Temperature of the Gumbel-softmax in training.", old="policy_temperature"
     )
     temperature_end: float | None = flag(
         None, "Temperature at the last step, reached geometrically. Default: it stays."
@@ -188,8 +162,7 @@ class VqaArgs:
 
     def completed(self, values: Mapping[str, Any]) -> VqaArgs:
         """The arguments with `values` for those that are None."""
-        names = [field.name for field in dataclasses.fields(self)]
-        open_ones = {n: values[n] for n in names if n in values and getattr(self, n) is None}
+        open_ones = {name: value for name, value in values.items() if getattr(self, name) is None}
         return dataclasses.replace(self, **open_ones)
 
 
@@ -237,9 +210,7 @@ def parse_args(argv: Sequence[str] | None = None) -> VqaArgs:
     values, unknown = parser.parse_known_args(argv)
     if unknown:
         parser.error(_unknown_flag(unknown[0], parser))
-    given = vars(values)
-    given.pop("multiGPU", None)
-    args = VqaArgs(**given)
+    args = VqaArgs(**{name: value for name, value in vars(values).items() if name != "multiGPU"})
     try:
         validate(args)
     except UserError as error:
@@ -254,59 +225,56 @@ def validate(args: VqaArgs) -> None:
     for splits in (args.train, args.valid, args.test):
         for split in (splits or "").split(","):
             check_name("split", split or "train")
+    for field in dataclasses.fields(args):
+        value, choices = getattr(args, field.name), field.metadata["choices"]
+        if choices and value is not None and value not in choices:
+            raise UserError(f"there is no {field.name} {value!r}; there are {', '.join(choices)}")
     positive = (
         "batch_size", "lr", "epochs", "clip", "accumulate", "save_every", "log_every",
         "policy_lr", "policy_every", "temperature", "temperature_end",
     )  # fmt: skip
-    for field in positive:
-        value = getattr(args, field)
+    for name in positive:
+        value = getattr(args, name)
         if value is not None and not value > 0:
-            raise UserError(f"--{field} must be greater than 0, not {value}")
-    if not 0 <= args.warmup <= 1:
-        raise UserError(f"--warmup is a share of all steps, between 0 and 1, not {args.warmup}")
-    if args.policy_start is not None and not 0 < args.policy_start < 1:
-        raise UserError(f"--policy_start is a share above 0 and below 1, not {args.policy_start}")
-    if args.dropout is not None and not 0 <= args.dropout < 1:
-        raise UserError(f"--dropout must be at least 0 and below 1, not {args.dropout}")
+            raise UserError(f"--{name} must be greater than 0, not {value}")
     origins = [f for f in ("pretrained", "load_lxmert", "load_lxmert_qa", "from_scratch") if getattr(args, f)]
-    if len(origins) > 1 and set(origins) != {"pretrained", "from_scratch"}:
-        raise UserError(f"--{' and --'.join(origins)} exclude each other: the weights come from one place")
-    if args.test and not args.load:
-        raise UserError("--test needs --load, the BEST folder to evaluate")
-    if (args.question is None) != (args.image_id is None):
-        given, missing = ("question", "image-id") if args.image_id is None else ("image-id", "question")
-        raise UserError(f"--{given} needs --{missing}: one question about one image")
-    if args.question is not None and not args.load:
-        raise UserError("--question needs --load, the BEST folder that is to answer it")
-    if args.question is not None and not args.question.strip():
-        raise UserError("--question is empty: give a question in quotes")
-    if args.question is not None and args.test:
-        raise UserError("--question and --test exclude each other: one question, or all of a split")
-    if args.tiny and args.fast:
-        raise UserError("--tiny and --fast exclude each other")
+    one_origin = len(origins) < 2 or set(origins) == {"pretrained", "from_scratch"}
+    question, start, dropout = args.question, args.policy_start, args.dropout
+    for holds, sentence in (
+        (0 <= args.warmup <= 1, f"--warmup is a share of all steps, between 0 and 1, not {args.warmup}"),
+        (start is None or 0 < start < 1, f"--policy_start is a share above 0 and below 1, not {start}"),
+        (dropout is None or 0 <= dropout < 1, f"--dropout must be at least 0 and below 1, not {dropout}"),
+        (one_origin, f"--{' and --'.join(origins)} exclude each other: the weights come from one place"),
+        (not args.test or args.load, "--test needs --load, the BEST folder to evaluate"),
+        (question is None or args.image_id, "--question needs --image-id: one question about one image"),
+        (args.image_id is None or question is not None, "--image-id needs --question, a question about it"),
+        (question is None or args.load, "--question needs --load, the BEST folder that is to answer it"),
+        (question is None or question.strip(), "--question is empty: give a question in quotes"),
+        (question is None or not args.test, "--question and --test exclude each other: one question, or all"),
+        (not (args.tiny and args.fast), "--tiny and --fast exclude each other"),
+    ):
+        if not holds:
+            raise UserError(sentence)
 
 
 def _add_flag(group: Any, field: dataclasses.Field, hint: Any) -> None:
     """`batch_size` becomes --batch_size, --batch-size and its old spelling."""
     spellings = dict.fromkeys([field.name, field.name.replace("_", "-"), field.metadata["old"] or field.name])
-    names = [f"--{spelling}" for spelling in spellings]
-    options: dict[str, Any] = {"dest": field.name, "help": field.metadata["help"]}
-    if field.default is not None and hint is not bool:
-        options["help"] += f" Default: {field.default}."
-    kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
-    kind = kinds[0] if kinds else hint
+    help, choices = field.metadata["help"], field.metadata["choices"]
+    kind, *_ = typing.get_args(hint) or [hint]  # of `int | None`, int
+    if field.default is not None and kind is not bool:
+        help += f" Default: {field.default}."
+    elif (usual := getattr(ModelSpec, field.name, None)) is not None:
+        help += f" Default: that of the checkpoint given with --load, or {usual}."
+    if isinstance(choices, Mapping):
+        help += f" {'; '.join(f'{name}: {row.about}' for name, row in choices.items())}."
     if kind is bool:
-        options["action"] = argparse.BooleanOptionalAction
+        options = {"action": argparse.BooleanOptionalAction}
+    elif choices:
+        options = {"choices": tuple(choices)}
     else:
-        options["type"] = kind
-        options["metavar"] = kind.__name__.upper()
-        if choices := field.metadata["choices"]:
-            options["choices"] = tuple(choices)
-            options["metavar"] = "{" + ",".join(choices) + "}"
-            if isinstance(choices, Mapping):
-                abouts = (f"{name}: {row.about}" for name, row in choices.items())
-                options["help"] += f" {'; '.join(abouts)}."
-    group.add_argument(*names, **options)
+        options = {"type": kind, "metavar": kind.__name__.upper()}
+    group.add_argument(*(f"--{spelling}" for spelling in spellings), dest=field.name, help=help, **options)
 
 
 def _unknown_flag(text: str, parser: argparse.ArgumentParser) -> str:

@@ -7,16 +7,13 @@ the answers         in label order, in the file that data sets have for them
 pretrained/         the pre-trained model; only in exported folders, which need nothing else
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -24,10 +21,8 @@ from common.errors import CheckpointError, UserError
 from common.files import check_name, latest_complete, read_json, replace_folder, write_json
 from lxmert.loading import Pretrained, check_match, load_pretrained, set_feature_size
 from lxmert.sources import read_tensors
-from tasks.finetune.args import FROZEN_DTYPES, VqaArgs, validate
-from tasks.finetune.policies import POLICIES
+from tasks.finetune.args import VqaArgs, validate
 from tasks.finetune.spec import LOCATIONS, ModelSpec
-from tasks.finetune.strategies import STRATEGIES
 from vqadata.folder import ANSWERS
 from vqadata.records import read_answers
 
@@ -36,7 +31,6 @@ WEIGHTS, DESCRIPTION, INSIDE = "model.safetensors", "model.json", "pretrained"
 ENCODER, HEAD = "model.lxmert.", "model.answer_head."  # before the tensors' names; others are the policy's
 
 DESCRIBED = {"spec": dict, "dataset": str, "features": int, "pretrained": dict, "metrics": dict}
-CHOICES = {"strategy": STRATEGIES, "policy": POLICIES, "frozen_dtype": FROZEN_DTYPES}
 
 
 class Best(NamedTuple):
@@ -50,20 +44,6 @@ class Best(NamedTuple):
     pretrained_source: str
     pretrained_sha256: str
     metrics: dict[str, Any]  # of the epoch that it holds
-
-    @classmethod
-    def of(
-        cls,
-        folder: Path,
-        spec: ModelSpec,
-        pretrained: Pretrained,
-        dataset: str,
-        answers: list[str],
-        metrics: dict[str, Any],
-    ) -> Best:
-        """What is to be said of a model that was trained from `pretrained`."""
-        features = pretrained.config.visual_feat_dim
-        return cls(folder, spec, dataset, features, answers, pretrained.source, pretrained.sha256, metrics)
 
 
 def save_best(best: Best, model: nn.Module, pretrained: Pretrained) -> None:
@@ -101,6 +81,8 @@ def read_best(folder: Path) -> Best:
         if description["format"] != FORMAT:
             raise CheckpointError(f"{folder} is of format {description['format']}; this code reads {FORMAT}.")
         _require(description, DESCRIBED)
+        if description["features"] < 1:
+            raise UserError(f"{DESCRIPTION} says features is {description['features']}, which cannot be")
         origin = _require(description["pretrained"], {"source": str, "sha256": str})
         return Best(
             folder,
@@ -142,11 +124,9 @@ def load_best(best: Best, model: nn.Module, pretrained: Pretrained) -> None:
     """
     _require_same_file(best, pretrained)
     file = best.folder / WEIGHTS
-    tensors, own = read_tensors(file), _own_tensors(model, pretrained)
-    check_match(own, tensors, str(file))
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(tensors[name])
+    tensors = read_tensors(file)
+    check_match(_own_tensors(model, pretrained), tensors, str(file))
+    model.load_state_dict(tensors, strict=False)
 
 
 def _require_same_file(best: Best, pretrained: Pretrained) -> None:
@@ -169,9 +149,6 @@ def _own_tensors(model: nn.Module, pretrained: Pretrained) -> dict[str, Tensor]:
     }
 
 
-# ---------------------------------------------------------------------------------- what model.json may say
-
-
 def _read_spec(entries: dict[str, Any], folder: Path) -> ModelSpec:
     """The spec of a description, by the rules of the command line; UserError if it breaks one."""
     kinds = typing.get_type_hints(ModelSpec)
@@ -179,9 +156,6 @@ def _read_spec(entries: dict[str, Any], folder: Path) -> ModelSpec:
     _require(entries, kinds)
     if unknown := entries.keys() - kinds.keys():
         raise UserError(f"{DESCRIPTION} says something unknown of the model: {', '.join(sorted(unknown))}")
-    for name, known in CHOICES.items():
-        if entries[name] not in known:
-            raise UserError(f"there is no {name} {entries[name]!r}; there are {', '.join(known)}")
     validate(VqaArgs(**entries))
     if (folder / INSIDE).is_dir():
         entries |= {**dict.fromkeys(LOCATIONS), "pretrained": str(folder / INSIDE)}
@@ -197,11 +171,9 @@ def _require(entries: Any, kinds: Mapping[str, Any]) -> dict[str, Any]:
     for name, kind in kinds.items():
         if name not in entries:
             raise UserError(f"{DESCRIPTION} does not say {name!r}")
-        if not _is_a(entries[name], typing.get_args(kind) or (kind,)):
+        kinds_of_one = typing.get_args(kind) or (kind,)
+        # By type(), because true is no number; but 5 is a number like 5.0.
+        found = float if type(entries[name]) is int and float in kinds_of_one else type(entries[name])
+        if found not in kinds_of_one:
             raise UserError(f"{DESCRIPTION} says {name} is {entries[name]!r}, which cannot be")
     return entries
-
-
-def _is_a(value: Any, kinds: Sequence[type]) -> bool:
-    """Whether a JSON value is of one of the kinds: true is no number, and 5 is a number like 5.0."""
-    return type(value) in kinds or (type(value) is int and float in kinds)

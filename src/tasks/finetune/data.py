@@ -1,7 +1,5 @@
 """Which data set a run takes, with which recipe, and its splits as data sets of tokenised questions."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +8,7 @@ from typing import Any
 from common.errors import DataError
 from lxmert.tokens import encode
 from tasks.finetune.args import RECIPES, Recipe
+from training.machine import Machine
 from vqadata.dataset import VqaDataset, keep_images, split_names
 from vqadata.folder import DataFolder
 from vqadata.sample import ensure_scenes
@@ -43,10 +42,13 @@ def choose_recipe(folder: DataFolder) -> Recipe:
     return replace(RECIPES["scenes" if small else "vqav2"], train=",".join(train), valid=",".join(valid))
 
 
-def write_scenes_if_missing(folder: DataFolder) -> None:
-    """The embedded scenes are written by the first run on them."""
-    if folder.name == SCENES:
-        ensure_scenes(folder.path)
+def open_data(data: Path, name: str, machine: Machine) -> DataFolder:
+    """The folder of a data set; the embedded scenes are written by the first run on them."""
+    folder = DataFolder(data, name)
+    if name == SCENES:
+        with machine.accelerator.main_process_first():
+            ensure_scenes(folder.path)
+    return folder
 
 
 def require_data(folder: DataFolder, flags: dict[str, str]) -> None:

@@ -1,7 +1,5 @@
 """Answering all questions of a data set, and how well that went."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,9 +13,7 @@ from common.errors import Interrupted
 from tasks.finetune.model import score
 from training.machine import Machine
 from vqadata.dataset import VqaDataset
-from vqadata.scoring import GroundTruth, official_scores, oracle_scores, restrict
-
-BATCH = 4  # times the training batch: no gradients, so there is room
+from vqadata.scoring import GroundTruth, official_scores, oracle_scores
 
 
 class Evaluation(NamedTuple):
@@ -41,7 +37,7 @@ class Exam(NamedTuple):
 
     dataset: VqaDataset
     live: np.ndarray  # bool (G,), the gates that the answer depends on
-    truth: GroundTruth | None  # what humans answered, if it is at hand
+    truth: GroundTruth | None  # what humans answered to exactly these questions, if it is at hand
     answers: Sequence[str]  # in label order
 
     def official_accuracy(self, question_ids: np.ndarray, chosen: np.ndarray) -> dict[str, Any] | None:
@@ -51,15 +47,13 @@ class Exam(NamedTuple):
         """
         if self.truth is None:
             return None
-        ids = question_ids.tolist()
-        truth = restrict(self.truth, ids)
-        given = dict(zip(ids, (self.answers[number] for number in chosen), strict=True))
-        scores = official_scores(truth, given)
+        chosen_answers = (self.answers[number] for number in chosen)
+        scores = official_scores(self.truth, dict(zip(question_ids.tolist(), chosen_answers, strict=True)))
         return {
             "overall": scores.overall,
             "by_answer_type": {name: part.percent for name, part in scores.by_answer_type.items()},
             "by_question_type": {name: part.percent for name, part in scores.by_question_type.items()},
-            "vocabulary_bound": oracle_scores(truth, self.answers).overall,
+            "vocabulary_bound": oracle_scores(self.truth, self.answers).overall,
         }
 
 

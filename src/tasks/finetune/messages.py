@@ -1,7 +1,5 @@
 """What a run leaves for people: its texts, its pictures, its predictions, and what result.json holds."""
 
-from __future__ import annotations
-
 import io
 import json
 import textwrap
@@ -10,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from common.errors import UserError
 from common.files import replace_file
 from report.policy_plot import draw_policy
 from tasks.finetune.evaluate import Evaluation
-from tasks.finetune.metrics import EpochMetrics
 from tasks.finetune.setup import Setup
 from tasks.finetune.state import TrainState
 from training.run_folder import RunFolder
@@ -27,12 +25,10 @@ LONG_PATHS_STAY = {"subsequent_indent": "  ", "break_long_words": False, "break_
 MEANS = {"loss": "loss {:.3f}", "accuracy": "acc {:.1f}", "share_tuned": "tuned {:.2f}"}  # while training
 IDENTITY = ("version", "dataset", "strategy", "from_scratch", "seed", "epochs")  # of a run, for result.json
 
-Sizes = Mapping[str, Mapping[str, int]]  # of parameters and of gates
 
-
-def start_message(what: Mapping[str, Any], setup: Setup, sizes: Sizes) -> str:
+def start_message(what: Mapping[str, Any], setup: Setup) -> str:
     """What is about to happen, before the first step; what: the arguments of the run, by name."""
-    parameters, gates = sizes["parameters"], sizes["gates"]
+    parameters, gates = setup.sizes["parameters"], setup.sizes["gates"]
     train, valid = map(len, setup.datasets)
     lines = [
         f"{what['strategy']} on {what['dataset']}: {train:,} training, {valid:,} validation questions",
@@ -63,7 +59,7 @@ def progress_text(means: Mapping[str, float], bar: tqdm, batch_size: int) -> str
     return " ".join([*words, f"{examples_per_second:.0f} ex/s"])
 
 
-def result_of(what: Mapping[str, Any], state: TrainState, sizes: Sizes) -> dict[str, Any]:
+def result_of(what: Mapping[str, Any], state: TrainState, setup: Setup) -> dict[str, Any]:
     """What result.json holds: what was run, the last epoch's metrics, and the best epoch.
 
     `gap` is running train minus validation accuracy in the last epoch; `seconds` are those of all training.
@@ -73,12 +69,12 @@ def result_of(what: Mapping[str, Any], state: TrainState, sizes: Sizes) -> dict[
         **{name: what[name] for name in IDENTITY},
         **vars(state.history[-1]),
         "best": {"epoch": best.epoch, "val_accuracy": best.val_accuracy},
-        **sizes,
+        **setup.sizes,
         "seconds": state.seconds,
     }
 
 
-def summary_table(state: TrainState, folder: Path, version: str, valid: str) -> str:
+def summary_table(state: TrainState, folder: Path, valid: str) -> str:
     """The table at the end of a run: figures, where everything is, and how to evaluate again."""
     last, best = state.history[-1], state.best
     rows = [
@@ -88,11 +84,11 @@ def summary_table(state: TrainState, folder: Path, version: str, valid: str) -> 
         ("training time", f"{state.seconds:.0f} s"),
         ("best weights", str(folder / "BEST")),
     ]
-    if (pictures := PICTURES / version).is_dir():
+    if (pictures := PICTURES / folder.name).is_dir():
         rows.append(("policy pictures", str(pictures)))
     body = aligned(rows)
     rule = "-" * max(map(len, body.splitlines()))
-    again = f"bash run/vqa_test.bash 0 {version} --test {valid}"
+    again = f"bash run/vqa_test.bash 0 {folder.name} --test {valid}"
     return "\n".join([rule, body, rule, f"evaluate again:  {again}"])
 
 
@@ -131,7 +127,7 @@ def show_policy(folder: RunFolder, title: str, setup: Setup, state: TrainState) 
     """Write usage.npz and draw the epoch just finished, if there are gates; a failure costs one sentence."""
     if not setup.sizes["gates"]["total"]:
         return
-    shares = state.share_by_split()
+    shares = {split: torch.stack(epochs).numpy() for split, epochs in state.shares.items()}  # (E, G)
     question_types = np.array(setup.exam.dataset.question_types)
     content = io.BytesIO()
     by_type = {"question_types": question_types, "val_by_type": state.by_type.numpy()}
@@ -152,8 +148,3 @@ def save_predictions(path: Path, evaluation: Evaluation, answers: Sequence[str])
     pairs = zip(evaluation.question_ids, evaluation.chosen, strict=True)
     predictions = [{"question_id": int(question), "answer": answers[number]} for question, number in pairs]
     replace_file(path, json.dumps(predictions) + "\n")
-
-
-def epoch_text(metrics: EpochMetrics, epochs: int) -> str:
-    """One epoch in one line."""
-    return f"epoch {metrics.epoch:>2}/{epochs} {metrics.log_text()}"

@@ -80,8 +80,9 @@ class EpochMetrics:
         named = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
         return {name: value for name, value in named if value is not None}
 
-    def log_text(self) -> str:
-        return " ".join(self._formatted("log"))
+    def log_text(self, epochs: int) -> str:
+        """One line for an epoch out of so many."""
+        return " ".join([f"epoch {self.epoch:>2}/{epochs}", *self._formatted("log")])
 
     def rows(self) -> list[tuple[str, str]]:
         """Label and value of each row of the closing table."""

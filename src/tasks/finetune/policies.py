@@ -1,13 +1,10 @@
 """The policy networks: what decides, for each example, which copy runs at each gate.
 
-`POLICIES` is the one table of them; a row more is a choice of --policy more.
+`POLICIES` is the one table of them; a row more is a choice of --policy more. A policy network is built from a
+spec, the model and its number of gates, and says what it is in `about`.
 """
 
-from __future__ import annotations
-
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +12,7 @@ from torch import Tensor, nn
 from adaptive.policy import GateHead
 from common.errors import UserError
 from lxmert.modeling import LxmertModel
-from lxmert.units import unused_modules
+from lxmert.units import LAYER_LISTS, unused_modules
 from tasks.finetune.spec import ModelSpec
 
 
@@ -34,16 +31,25 @@ class Borrowed(nn.Module):
 class LxmertPolicy(nn.Module):
     """A small LXMERT that reads the same input as the model and decides over its G gates.
 
-    It has the given numbers of language, vision and cross layers and starts from the first ones of `lxmert`,
-    without dropout: exploration is the gate noise's job. Its layers stand on the model's own embeddings.
+    It has as many layers as `spec` says and starts from the first ones of `lxmert`, without dropout:
+    exploration is the gate noise's job. Its layers stand on the model's own embeddings. UserError if it is to
+    have more layers than the model.
     """
 
-    def __init__(
-        self, lxmert: LxmertModel, layers: tuple[int, int, int], gates: int, share: float = 0.5
-    ) -> None:
+    about = "a small LXMERT that starts from the model's first layers"
+
+    def __init__(self, spec: ModelSpec, lxmert: LxmertModel, gates: int) -> None:
         super().__init__()
         config = copy.deepcopy(lxmert.config)
-        config.l_layers, config.r_layers, config.x_layers = layers
+        for field, _ in LAYER_LISTS.values():
+            name = f"policy_{field.replace('_', '')}"
+            requested, available = getattr(spec, name), getattr(config, field)
+            if not 0 <= requested <= available:
+                raise UserError(
+                    f"--{name} {requested}: it starts from the model's first layers, and there are "
+                    f"{available}"
+                )
+            setattr(config, field, requested)
         config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
         with torch.device("meta"):
             self.lxmert = LxmertModel(config)
@@ -54,7 +60,7 @@ class LxmertPolicy(nn.Module):
         self.lxmert.load_state_dict(own, assign=True)
         for name in unused_modules(config):
             self.lxmert.get_submodule(name).requires_grad_(False)
-        self.head = GateHead(config.hidden_size, gates, share=share)
+        self.head = GateHead(config.hidden_size, gates, share=spec.policy_start)
 
     def forward(self, **inputs: Tensor) -> Tensor:
         """The inputs of `VqaModel` -> logits (B, G, 2)."""
@@ -67,24 +73,20 @@ class LightPolicy(nn.Module):
     It reads them without gradients and without dropout, and owns nothing but the head.
     """
 
-    def __init__(self, lxmert: LxmertModel, gates: int, share: float = 0.5) -> None:
+    about = "a small head on the model's embeddings of the mean word and the mean region, at next to no cost"
+
+    def __init__(self, spec: ModelSpec, lxmert: LxmertModel, gates: int) -> None:
         super().__init__()
         self.words = Borrowed(lxmert.embeddings)
         self.regions = Borrowed(lxmert.encoder.visn_fc)
-        self.head = GateHead(2 * lxmert.config.hidden_size, gates, share=share)
+        self.head = GateHead(2 * lxmert.config.hidden_size, gates, share=spec.policy_start)
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        visual_feats: Tensor,
-        visual_pos: Tensor,
-        visual_attention_mask: Tensor,
-    ) -> Tensor:
+    def forward(self, **inputs: Tensor) -> Tensor:
         """The inputs of `VqaModel` -> logits (B, G, 2)."""
-        question = _masked_mean(self.words(input_ids), attention_mask)
+        question = _masked_mean(self.words(inputs["input_ids"]), inputs["attention_mask"])
         # The mean before the projection and not after it: one region to project instead of all.
-        features, boxes = (_masked_mean(part, visual_attention_mask) for part in (visual_feats, visual_pos))
+        mask = inputs["visual_attention_mask"]
+        features, boxes = (_masked_mean(inputs[name], mask) for name in ("visual_feats", "visual_pos"))
         return self.head(torch.cat([question, self.regions(features, boxes)], dim=-1))
 
 
@@ -94,38 +96,4 @@ def _masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
     return (hidden * weights).sum(1) / weights.sum(1)
 
 
-def build_lxmert_policy(spec: ModelSpec, lxmert: LxmertModel, gates: int) -> LxmertPolicy:
-    config = lxmert.config
-    for name, requested, available in (
-        ("policy_llayers", spec.policy_llayers, config.l_layers),
-        ("policy_rlayers", spec.policy_rlayers, config.r_layers),
-        ("policy_xlayers", spec.policy_xlayers, config.x_layers),
-    ):
-        if not 0 <= requested <= available:
-            raise UserError(
-                f"--{name} {requested}: it starts from the model's first layers, and there are {available}"
-            )
-    layers = spec.policy_llayers, spec.policy_rlayers, spec.policy_xlayers
-    return LxmertPolicy(lxmert, layers, gates, spec.policy_start)
-
-
-@dataclass(frozen=True)
-class Policy:
-    """One kind of policy network."""
-
-    name: str
-    about: str  # for --help
-    build: Callable[[ModelSpec, LxmertModel, int], nn.Module]  # of a spec, the model and its number of gates
-
-
-POLICIES = {
-    policy.name: policy
-    for policy in (
-        Policy("lxmert", "a small LXMERT that starts from the model's first layers", build_lxmert_policy),
-        Policy(
-            "light",
-            "a small head on the model's embeddings of the mean word and the mean region, at next to no cost",
-            lambda spec, lxmert, gates: LightPolicy(lxmert, gates, spec.policy_start),
-        ),
-    )
-}
+POLICIES = {"lxmert": LxmertPolicy, "light": LightPolicy}

@@ -1,9 +1,7 @@
 """What a run reads and builds before anything is written: all that can be refused is refused here."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,13 +12,13 @@ from lxmert.tokens import load_tokenizer
 from lxmert.units import gate_labels
 from tasks.finetune.args import VqaArgs
 from tasks.finetune.best import Best, load_base_weights, load_best
-from tasks.finetune.data import load_splits, require_data, write_scenes_if_missing
+from tasks.finetune.data import load_splits, open_data, require_data
 from tasks.finetune.evaluate import Exam
 from tasks.finetune.model import build, count_parameters
 from tasks.finetune.spec import ModelSpec
 from training.machine import Machine
 from vqadata.dataset import VqaDataset, split_names
-from vqadata.folder import DataFolder
+from vqadata.scoring import restrict
 
 
 class Setup(NamedTuple):
@@ -43,15 +41,18 @@ class Setup(NamedTuple):
         gates = {"total": len(live), "live": int(live.sum())}
         return {"parameters": count_parameters(self.model), "gates": gates}
 
+    def as_best(self, folder: Path, dataset: str, metrics: dict[str, Any]) -> Best:
+        """What a BEST folder says of the model, after an epoch on `dataset` with these metrics."""
+        size, origin = self.weights.config.visual_feat_dim, (self.weights.source, self.weights.sha256)
+        return Best(folder, self.spec, dataset, size, self.answers, *origin, metrics)
+
 
 def set_up(args: VqaArgs, machine: Machine, best: Best | None) -> Setup:
     """Read and build everything for settled arguments; `best` is the checkpoint of --load.
 
     UserError for data or weights that are missing or cannot be used together.
     """
-    folder = DataFolder(Path(args.data), args.dataset)
-    with machine.accelerator.main_process_first():
-        write_scenes_if_missing(folder)
+    folder = open_data(Path(args.data), args.dataset, machine)
     require_data(folder, args.splits)
     answers = best.answers if best else folder.read_answers()
     if best and not args.test and answers != folder.read_answers():
@@ -72,6 +73,7 @@ def set_up(args: VqaArgs, machine: Machine, best: Best | None) -> Setup:
     splits = [split for names in args.splits.values() for split in split_names(names)]
     labels = gate_labels(units)
     truth = folder.ground_truth(split_names(list(args.splits.values())[-1]))
+    truth = restrict(truth, datasets[-1].question_ids.tolist()) if truth else None
     exam = Exam(datasets[-1], labels["live"], truth, answers)
     files = [*map(folder.split_file, splits), folder.answers_file]
     return Setup(spec, weights, model, answers, datasets, labels, exam, loaded, files)
