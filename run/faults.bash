@@ -4,7 +4,7 @@
 #   bash run/faults.bash [flags]                          (--help lists them)
 #
 #   bash run/faults.bash --quick                          a part of every group: under 90 seconds on two cores
-#   bash run/faults.bash                                  all of about 800 cases, on two cores about half an hour
+#   bash run/faults.bash                                  all of about 700 cases: a quarter of an hour on two cores
 #   bash run/faults.bash --only damage --case LAST        the cases of a group with this in their names
 #
 # Prints a table of the groups and the cases that did not end as intended; the exit code is 1 if there are any.

@@ -52,14 +52,19 @@ class errors:
 
 
 class Channel(NamedTuple):
-    """A way of reporting, and how it is broken before the run or in it."""
+    """A way of reporting, and how it is broken before the run or in it.
+
+    hook: in the process of the run. fresh: an interpreter of its own, where imports decide. offline: whether
+    W&B's curves are to be on the disk after it, complete.
+    """
 
     name: str
     flags: Sequence[str] = ()
     env: dict[str, str] = {}  # noqa: RUF012 - never changed
     before: Callable[[Place], Any] = lambda place: None
     hook: Hook = lambda: None
-    fresh: bool = False  # decided by imports: needs an interpreter of its own
+    fresh: bool = False
+    offline: bool = False
     shell: str = "{}"
     codes: tuple[int, ...] = (0,)
     quick: bool = False
@@ -76,7 +81,12 @@ def as_case(channel: Channel) -> Case:
             outcome = place.train(*channel.flags, hooks=hooks, pictures=pictures, **channel.env)
         if outcome.code in channel.codes:
             outcome = outcome._replace(code=0)
-        return place.equal(outcome)
+        wrong = place.equal(outcome)
+        if channel.offline and not list(place.run.glob("wandb/offline-run-*/*.wandb")):
+            return wrong or "the curves are not kept offline"
+        if channel.offline and "left out" in outcome.out:
+            return wrong or "the curves were left out before the end"
+        return wrong
 
     return Case(channel.name, fault, channel.quick, limit=300 if NOWHERE in channel.env.values() else 240)
 
@@ -183,12 +193,25 @@ def metrics_lost() -> None:
 ONLINE, AUTO = ("--wandb", "online"), ("--wandb", "auto")
 RUN = "snap/vqa/run"
 CHANNELS = [
-    Channel("W&B: a key but no network", AUTO, KEY | NO_NETWORK, quick=True),
-    Channel("W&B: --wandb online, no network", ONLINE, KEY | NO_NETWORK),
-    Channel("W&B: --wandb online, no key", ONLINE, NO_NETWORK),
-    Channel("W&B: a key that is none", AUTO, {"WANDB_API_KEY": "nonsense"} | NO_NETWORK),
-    Channel("W&B: WANDB_MODE empty", AUTO, {"WANDB_MODE": ""} | NO_NETWORK),
-    Channel("W&B: WANDB_MODE misspelt", AUTO, {"WANDB_MODE": "ofline"} | NO_NETWORK, quick=True),
+    Channel("W&B: a key but no network", AUTO, KEY | NO_NETWORK, offline=True, pictures=True, quick=True),
+    Channel("W&B: --wandb online, no network", ONLINE, KEY | NO_NETWORK, offline=True, pictures=True),
+    Channel("W&B: --wandb online, no key", ONLINE, NO_NETWORK, offline=True, pictures=True),
+    Channel(
+        "W&B: a key that is none",
+        AUTO,
+        {"WANDB_API_KEY": "nonsense"} | NO_NETWORK,
+        offline=True,
+        pictures=True,
+    ),
+    Channel("W&B: WANDB_MODE empty", AUTO, {"WANDB_MODE": ""} | NO_NETWORK, offline=True, pictures=True),
+    Channel(
+        "W&B: WANDB_MODE misspelt",
+        AUTO,
+        {"WANDB_MODE": "ofline"} | NO_NETWORK,
+        offline=True,
+        pictures=True,
+        quick=True,
+    ),
     Channel("W&B: WANDB_MODE disabled", AUTO, {"WANDB_MODE": "disabled"}),
     Channel("W&B: WANDB_DIR unwritable", AUTO, {"WANDB_MODE": "offline", "WANDB_DIR": "/proc/nowhere"}),
     *(
@@ -199,10 +222,20 @@ CHANNELS = [
         "wandb_id is binary",
         ("--wandb", "offline"),
         before=file(f"{RUN}/wandb_id", b"\xff\xfe\x00"),
+        offline=True,
+        pictures=True,
         quick=True,
     ),
-    Channel("wandb_id is empty", ("--wandb", "offline"), before=file(f"{RUN}/wandb_id")),
-    Channel("wandb_id is a directory", ("--wandb", "offline"), before=directory(f"{RUN}/wandb_id")),
+    Channel(
+        "wandb_id is empty",
+        ("--wandb", "offline"),
+        before=file(f"{RUN}/wandb_id"),
+        offline=True,
+        pictures=True,
+    ),
+    Channel(
+        "wandb_id is a directory", ("--wandb", "offline"), before=directory(f"{RUN}/wandb_id"), pictures=True
+    ),
     Channel("stdout: closed", hook=closed(1), fresh=False),
     Channel("stdout: its reader has gone", hook=reader_gone, quick=True),
     Channel(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import re
 import signal
@@ -9,8 +11,10 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from tests.faults.cases import Case, Group
 from tests.faults.place import COMMAND, TRAINING, VALIDATION, Place, at_batch, refused
@@ -94,6 +98,25 @@ def lock_of_the_dead(place: Place) -> str | None:
     """What a killed run wrote of itself does not keep others out."""
     place.take("data").train(hooks=[at_batch(6, lambda: os.kill(os.getpid(), signal.SIGKILL))])
     return place.equal(place.train())
+
+
+def without_locks(code: int) -> Callable[[Place], str | None]:
+    """On a disk that has none, the run says so, once, and trains."""
+
+    def no_locks() -> None:
+        def refuse(*_: Any) -> None:
+            raise OSError(code, os.strerror(code))
+
+        fcntl.flock = fcntl.lockf = refuse
+
+    def fault(place: Place) -> str | None:
+        outcome = place.take("data").train(hooks=[no_locks])
+        times = len(re.findall(r"\block(?:s|ed)?\b", outcome.out + outcome.err))
+        if outcome.code == 0 and times != 1:
+            return f"it speaks {times} times of locks"
+        return place.equal(outcome)
+
+    return fault
 
 
 # ---------------------------------------------------------------------- several processes
@@ -197,6 +220,8 @@ def cases(place: Place) -> list[Case]:
         Case("both at once", at_once),
         Case("second by another name of the folder", other_name),
         Case("the lock of a killed run", lock_of_the_dead),
+        Case("a disk that does not know locks", without_locks(errno.ENOSYS)),
+        Case("a disk whose locks are out of order", without_locks(errno.ENOLCK)),
         Case("kill -9 of the launcher of two processes", orphans_end, quick=True, limit=300),
         Case("two processes stopped and resumed", launcher_goes_on, limit=400),
     ]

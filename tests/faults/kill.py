@@ -26,7 +26,7 @@ def killed(seed: int, times: int, flags: tuple[str, ...]) -> Case:
             time.sleep(rng.uniform(0.02, duration))
             run.send(signal.SIGKILL)
             run.wait()
-        return place.equal(place.train(*flags), *flags)
+        return place.equal_and_tidy(place.train(*flags), *flags)
 
     return Case(f"{'twice' if times > 1 else 'once'}, seed {seed}", fault)
 

@@ -125,6 +125,11 @@ class Place:
         different = difference(self.run, self.undisturbed(*flags))
         return different and f"other numbers: {different}"
 
+    def equal_and_tidy(self, outcome: Outcome, *flags: str) -> str | None:
+        """The same of a run that was cut off before: what that left unfinished must be gone, too."""
+        left = [path.name for path in self.run.rglob("*") if path.suffix in (".new", ".old")]
+        return self.equal(outcome, *flags) or (f"left for ever: {', '.join(left)}" if left else None)
+
     def equal_or_refused(self, outcome: Outcome, *names: str) -> str | None:
         """What is wrong with a run that had to come to equal numbers or to name one of `names`."""
         return refused(outcome, *names) if outcome.code else self.equal(outcome)

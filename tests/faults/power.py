@@ -68,7 +68,7 @@ def cut(moment: int, *, undo_renames: bool) -> Case:
         place.undisturbed(*FLAGS)
         stop_at = 1 + moment * (number_of_changes(place) - 1) // (CUTS - 1)
         place.take("data").train(*FLAGS, hooks=[watching(stop_at, undo_renames=undo_renames)])
-        wrong = place.equal(place.train(*FLAGS), *FLAGS)
+        wrong = place.equal_and_tidy(place.train(*FLAGS), *FLAGS)
         return wrong and f"cut at change {stop_at}: {wrong}"
 
     which = "renames undone" if undo_renames else "renames done"
@@ -104,7 +104,7 @@ def on_ext4(seconds: float) -> Case:
         with image_disk(disk, copy):
             if not (place.run / "LAST").is_dir():
                 return "there is no LAST"
-            return place.equal(place.train(*flags), *flags)
+            return place.equal_and_tidy(place.train(*flags), *flags)
 
     return Case(f"an ext4 disk, {seconds} s after a save", fault)
 

@@ -20,6 +20,10 @@ def number_of(name: str) -> int:
     return signal.Signals[f"SIG{name}"].value
 
 
+# As a shell says it of a process that a signal ended; scripts of schedulers ask for these.
+EXIT_CODES = {name: 128 + number_of(name) for name in ASKING}
+
+
 def stopped_and_resumed(hook: Hook, name: str, flags: tuple[str, ...] = ()) -> Callable[[Place], str | None]:
     def fault(place: Place) -> str | None:
         stopped = place.take("data").train(*flags, hooks=[hook])
@@ -32,8 +36,8 @@ def saved(place: Place, outcome: Outcome, name: str) -> str | None:
     """What is wrong with how a run ended that was asked to stop."""
     if outcome.traceback:
         return f"traceback: {outcome.traceback}"
-    if outcome.code != 128 + number_of(name):
-        return f"exit code {outcome.code}, not {128 + number_of(name)}: {outcome.sentence}"
+    if outcome.code != EXIT_CODES[name]:
+        return f"exit code {outcome.code}, not {EXIT_CODES[name]}: {outcome.sentence}"
     if not (place.run / "LAST").is_dir():
         return f"nothing was saved: {outcome.sentence}"
     return None
@@ -81,8 +85,8 @@ def asked_twice(name: str, moment: str) -> Case:
         outcome = place.take("data").train("--save_every", "1", hooks=[at_batch(batch, impatient, examples)])
         if outcome.traceback:
             return f"traceback: {outcome.traceback}"
-        if outcome.code != 128 + number_of(name):
-            return f"exit code {outcome.code}, not {128 + number_of(name)}: {outcome.sentence}"
+        if outcome.code != EXIT_CODES[name]:
+            return f"exit code {outcome.code}, not {EXIT_CODES[name]}: {outcome.sentence}"
         words = outcome.out + outcome.err
         if moment != "first step" and any(text in words for text in NOTHING_LOST):
             return f"it says what is not true: {' '.join(words.split())[-120:]}"
