@@ -7,8 +7,6 @@
 Load the pre-trained weights before `adapt`: the frozen copies are copies of what is there.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 

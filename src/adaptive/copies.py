@@ -5,8 +5,6 @@ autocast to it is on anyway, no number changes: autocast would round the same ma
 (biases, layer norms) stay as they are: they weigh next to nothing.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterator
 from typing import Any

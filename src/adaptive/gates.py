@@ -4,8 +4,6 @@ A gate is 1 where an example takes the tuned copy and 0 where it takes the froze
 Shapes in this package: B examples (rows), G gates of the whole model, w gates (the "width") of one pair.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """From policy logits to gates: straight-through Gumbel-softmax in training, argmax in evaluation."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -9,8 +9,6 @@ backwards, both sets of saved activations. With hard gates the same values and g
 - where no gate needs a gradient, the other copy is not run at all.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Mapping
 from functools import partial

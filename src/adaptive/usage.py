@@ -1,7 +1,5 @@
 """How often each gate chose the tuned copy: a running sum that stays on the device."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -6,8 +6,6 @@
 130  stopped by Ctrl-C or SIGTERM; the same command goes on
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Callable
@@ -21,10 +19,13 @@ DONE, FOUND_WANTING, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 class Parser(argparse.ArgumentParser):
     """A parser that says a mistake in one sentence, without the usage text, which can be a screen long.
 
-    Flags have to be written out: an abbreviation would change its meaning with the next flag.
+    Flags have to be written out: an abbreviation would change its meaning with the next flag. A description
+    of several lines keeps them.
     """
 
     def __init__(self, **options: Any) -> None:
+        if "\n" in (options.get("description") or ""):
+            options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(**{"allow_abbrev": False, **options})
 
     def error(self, message: str) -> NoReturn:

@@ -1,7 +1,5 @@
 """What a command says in one sentence. Everything else is a bug, and keeps its traceback."""
 
-from __future__ import annotations
-
 
 class UserError(Exception):
     """Something that its user can put right: the message says what is wrong, where, and what to do.

@@ -4,8 +4,6 @@ What is new is written aside and brought to the disk before it gets its name, an
 only when the new name is on the disk too: a power cut leaves the one or the other, never a file of no bytes.
 """
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import hashlib
@@ -26,9 +24,6 @@ NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # what a disk says th
 NOT_FOR_FOLDERS = {errno.EINVAL, errno.EBADF, errno.EOPNOTSUPP}  # some network disks sync files only
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
-
-
-# ------------------------------------------------------------------------------------------------ writing
 
 
 def replace_file(path: Path, content: Content) -> None:
@@ -71,7 +66,7 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     Whenever the machine stops, `folder` or its predecessor is there and whole: see `latest_complete`. Files
     are as readable as the user's umask says, whatever wrote them. UserError if the disk is full.
     """
-    fresh, old = aside_of(folder), _beside(folder, "old")
+    fresh, old = aside_of(folder), aside_of(folder, "old")
     with write_errors_explained(folder):
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
@@ -89,14 +84,17 @@ def replace_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def aside_of(folder: Path) -> Path:
-    """Where `replace_folder` has its new folder filled, for processes that fill it together."""
-    return _beside(folder, "new")
+def aside_of(folder: Path, suffix: str = "new") -> Path:
+    """Where `replace_folder` has its new folder filled, for processes that fill it together.
+
+    With the suffix "old": where it keeps the one that is about to be replaced.
+    """
+    return folder.with_name(f".{folder.name}.{suffix}")  # hidden: nobody else's folder has this name
 
 
 def latest_complete(folder: Path) -> Path | None:
     """The folder, or the one it was about to replace when the machine stopped, or None."""
-    return next((path for path in (folder, _beside(folder, "old")) if path.is_dir()), None)
+    return next((path for path in (folder, aside_of(folder, "old")) if path.is_dir()), None)
 
 
 def flush(path: Path) -> None:
@@ -141,9 +139,6 @@ def write_errors_explained(where: object, error: type[UserError] = UserError) ->
         if refusal.errno in (errno.ENOSPC, errno.EDQUOT):
             raise error(f"{where} cannot be written: the disk is full. Free some space.") from None
         raise error(f"{where} cannot be written: {refusal.strerror or refusal}.") from None
-
-
-# ------------------------------------------------------------------------------------------------ reading
 
 
 def read_text(path: Path, error: type[UserError] = UserError) -> str:
@@ -206,20 +201,12 @@ def check_name(what: str, name: str, error: type[UserError] = UserError) -> str:
     return name
 
 
-# ------------------------------------------------------------------------------------------------ details
-
-
 def _write(path: Path, content: Content) -> None:
-    if isinstance(content, bytes):
-        with path.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        return
-    with path.open("w", encoding="utf-8") as text:
-        text.writelines([content] if isinstance(content, str) else content)
-        text.flush()
-        os.fsync(text.fileno())
+    with path.open("wb") as file:
+        for piece in [content] if isinstance(content, bytes | str) else content:
+            file.write(piece if isinstance(piece, bytes) else piece.encode())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _flush_tree(folder: Path) -> None:
@@ -231,10 +218,6 @@ def _flush_tree(folder: Path) -> None:
                 path.chmod(readable)
         flush(path)
     flush(folder)
-
-
-def _beside(folder: Path, suffix: str) -> Path:
-    return folder.with_name(f".{folder.name}.{suffix}")  # hidden: nobody else's folder has this name
 
 
 def _refuse_constant(name: str) -> None:

@@ -1,11 +1,11 @@
 """Blocks of a markdown file that commands write: what stands between two markers, and nothing else."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from common.errors import UserError
 from common.files import read_text, replace_file
+
+FULL = Path("run/BENCHMARKS.md")  # benchmarks in full, beside the README
 
 
 def write_block(file: Path, topic: str, block: str) -> None:
@@ -13,21 +13,29 @@ def write_block(file: Path, topic: str, block: str) -> None:
 
     UserError, with the file as it was, unless each marker is there once and in this order.
     """
-    replace_file(file, replace_block(read_text(file), topic, block, str(file)))
+    check_block(file, topic)
+    begin, end = f"<!-- {topic}:begin -->", f"<!-- {topic}:end -->"
+    before, _, rest = read_text(file).partition(begin)
+    replace_file(file, f"{before}{begin}\n{block}\n{end}{rest.partition(end)[2]}")
 
 
 def check_block(file: Path, topic: str) -> None:
     """UserError unless `write_block` will find its markers: for what takes long before it writes."""
-    replace_block(read_text(file), topic, "", str(file))
-
-
-def replace_block(text: str, topic: str, block: str, name: str) -> str:
-    """`text` with `block` between the two markers of `topic`, which stay; `name` is for the error."""
-    begin, end = (f"<!-- {topic}:{edge} -->" for edge in ("begin", "end"))
+    text, begin, end = read_text(file), f"<!-- {topic}:begin -->", f"<!-- {topic}:end -->"
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        raise UserError(f"{name} must have the markers {begin} and {end}, each once and in this order.")
-    before, _, rest = text.partition(begin)
-    return f"{before}{begin}\n{block}\n{end}{rest.partition(end)[2]}"
+        raise UserError(f"{file} must have the markers {begin} and {end}, each once and in this order.")
+
+
+def write_pages(readme: Path, topic: str, short: str, full: str) -> None:
+    """Publish a benchmark: `short` in the block of `topic` of the README, `full` in run/BENCHMARKS.md's."""
+    write_block(readme.parent / FULL, topic, full)
+    write_block(readme, topic, short)
+
+
+def check_pages(readme: Path, topic: str) -> None:
+    """UserError unless `write_pages` will find its markers in both files."""
+    for page in (readme, readme.parent / FULL):
+        check_block(page, topic)
 
 
 def table(rows: list[list[str]]) -> str:

@@ -1,7 +1,5 @@
 """Attention (Vaswani et al., 2017, arXiv:1706.03762, eq. 1): fused, or step by step where that is faster."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

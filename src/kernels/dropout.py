@@ -5,8 +5,6 @@ Here one 64-bit number serves four elements, each compared with the rate in step
 for backward is one byte an element and not four. Other devices use PyTorch's, which is one kernel there.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -4,8 +4,6 @@ In fp32 PyTorch multiplies through its BLAS. Its oneDNN, which it uses for bf16 
 matrices with few rows, and routing makes those: half of a batch of questions is some 150 rows.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable

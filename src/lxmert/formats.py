@@ -7,8 +7,6 @@
   language side
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -175,9 +173,6 @@ def read_folder(source: str, layers: Layers = (None, None, None)) -> Pretrained:
     return Pretrained(*found, tuple(names.absent))
 
 
-# ------------------------------------------------------------------------------------------------ tensors
-
-
 def sort_tensors(tensors: Mapping[str, Tensor], names: Names) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors to be used, under their new names, and messages on those that are dropped.
 
@@ -206,9 +201,6 @@ def take_head(tensors: dict[str, Tensor]) -> dict[str, Tensor] | None:
 def loaded_message(encoder: Mapping[str, Tensor], head: Mapping[str, Tensor] | None, file: Path) -> str:
     of_head = f" and {len(head)} of the answer head" if head else ""
     return f"loaded {len(encoder)} tensors of the encoder{of_head} from {file}"
-
-
-# -------------------------------------------------------------------------------------------------- sizes
 
 
 def config_of_shapes(encoder: Mapping[str, Tensor], file: Path) -> LxmertConfig:
@@ -264,9 +256,6 @@ def config_of_bert(entries: Mapping[str, Any], layers: Layers, file: Path) -> Lx
     sizes = {name: entries[name] for name in BERT_SIZES}
     layer_counts = {field: n for (field, _), n in zip(LAYER_LISTS.values(), counts, strict=True)}
     return config_of_entries(sizes | layer_counts, file)
-
-
-# ------------------------------------------------------------------------------------ answers and tokenizer
 
 
 def count_rows(head: Mapping[str, Tensor], file: Path) -> int:

@@ -4,8 +4,6 @@ What a file may hold beside, and what a BERT does not have, stands in the tables
 is an error that names it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 

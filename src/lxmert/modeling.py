@@ -6,8 +6,6 @@ a checkpoint loads by name. Shapes: B batch, T word pieces, R regions, H hidden 
 Masks are boolean, true where there is something to attend to, and are given as (B, T) and (B, R).
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import torch

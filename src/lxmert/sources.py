@@ -1,7 +1,5 @@
 """Folders, hub models and files of tensors, read safely: what would run code, or is damaged, is refused."""
 
-from __future__ import annotations
-
 import pickle
 import warnings
 from collections.abc import Sequence

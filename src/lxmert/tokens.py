@@ -1,7 +1,5 @@
 """Questions to word pieces, once for a whole data set."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

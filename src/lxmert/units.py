@@ -4,9 +4,7 @@ A row is (submodules of a layer, gates, label). `HEADS` stands for one gate per 
 submodules in a row share their gate.
 """
 
-from __future__ import annotations
-
-from itertools import product
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -94,9 +92,8 @@ def list_units(config: LxmertConfig, granularity: str) -> list[Unit]:
     unused = tuple(f"{name}." for name in unused_modules(config))
     units = []
     for stream, (count, name) in LAYER_LISTS.items():
-        for layer, (parts, gates, label) in product(range(getattr(config, count)), rows[stream]):
-            path = f"encoder.{name}.{layer}"
-            modules = tuple(f"{path}.{part}" if part else path for part in parts)
+        for layer, (parts, gates, label) in itertools.product(range(getattr(config, count)), rows[stream]):
+            modules = tuple(f"encoder.{name}.{layer}.{part}".removesuffix(".") for part in parts)
             width = config.num_attention_heads if gates == HEADS else gates
             live = not f"{modules[0]}.".startswith(unused)
             units.append(Unit(modules, width, stream, layer + 1, label, live))

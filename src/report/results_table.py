@@ -4,13 +4,11 @@ Below the table it checks the orderings one expects of adaptive fine-tuning and 
 measured number, whether it holds.
 """
 
-from __future__ import annotations
-
 import statistics
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from common import markdown
 from common.errors import RunError
@@ -26,13 +24,9 @@ MEASURES = {
     "best_val_accuracy": ("best validation accuracy (%)", "best val %", 1),
     "share_tuned": ("share tuned", "tuned", 2),
 }
+UNITS = (("s", 1, 600), ("min", 60, 3 * 3600), ("h", 3600, float("inf")))  # name, seconds, up to which time
 
-
-class Summary(NamedTuple):
-    """One measure over the seeds of a strategy: mean and sample standard deviation (None for one seed)."""
-
-    mean: float
-    std: float | None
+Summary = dict[str, float | None]  # over the seeds: "mean", and "std" of the sample (None for one seed)
 
 
 class Row(NamedTuple):
@@ -45,21 +39,13 @@ class Row(NamedTuple):
     measures: dict[str, Summary | None]
 
     def mean(self, measure: str) -> float:
-        return self.measures[measure].mean
+        return self.measures[measure]["mean"]
 
 
 class Check(NamedTuple):
     claim: str
     measured: str
     holds: bool
-
-
-class Table(NamedTuple):
-    """What runs of one data set and number of epochs amount to."""
-
-    dataset: str
-    epochs: int
-    rows: list[Row]
 
 
 def show_results(
@@ -76,17 +62,21 @@ def show_results(
     RunError if a run is unfinished or damaged, or if runs cannot be compared; UserError for files that cannot
     be written. `order` names the strategies as the rows are to be ordered.
     """
-    table = make_table(runs, order)
-    checks = check_orderings(table.rows)
-    block = f"{markdown.table(_cells(table.rows))}\n\n{_caption(table)}"
+    rows = make_rows(runs, order)
+    checks = check_orderings(rows)
+    setting = {key: runs[0].result[key] for key in ("dataset", "epochs")}
+    caption = _caption(rows, **setting)
+    block = f"{markdown.table(_cells(rows))}\n\n{caption}"
     if readme:
         markdown.write_block(readme, "results", block)
     if json:
-        write_json(json, _as_json(table, checks))
+        lines = [{"name": row.name, "seeds": row.seeds, **row.measures} for row in rows]
+        write_json(json, setting | {"rows": lines, "orderings": [check._asdict() for check in checks]})
     if markdown_only:
         print(block)
         return
-    print(markdown.aligned(_cells(table.rows, brief=True)), "", textwrap.fill(_caption(table), 79), sep="\n")
+    brief = [[cell.replace(" ± ", "±") for cell in line] for line in _cells(rows, brief=True)]
+    print(markdown.aligned(brief), "", textwrap.fill(caption, 79), sep="\n")
     if checks:
         print("\nOrderings:")
     for check in checks:
@@ -94,10 +84,7 @@ def show_results(
         print(textwrap.fill(text, 79, subsequent_indent="  "))
 
 
-# ---- from run folders to rows ----
-
-
-def make_table(runs: Sequence[Run], order: Sequence[str] = ()) -> Table:
+def make_rows(runs: Sequence[Run], order: Sequence[str] = ()) -> list[Row]:
     """Average the runs of each strategy over its seeds.
 
     Rows from scratch come first, then strategies as in `order`, others last. RunError if a run has no result,
@@ -115,21 +102,17 @@ def make_table(runs: Sequence[Run], order: Sequence[str] = ()) -> Table:
         groups.setdefault((run.result["from_scratch"], run.result["strategy"]), []).append(run)
     places = {name: place for place, name in enumerate(order)}
     ordered = sorted(groups, key=lambda group: (not group[0], places.get(group[1], len(places)), group[1]))
-    first = runs[0].result
-    return Table(first["dataset"], first["epochs"], [_row(*group, groups[group]) for group in ordered])
+    return [_row(*group, groups[group]) for group in ordered]
 
 
 def _row(from_scratch: bool, strategy: str, runs: Sequence[Run]) -> Row:
-    name = strategy
-    if from_scratch:
-        name = "from scratch" if strategy == "standard" else f"{strategy} from scratch"
-    results = [run.result for run in runs]
-    seeds = sorted(result["seed"] for result in results)
+    name = f"{strategy} from scratch".removeprefix("standard ") if from_scratch else strategy
+    seeds = sorted(run.result["seed"] for run in runs)
     if len(set(seeds)) < len(seeds):
         raise RunError(f"{name} has two runs with the same seed (seeds {seeds}): leave one of them out.")
     if len({run.adaptive for run in runs}) > 1:
         raise RunError(f"some runs of {name} have a share tuned and some have not: compare like with like.")
-    results = [result | {"best_val_accuracy": result["best"]["val_accuracy"]} for result in results]
+    results = [run.result | {"best_val_accuracy": run.result["best"]["val_accuracy"]} for run in runs]
     measures = {m: _summary([result[m] for result in results]) for m in (*MEASURES, "seconds")}
     return Row(name, seeds, runs[0].adaptive, from_scratch, measures)
 
@@ -137,61 +120,36 @@ def _row(from_scratch: bool, strategy: str, runs: Sequence[Run]) -> Row:
 def _summary(values: Sequence[float | None]) -> Summary | None:
     if None in values:
         return None
-    return Summary(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
-
-
-# ---- the table ----
+    return {"mean": statistics.fmean(values), "std": statistics.stdev(values) if len(values) > 1 else None}
 
 
 def _cells(rows: Sequence[Row], brief: bool = False) -> list[list[str]]:
-    """The heading and a line of cells for each row; a brief one fits a terminal."""
-    unit, length = _time_unit(rows)
+    """The heading, brief or not, and a line of cells for each row; times in a unit for the slowest one."""
+    longest = max(row.mean("seconds") for row in rows)
+    unit, length = next((unit, length) for unit, length, limit in UNITS if longest < limit)
     titles = [names[brief] for names in MEASURES.values()]
     cells = [["strategy", *titles, f"{'' if brief else 'training '}time ({unit})"]]
     for row in rows:
         texts = [_text(row.measures[measure], digits) for measure, (*_, digits) in MEASURES.items()]
         cells.append([row.name, *texts, _text(row.measures["seconds"], int(unit != "s"), 1 / length)])
-    if brief:
-        return [[cell.replace(" ± ", "±") for cell in line] for line in cells]
     return cells
 
 
 def _text(summary: Summary | None, digits: int, scale: float = 1.0) -> str:
     if summary is None:
         return "none"
-    spread = "" if summary.std is None else f" ± {summary.std * scale:.{digits}f}"
-    return f"{summary.mean * scale:.{digits}f}{spread}"
+    return " ± ".join(f"{value * scale:.{digits}f}" for value in summary.values() if value is not None)
 
 
-def _time_unit(rows: Sequence[Row]) -> tuple[str, int]:
-    """Choose a unit for the slowest strategy; return it and its length in seconds."""
-    longest = max(row.mean("seconds") for row in rows)
-    if longest < 600:
-        return "s", 1
-    return ("min", 60) if longest < 3 * 3600 else ("h", 3600)
-
-
-def _caption(table: Table) -> str:
-    counts = {len(row.seeds) for row in table.rows}
-    if len(counts) == 1:
-        (count,) = counts
-        seeds = f"{count} seed{'s' * (count > 1)} per strategy"
+def _caption(rows: Sequence[Row], dataset: str, epochs: int) -> str:
+    counts = {row.name: len(row.seeds) for row in rows}
+    most = max(counts.values())
+    if min(counts.values()) == most:
+        seeds = f"{most} seed{'s' * (most > 1)} per strategy"
     else:
-        seeds = "seeds: " + ", ".join(f"{row.name} {len(row.seeds)}" for row in table.rows)
-    spread = "mean ± standard deviation over seeds" if max(counts) > 1 else "no standard deviation"
-    epochs = f"{table.epochs} epoch{'s' * (table.epochs > 1)}"
-    return f"Data set {table.dataset}, {epochs}, {seeds}; {spread}."
-
-
-def _as_json(table: Table, checks: Sequence[Check]) -> dict[str, Any]:
-    rows = []
-    for row in table.rows:
-        measures = {name: summary and summary._asdict() for name, summary in row.measures.items()}
-        rows.append({"name": row.name, "seeds": row.seeds, **measures})
-    return table._asdict() | {"rows": rows, "orderings": [check._asdict() for check in checks]}
-
-
-# ---- the orderings ----
+        seeds = "seeds: " + ", ".join(f"{name} {count}" for name, count in counts.items())
+    spread = "mean ± standard deviation over seeds" if most > 1 else "no standard deviation"
+    return f"Data set {dataset}, {epochs} epoch{'s' * (epochs > 1)}, {seeds}; {spread}."
 
 
 def check_orderings(rows: Sequence[Row]) -> list[Check]:

@@ -3,8 +3,6 @@
 A file is read when it is first needed; a missing, damaged or incomplete one is a RunError that names it.
 """
 
-from __future__ import annotations
-
 import zipfile
 from collections.abc import Mapping
 from functools import cached_property

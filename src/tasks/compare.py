@@ -7,8 +7,6 @@ gains a tenth, a second run far more. A run whose result.json is there is not re
 named with its last words, and the others go on.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import signal
@@ -20,7 +18,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO
 
 from tqdm import tqdm
 
@@ -36,13 +34,6 @@ TRAINER = Path(__file__).with_name("vqa.py")
 COLUMNS = 79
 LAST_WORDS = 12  # lines shown of a run that failed
 POLL_SECONDS = 0.2
-
-
-class Started(NamedTuple):
-    """A run under way and the file that takes what it prints."""
-
-    process: subprocess.Popen[bytes]
-    output: IO[bytes]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,11 +71,16 @@ def candidates() -> dict[str, tuple[str, list[str]]]:
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """The flags before `--`; those after it become `trainer_flags`. Exits with code 2 on a mistake."""
     end = argv.index("--") if "--" in argv else len(argv)
+    about_each = [
+        textwrap.fill(about, COLUMNS, initial_indent=f"  {name:15} ", subsequent_indent=" " * 18)
+        for name, (about, _) in candidates().items()
+    ]
     parser = Parser(
         prog="compare.bash",
         description="Fine-tune with every strategy and every seed, then print the results table.",
-        epilog=f"{strategies_text()}\n\nFlags after -- are handed to the trainer: compare.bash --seeds 0 -- "
-        "--epochs 3.\nGive runs with other trainer flags another --prefix.",
+        epilog="\n".join(["strategies:", *about_each])
+        + "\n\nFlags after -- are handed to the trainer: compare.bash --seeds 0 -- --epochs 3.\n"
+        "Give runs with other trainer flags another --prefix.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     flag, all_names = parser.add_argument, list(candidates())
@@ -101,15 +97,6 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     check_name("--prefix", args.prefix)
     args.trainer_flags = list(argv[end + 1 :])
     return args
-
-
-def strategies_text() -> str:
-    """Every candidate with its sentence."""
-    lines = ["strategies:"]
-    for name, (about, _) in candidates().items():
-        indents = {"initial_indent": f"  {name:15} ", "subsequent_indent": " " * 18}
-        lines.append(textwrap.fill(about, COLUMNS, **indents))
-    return "\n".join(lines)
 
 
 def strategy_list(text: str) -> list[str]:
@@ -156,25 +143,28 @@ def run_side_by_side(commands: Mapping[str, Sequence[str]], jobs: int) -> tuple[
                 running[name] = start(commands[name])
             if len(signals) > forwarded:
                 tqdm.write("Stopping: the runs save themselves. Ctrl-C again ends them at once.", sys.stderr)
-                for run in running.values():
-                    run.process.send_signal(signal.SIGTERM if forwarded else signal.SIGINT)
+                for process, _ in running.values():
+                    process.send_signal(signal.SIGTERM if forwarded else signal.SIGINT)
                 forwarded = len(signals)
             shown = ["-".join(name.rsplit("-", 2)[1:]) for name in running]  # without the prefix
             bar.set_postfix_str(", ".join(shown), refresh=sys.stderr.isatty())
             time.sleep(POLL_SECONDS)
-            for name in [name for name, run in running.items() if run.process.poll() is not None]:
-                run = running.pop(name)
+            for name in [name for name, (process, _) in running.items() if process.poll() is not None]:
+                process, output = running.pop(name)
                 bar.update()
-                if run.process.returncode != 0 and not signals:
+                if process.returncode != 0 and not signals:
                     failed.append(name)
-                    headline = f"{name} failed with exit code {run.process.returncode}:"
-                    tqdm.write(f"{headline}\n{last_words(run.output)}", sys.stderr)
-                run.output.close()
+                    headline = f"{name} failed with exit code {process.returncode}:"
+                    tqdm.write(f"{headline}\n{last_words(output)}", sys.stderr)
+                output.close()
     return failed, bool(signals)
 
 
-def start(command: Sequence[str]) -> Started:
-    """Start in a session of its own, where a Ctrl-C in the terminal arrives only as the signal forwarded."""
+def start(command: Sequence[str]) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
+    """Start a process, and return the file too that takes what it prints.
+
+    It has a session of its own, where a Ctrl-C in the terminal arrives only as the signal forwarded.
+    """
     output = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the process has ended
     process = subprocess.Popen(
         command,
@@ -184,7 +174,7 @@ def start(command: Sequence[str]) -> Started:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         start_new_session=True,
     )
-    return Started(process, output)
+    return process, output
 
 
 @contextmanager

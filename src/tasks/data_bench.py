@@ -9,8 +9,6 @@ says what is measured and how; with --readme its tables are replaced, and the
 README gets a sentence.
 """
 
-from __future__ import annotations
-
 import argparse
 import base64
 import csv
@@ -36,12 +34,11 @@ from tqdm import tqdm
 from common.cli import Parser, run_command
 from common.errors import StoreError
 from common.files import write_errors_explained, write_json
-from common.markdown import aligned, table
-from tasks.bench.pages import check_pages, write_pages
+from common.markdown import aligned, check_pages, table, write_pages
 from vqadata.convert import Options, convert
 from vqadata.dataset import VqaDataset
+from vqadata.feature_files import COLUMNS, TsvSource
 from vqadata.features import FeatureStores
-from vqadata.tsv import COLUMNS, TsvSource
 
 BATCH = 32
 ANSWERS = 3129
@@ -168,7 +165,8 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """All figures: medians over the repeats."""
     small, large = scratch / "small_obj36.tsv", scratch / "large_obj36.tsv"
     write_random_tsv(large, args.rows, args.boxes, args.size)
-    _copy_head(large, small, args.few)
+    with large.open("rb") as text, small.open("wb") as head:
+        head.writelines(itertools.islice(text, args.few))
     store = scratch / "features" / "store"
     repeats: dict[str, list[Figures]] = {"plain": [], "ours": [], "ours, few rows": [], "disk": []}
     for _ in tqdm(range(args.repeats), desc="converting", unit="repeat", leave=False):
@@ -190,31 +188,23 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     return {"setting": setting | {"cores": len(os.sched_getaffinity(0))}, **figures}
 
 
-def cells(figures: dict[str, Any]) -> tuple[list[list[str]], list[list[str]]]:
-    """The figures as two tables: of converting, and of loading."""
-    few, rows = figures["setting"]["few"], figures["setting"]["rows"]
+def summary(figures: dict[str, Any], table: Callable[[list[list[str]]], str]) -> str:
+    """The figures as two tables, of converting and of loading, and what they were measured with."""
+    setting, disk = figures["setting"], figures["disk"]
     converting = [["conversion", "rows", "rows/s", "CPU ms per row", "peak MB"]]
-    for name, count, key in [
-        ("plain", few, "plain"),
-        ("ours", few, "ours, few rows"),
-        ("ours", rows, "ours"),
-    ]:
-        rate, cpu, peak = (figures[key][figure] for figure in ("rows/s", "CPU ms/row", "peak MB"))
-        converting.append([name, f"{count:,}", f"{rate:,.0f}", f"{cpu:.2f}", f"{peak:,.0f}"])
+    for name, rows in (("plain", "few"), ("ours, few rows", "few"), ("ours", "rows")):
+        rate, cpu, peak = figures[name].values()
+        cells = [f"{setting[rows]:,}", f"{rate:,.0f}", f"{cpu:.2f}", f"{peak:,.0f}"]
+        converting.append([name.partition(",")[0], *cells])
     loading = [[f"loading, batches of {BATCH}", ""]]
     loading += [[name, f"{value:,.{3 if value < 10 else 0}f}"] for name, value in figures["loading"].items()]
-    return converting, loading
-
-
-def note(figures: dict[str, Any]) -> str:
-    """The ratio, and what all was measured with."""
-    setting, disk = figures["setting"], figures["disk"]
-    return (
+    note = (
         f"Ours is {figures['ratio']:.1f} times as fast as the plain way, {figures['ratio, same rows']:.1f} "
         f"times for the same rows. {setting['boxes']} x {setting['size']} features per image, "
         f"{setting['cores']} cores, repeats: {setting['repeats']}, medians; the "
         f"disk took {disk['rows/s']:,.0f} rows/s ({disk['MB/s']:,.0f} MB/s)."
     )
+    return "\n\n".join([table(converting), table(loading), textwrap.fill(note, 79)])
 
 
 def sentence(figures: dict[str, Any]) -> str:
@@ -246,20 +236,13 @@ def _rate(read: Callable[[np.ndarray], Any], count: int, rng: np.random.Generato
 def _examples(image_ids: Sequence[str], stores: FeatureStores, rng: np.random.Generator) -> VqaDataset:
     """A question about each image, with three answers."""
     answers = [str(number) for number in range(ANSWERS)]
+    labels = rng.choice(answers, (len(image_ids), 3)).tolist()
     records = [
-        {
-            **{"question_id": number, "img_id": image_id, "sent": ""},
-            "label": dict.fromkeys(rng.choice(answers, 3).tolist(), 0.3),
-        }
-        for number, image_id in enumerate(image_ids)
+        {"question_id": number, "img_id": image_id, "sent": "", "label": dict.fromkeys(chosen, 0.3)}
+        for number, (image_id, chosen) in enumerate(zip(image_ids, labels, strict=True))
     ]
     token_ids = rng.integers(1, 30_000, (len(records), TOKENS))
     return VqaDataset(records, token_ids, rng.integers(6, TOKENS + 1, len(records)), stores, answers)
-
-
-def _copy_head(source: Path, target: Path, lines: int) -> None:
-    with source.open("rb") as text, target.open("wb") as file:
-        file.writelines(itertools.islice(text, lines))
 
 
 def _check_free(scratch: Path, args: argparse.Namespace) -> None:
@@ -275,9 +258,7 @@ def _check_free(scratch: Path, args: argparse.Namespace) -> None:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = Parser(
-        prog="data_bench.bash", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="data_bench.bash", description=__doc__)
     flag = parser.add_argument
     flag("--quick", action="store_true", help="300 rows, once")
     flag("--rows", type=int, default=5000, help="rows of the large file (default: %(default)s)")
@@ -307,13 +288,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         with tempfile.TemporaryDirectory(prefix="data-bench-", dir=args.scratch) as folder:
             _check_free(Path(folder), args)
             figures = measure(args, Path(folder))
-    converting, loading = cells(figures)
-    print(aligned(converting), aligned(loading), textwrap.fill(note(figures), 79), sep="\n\n")
+    print(summary(figures, aligned))
     if args.json:
         write_json(args.json, figures)
     if args.readme:
-        full = "\n\n".join([table(converting), table(loading), note(figures)])
-        write_pages(args.readme, "data", sentence(figures), full)
+        write_pages(args.readme, "data", sentence(figures), summary(figures, table))
 
 
 if __name__ == "__main__":

@@ -12,9 +12,6 @@ README.md in it says what it was trained on, how well it does and what its
 scores are worth.
 """
 
-from __future__ import annotations
-
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -31,12 +28,10 @@ from lxmert.loading import Pretrained, check_complete
 from lxmert.sources import read_tensors
 from lxmert.tokens import load_tokenizer
 from lxmert.units import unused_modules
-from report.run import Run
+from report.run import RUNS, Run
 from tasks.finetune.best import ENCODER, HEAD, INSIDE, WEIGHTS, Best, load_base_weights, read_best, write_best
 from tasks.finetune.spec import LOCATIONS
 from tasks.finetune.strategies import STRATEGIES
-
-RUNS = Path("snap/vqa")
 
 LEAKAGE = """\
 The released LXMERT was pre-trained on questions and answers of VQA v2 train and nominival, and VQA-CP v2 is a
@@ -89,9 +84,7 @@ The best epoch was chosen on the validation data, so its accuracy there is a lit
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = Parser(
-        prog="export.bash", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="export.bash", description=__doc__)
     run = parser.add_mutually_exclusive_group(required=True)
     run.add_argument("version", nargs="?", help="the name of a run, whose folder is snap/vqa/<version>")
     run.add_argument("--run", type=Path, metavar="FOLDER", help="a run folder elsewhere")

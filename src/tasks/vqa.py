@@ -13,8 +13,6 @@
 Where weights come from, the first that applies: own LAST/ > --load > pre-trained > random (--fromScratch).
 """
 
-from __future__ import annotations
-
 import math
 import sys
 import time
@@ -91,7 +89,6 @@ def train(args: VqaArgs, machine: Machine, start: Best | None) -> dict[str, Any]
     require_same_arguments(args.folder, vars(args), FREE_FIELDS)
     set_seed(args.seed)
     setup = set_up(args, machine, start)
-    sizes = setup.sizes
 
     # 2. Optimizers and loaders, on the machine.
     run = prepare(args, machine, setup)
@@ -101,7 +98,7 @@ def train(args: VqaArgs, machine: Machine, start: Best | None) -> dict[str, Any]
     with RunFolder.open(args.folder, vars(args), FREE_FIELDS, accelerator) as folder:
         resumed = folder.load_state()
         tracker = folder.start_tracker(vars(args), args.wandb, state.updates)
-        tracker.say(messages.start_message(vars(args), setup, sizes))
+        tracker.say(messages.start_message(vars(args), setup))
         if resumed:
             tracker.say(messages.resume_message(state, args.epochs, args.folder))
         else:
@@ -129,7 +126,7 @@ def train(args: VqaArgs, machine: Machine, start: Best | None) -> dict[str, Any]
             raise Interrupted(f"Interrupted; {advice}") from None
 
         # 5. The result.
-        outcome = messages.result_of(vars(args), state, sizes)
+        outcome = messages.result_of(vars(args), state, setup)
         folder.write("result.json", outcome)
         tracker.say(messages.summary_table(state, args.folder, args.valid))
     return outcome

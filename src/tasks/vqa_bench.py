@@ -10,11 +10,10 @@ says what they are and how they are measured; with --readme its table is
 replaced, and the README gets a picture and six of the rows.
 """
 
-from __future__ import annotations
-
 import argparse
 import gc
 import platform
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -30,9 +29,8 @@ from transformers import LxmertConfig
 from common.cli import Parser, run_command
 from common.errors import UserError
 from common.files import read_json, write_json
-from common.markdown import aligned
+from common.markdown import aligned, check_pages, write_pages
 from tasks.bench.memory import process_peak, tensor_peak
-from tasks.bench.pages import check_pages, write_pages
 from tasks.bench.picture import draw_speed
 from tasks.bench.table import FIGURES, HIGHLIGHTS, all_rows, highlights, medians
 from tasks.bench.variants import ANSWERS, Variant, attention_step_by_step, build_variant, list_variants
@@ -126,9 +124,8 @@ def measure_all(variants: Sequence[Variant], args: argparse.Namespace) -> dict[s
                 bar.update()
         for variant, row in zip(variants, rows, strict=True):
             bar.set_postfix_str(f"memory of {variant.name}")
-            row["tensors"] = [
-                measure_memory(variant, config, batches, device)
-            ] * args.repeats  # always the same
+            memory = measure_memory(variant, config, batches, device)
+            row["tensors"] = [memory] * args.repeats  # always the same
             bar.update()
     return {
         "hardware": {"device": str(device), "processor": processor(), "threads": torch.get_num_threads()},
@@ -154,13 +151,9 @@ def measure(
         step(0, *warm_up)
         train = examples_per_second(step, timed, device, variant.policy_every)
         model.eval()
-
-        def step(number: int, inputs: dict[str, Tensor], target: Tensor) -> None:
-            model(**inputs)
-
         with torch.no_grad(), autocast(variant, device):
-            examples_per_second(step, timed, device, 1)  # first touches of memory and kernels, not counted
-            evaluation = examples_per_second(step, timed, device, 1)
+            for _ in range(2):  # the first touches of memory and kernels are not counted
+                evaluation = examples_per_second(lambda _, inputs, __: model(**inputs), timed, device, 1)
     return {"train": train, "evaluation": evaluation, "process": process()}
 
 
@@ -257,11 +250,11 @@ def processor() -> str:
     """The processor's name, or the GPU's."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
+    cpus = Path("/proc/cpuinfo")
+    if not cpus.is_file():
         return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
+    found = re.search(r"^model name\s*:\s*(.+?)\s*$", cpus.read_text(), re.MULTILINE)
+    return found[1] if found else "unknown"
 
 
 def layer_counts(text: str) -> tuple[int, ...]:
@@ -279,9 +272,7 @@ def positive(text: str) -> int:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = Parser(
-        prog="vqa_bench.bash", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="vqa_bench.bash", description=__doc__)
     flag = parser.add_argument
     flag("--quick", action="store_true", help="hidden size 256, 3/2/2 layers, once, two steps")
     flag("--batch", type=positive, default=32, help="examples per step (default: %(default)s)")

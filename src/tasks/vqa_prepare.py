@@ -11,8 +11,6 @@ Files get their names when all of them are complete, so an interrupted command
 leaves what was there before, and can be started again.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

@@ -8,9 +8,6 @@ A run is given by its version name or by its folder.
 
 # Not report.py: Python looks into a script's own folder first, where it would hide the package `report`.
 
-from __future__ import annotations
-
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,9 +37,7 @@ def find_run(text: str) -> Run:
 
 def build_parser() -> Parser:
     """The command line; `command` is the sub-command's name."""
-    parser = Parser(
-        prog="report.bash", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="report.bash", description=__doc__)
     commands = parser.add_subparsers(metavar="<command>", dest="command", required=True, title="commands")
 
     about = "Draw which gates ran tuned in a run's last epoch: training, validation, by question type (PNG)."

@@ -1,11 +1,9 @@
 """The order of examples, as a function of seed and epoch alone, so that a resumed run goes on exactly."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler, default_convert
+from torch.utils.data import Sampler
 
 POOL = 50  # batches that are sorted by length together
 
@@ -47,29 +45,3 @@ class EpochSampler(Sampler[int]):
         batches = order[:whole].view(-1, self.batch_size)
         shuffled = batches[torch.randperm(len(batches), generator=generator)]
         return torch.cat([shuffled.flatten(), order[whole:]])
-
-
-def make_loader(
-    dataset: Dataset,
-    batch_size: int,
-    sampler: Sampler[int] | None = None,
-    *,
-    workers: int = 0,
-    pin_memory: bool = False,
-) -> DataLoader:
-    """A loader over whole batches; without a sampler, in the data set's order.
-
-    The data set assembles its batches itself, as arrays, which torch's own `default_convert` makes tensors.
-    The loader gets a generator of its own, so that starting an iteration (evaluation!) draws nothing from the
-    global one, which dropout and gate noise use.
-    """
-    order = SequentialSampler(dataset) if sampler is None else sampler
-    return DataLoader(
-        dataset,
-        batch_sampler=BatchSampler(order, batch_size, drop_last=False),
-        collate_fn=default_convert,
-        num_workers=workers,
-        pin_memory=pin_memory,
-        persistent_workers=workers > 0,
-        generator=torch.Generator(),
-    )

@@ -1,17 +1,15 @@
 """The machine a run is on: its devices, processes and precision, through accelerate."""
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import DistributedDataParallelKwargs
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler, default_convert
 from tqdm import tqdm
 
-from training.loader import EpochSampler, make_loader
+from training.loader import EpochSampler
 from training.signals import StopSignal, stop_on_signal
 
 
@@ -57,9 +55,21 @@ class Machine:
             print(text)
 
     def loader(self, dataset: Dataset, batch_size: int, order: Sampler[int] | None = None) -> DataLoader:
-        """Whole batches of a data set; see `make_loader`."""
-        pin_memory = torch.cuda.is_available()
-        return make_loader(dataset, batch_size, order, workers=self._workers, pin_memory=pin_memory)
+        """Whole batches of a data set, in its own order unless told another.
+
+        The data set assembles them itself, as arrays, which torch's own `default_convert` makes tensors. The
+        loader gets a generator of its own, so that starting an iteration (evaluation!) draws nothing from the
+        global one, which dropout and gate noise use.
+        """
+        return DataLoader(
+            dataset,
+            batch_sampler=BatchSampler(order or SequentialSampler(dataset), batch_size, drop_last=False),
+            collate_fn=default_convert,
+            num_workers=self._workers,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=self._workers > 0,
+            generator=torch.Generator(),
+        )
 
     def training_loader(
         self, dataset: Dataset, batch_size: int, seed: int, lengths: Any = None

@@ -1,7 +1,5 @@
 """Optimizers by name, and one schedule and one clipping for all of them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Stopping between two steps, when the user asks for it."""
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager

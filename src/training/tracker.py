@@ -3,8 +3,6 @@
 Each of them is a sink. What only reports never ends what trains: a sink that fails is left out from there on.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import netrc

@@ -4,16 +4,14 @@
 whose published numbers include its quirks. They are two different things.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import lru_cache
 
-ARTICLES = ("a ", "an ", "the ")
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-SAME_ANSWER = {word: str(value) for value, word in enumerate(NUMBERS, start=1)} | {"grey": "gray"}
+DIGITS = {word: str(value) for value, word in enumerate(NUMBERS, start=1)}
+SAME_ANSWER = DIGITS | {"grey": "gray"}
 
 YES_NO = frozenset({"yes", "no"})
 ANSWER_TYPES = ("yes/no", "number", "other")
@@ -24,26 +22,20 @@ MIN_OCCURRENCES = 9  # of the published vocabulary of 3129 answers
 def convert_answer(text: str) -> str:
     """The spelling under which LXMERT's pre-training knows an answer.
 
-    Lower case, without a final full stop (only one) and without a leading article; numbers up to ten in
-    digits. This is the conversion of the original code's answer table, for matching answers between label
-    lists. It is not the normalisation of the official VQA accuracy.
+    Lower case, without a final full stop (only one) and a leading article; numbers up to ten in digits.
     """
     answer = text.strip().lower().removesuffix(".").strip()
-    for article in ARTICLES:
+    for article in ("a ", "an ", "the "):
         answer = answer.removeprefix(article).strip()
     return SAME_ANSWER.get(answer, answer)
 
-
-# ------------------------------------------------------------------------- the official normalisation
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _DIGIT_COMMA = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
 _MAX_PERIODS = 32  # the published code hands a flag of value 32 over in the place of the largest count
 _OFFICIAL_ARTICLES = frozenset({"a", "an", "the"})
-_OFFICIAL_NUMBERS = {word: str(value) for value, word in enumerate(NUMBERS, start=1)} | dict.fromkeys(
-    ("none", "zero"), "0"
-)
+_OFFICIAL_NUMBERS = DIGITS | {"none": "0", "zero": "0"}
 
 # A contraction is recognised when exactly one of its apostrophes is missing. Not in the list because they are
 # other words without it: she'd, we'd, she'll, we'll, I'll, let's. Those with a capital I are in the published
@@ -89,9 +81,6 @@ def normalise(text: str) -> str:
     return " ".join(_WITH_APOSTROPHE.get(word, word) for word in words if word not in _OFFICIAL_ARTICLES)
 
 
-# --------------------------------------------------------------------------------- how right an answer is
-
-
 def agreement(count: int, annotators: int) -> float:
     """How right an answer is, in [0, 1], that `count` of the annotators gave.
 
@@ -124,17 +113,18 @@ def guess_answer_type(answer: str) -> str:
     return "number" if re.fullmatch(r"\d+([.,]\d+)*", answer) else "other"
 
 
-# -------------------------------------------------------------------------------------------- vocabulary
+def build_vocabulary(
+    answers: Iterable[tuple[int, str]],
+    occurrences: int = MIN_OCCURRENCES,
+    spelling: Callable[[str], str] = normalise,
+) -> list[str]:
+    """The answers of at least `occurrences` questions, in their `spelling`, the most frequent first.
 
-
-def build_vocabulary(answers: Iterable[tuple[int, str]], occurrences: int = MIN_OCCURRENCES) -> list[str]:
-    """The answers that are right for at least `occurrences` questions, the most frequent first.
-
-    `answers` are pairs of a question id and that question's one right answer (`multiple_choice_answer`), of
-    train and val. They are normalised, which leaves no comma in them. All of VQA v2 gives 3129.
+    `answers` are pairs of a question id and an answer. Of VQA v2 that is the question's one right answer
+    (`multiple_choice_answer`), in train and val; normalised, which leaves no comma in them, they are 3129.
     """
     questions: defaultdict[str, set[int]] = defaultdict(set)
     for question_id, answer in answers:
-        questions[normalise(answer)].add(question_id)
+        questions[spelling(answer)].add(question_id)
     frequent = [answer for answer, ids in questions.items() if len(ids) >= occurrences]
     return sorted(frequent, key=lambda answer: (-len(questions[answer]), answer))

@@ -5,8 +5,6 @@ measured: decoding is a chain of calls of some 20 microseconds outside Python's 
 it lose more in handing that lock to and fro than they gain.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
@@ -17,15 +15,13 @@ import numpy as np
 from tqdm import tqdm
 
 from common.errors import StoreError
+from vqadata.feature_files import ImageRow, Item, NpzSource, RowFault, TsvSource
 from vqadata.feature_layout import MANIFEST, Layout, pack_row
 from vqadata.feature_writer import JOURNAL, StoreWriter
 from vqadata.features import FeatureStore
-from vqadata.npz import NpzSource
-from vqadata.tsv import Item, RowFault, TsvSource
 
 PIXEL = 1.0  # detectors round: boxes outside the image by up to this much are clipped to it
 CHUNK = 16  # rows that are handed on at once
-
 
 Source = TsvSource | NpzSource  # rows come from a .tsv, a .zip or a folder
 
@@ -56,12 +52,7 @@ class Packed(NamedTuple):
 
 
 def convert(
-    source: Source,
-    path: Path,
-    options: Options,
-    *,
-    max_faults: int = 0,
-    progress: bool = True,
+    source: Source, path: Path, options: Options, *, max_faults: int = 0, progress: bool = True
 ) -> Conversion:
     """Write the store `path` from `source`, going on where an earlier, interrupted call was.
 
@@ -75,7 +66,9 @@ def convert(
     layout = Layout(options.regions, size, options.dtype, image_sizes=True, detections=options.detections)
     with StoreWriter(path, layout, origin) as writer:
         resumed_at = len(writer)
-        with _bar(source, writer.position, progress) as bar:
+        begun = writer.position[0] if writer.position else 0
+        bar_of = {"total": source.size, "initial": begun, "desc": source.name, "unit": source.unit}
+        with tqdm(**bar_of, unit_scale=True, disable=not progress) as bar:
 
             def take(packed: Sequence[Packed]) -> None:
                 _take(packed, writer, max_faults)
@@ -117,25 +110,21 @@ def relative_boxes(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
     return np.clip(boxes / size, 0, 1)
 
 
-def check_features(features: np.ndarray, layout: Layout) -> None:
-    """RowFault unless features (n, D) are as the store's layout has them and finite in its type."""
-    count, size = features.shape
+def check_row(row: ImageRow, layout: Layout) -> None:
+    """RowFault unless features and detections are as the store's layout has them and finite in its types."""
+    count, size = row.features.shape
     if count > layout.regions:
         raise RowFault(f"has {count} boxes, and the store has room for {layout.regions} (--max-regions)")
     if size != layout.feature_size:
         raise RowFault(f"has {size} features a box where the first row has {layout.feature_size}")
-    low, high = float(features.min()), float(features.max())  # NaN, if there is one
+    low, high = float(row.features.min()), float(row.features.max())  # NaN, if there is one
     if not (np.isfinite(low) and np.isfinite(high)):
         raise RowFault("features holds NaN or infinity")
     if max(-low, high) > float(np.finfo(layout.dtype).max):
         raise RowFault(
             f"a feature of {max(-low, high):.6g} is beyond {layout.dtype}; convert with --dtype fp32"
         )
-
-
-def check_detections(detections: Mapping[str, np.ndarray]) -> None:
-    """RowFault if a detector's id or score cannot be one."""
-    for name, values in detections.items():
+    for name, values in row.detections.items():
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise RowFault(f"{name} holds NaN or infinity")
         if values.dtype.kind == "i" and (np.abs(values) > np.iinfo(np.int32).max).any():
@@ -146,8 +135,7 @@ def _pack(item: Item, source: Source, layout: Layout) -> Packed:
     seen = item._replace(content=b"")  # so that the text is not kept
     try:
         row = source.parse(item, detections=layout.detections)
-        check_features(row.features, layout)
-        check_detections(row.detections)
+        check_row(row, layout)
         boxes = relative_boxes(row.boxes, row.width, row.height)
     except RowFault as fault:
         return Packed(seen, "", [], str(fault))
@@ -202,15 +190,4 @@ def _finished_before(path: Path, origin: Mapping[str, Any], options: Options) ->
     raise StoreError(
         f"{path} holds a finished store, made from {manifest['source'] or 'something else'} or with other "
         "options: delete the folder to write it again."
-    )
-
-
-def _bar(source: Source, position: Sequence[int] | None, shown: bool) -> tqdm:
-    return tqdm(
-        total=source.size,
-        initial=position[0] if position else 0,
-        desc=source.name,
-        unit=source.unit,
-        unit_scale=True,
-        disable=not shown,
     )

@@ -4,8 +4,6 @@ A batch is assembled at once (`__getitems__`), as arrays: a loader over it colla
 `default_convert`, which makes tensors of them without a copy.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

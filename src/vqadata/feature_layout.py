@@ -1,7 +1,5 @@
 """What a feature store holds: its arrays, a row as bytes, and its checksums (see vqadata.features)."""
 
-from __future__ import annotations
-
 import hashlib
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -38,27 +36,19 @@ class Layout:
     image_sizes: bool = False
     detections: bool = False
 
-    def region_columns(self) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
-        """Arrays (images, R, ...) with something for each region: their type and the shape behind R."""
-        columns = {
-            "features": (np.dtype(self.dtype), (self.feature_size,)),
-            "boxes": (np.dtype("float32"), (4,)),
-        }
-        if self.detections:
-            columns |= {name: (np.dtype(kind), ()) for name, kind in DETECTIONS.items()}
-        return columns
-
-    def image_columns(self) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
-        """Arrays (images, ...) with something for each image: their type and the shape behind images."""
-        columns = {"num_regions": (np.dtype("int32"), ())}
-        return columns | ({"image_sizes": (np.dtype("int32"), (2,))} if self.image_sizes else {})
-
     def columns(self) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
         """All arrays: their type and the shape of one row. The last holds a checksum of the others' rows."""
-        regions = {
-            name: (kind, (self.regions, *tail)) for name, (kind, tail) in self.region_columns().items()
+        columns = {
+            "features": (self.dtype, (self.regions, self.feature_size)),
+            "boxes": ("float32", (self.regions, 4)),
         }
-        return regions | self.image_columns() | {CHECKSUMS: (np.dtype("uint32"), ())}
+        if self.detections:
+            columns |= {name: (kind, (self.regions,)) for name, kind in DETECTIONS.items()}
+        columns["num_regions"] = ("int32", ())
+        if self.image_sizes:
+            columns["image_sizes"] = ("int32", (2,))
+        columns[CHECKSUMS] = ("uint32", ())
+        return {name: (np.dtype(kind), shape) for name, (kind, shape) in columns.items()}
 
 
 def pack_row(
@@ -74,17 +64,18 @@ def pack_row(
     detections: an array (n,) for each name of DETECTIONS.
     """
     count = len(features)
-    values = {"features": features, "boxes": boxes, **(detections or {})}
-    row = []
-    for name, (dtype, tail) in layout.region_columns().items():
-        column = np.empty((layout.regions, *tail), dtype)
-        cast(np.require(values[name], requirements=["C", "W"]), column[:count])
-        column[count:] = 0
-        row.append(column)
-    values = {"num_regions": count, "image_sizes": image_size}
-    row += [np.array(values[name], dtype) for name, (dtype, _) in layout.image_columns().items()]
-    parts = [column.reshape(-1).view(np.uint8).data for column in row]
-    return [*parts, crc32(parts).reshape(-1).view(np.uint8).data]
+    of_regions = {"features": features, "boxes": boxes, **(detections or {})}
+    of_image = {"num_regions": count, "image_sizes": image_size}
+    parts: list[memoryview] = []
+    for name, (dtype, shape) in layout.columns().items():
+        column = np.empty(shape, dtype)
+        if name in of_regions:
+            cast(np.require(of_regions[name], requirements=["C", "W"]), column[:count])
+            column[count:] = 0
+        else:
+            column[...] = crc32(parts) if name == CHECKSUMS else of_image[name]
+        parts.append(column.reshape(-1).view(np.uint8).data)
+    return parts
 
 
 def cast(source: np.ndarray, target: np.ndarray) -> None:

@@ -16,7 +16,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -57,7 +56,7 @@ class StoreWriter:
                 raise StoreError(f"Another process is writing {self.path}.")
             self._files = {
                 name: stack.enter_context(
-                    os.fdopen(os.open(self._file(name), os.O_RDWR | os.O_CREAT, 0o644), "r+b", 0)
+                    os.fdopen(os.open(self.path / f"{name}.npy", os.O_RDWR | os.O_CREAT, 0o644), "r+b", 0)
                 )
                 for name in self.layout.columns()
             }
@@ -73,9 +72,7 @@ class StoreWriter:
             self._closing = stack.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._closing.close()
 
     def __len__(self) -> int:
@@ -85,11 +82,10 @@ class StoreWriter:
         """Add rows: image id, the bytes that `pack_row` made, and where the source goes on after it."""
         if not rows:
             return
-        first = len(self.image_ids)
         image_ids, parts, positions = zip(*rows, strict=True)
         with self._errors_explained():
             for (name, file), column in zip(self._files.items(), zip(*parts, strict=True), strict=True):
-                start = self._header_bytes[name] + first * self._row_bytes[name]
+                start = self._header_bytes[name] + len(self) * self._row_bytes[name]
                 _write_at(file.fileno(), column, start)
             self._note(
                 {"image_id": image_id, "position": position}
@@ -109,8 +105,7 @@ class StoreWriter:
     def finish(self) -> None:
         """Turn the rows into a store. On return everything is on the disk."""
         with self._errors_explained():
-            count = len(self.image_ids)
-            sizes = {}
+            count, sizes = len(self), {}
             for name, file in self._files.items():
                 file.truncate(self._header_bytes[name] + count * self._row_bytes[name])
                 _write_at(file.fileno(), [self._header(name, count)], 0)
@@ -132,21 +127,17 @@ class StoreWriter:
 
     def _start_flush(self) -> None:
         """Bring what was written to the disk while going on, rather than all of it at the end."""
-        due = len(self.image_ids) >= self._flushed + ROWS_A_FLUSH
-        if due and (self._flush is None or self._flush.done()):
+        if len(self) >= self._flushed + ROWS_A_FLUSH and (self._flush is None or self._flush.done()):
             if self._flush:
                 self._flush.result()
-            self._flushed = len(self.image_ids)
+            self._flushed = len(self)
             self._flush = self._flusher.submit(os.fsync, self._files["features"].fileno())
-
-    def _file(self, name: str) -> Path:
-        return self.path / f"{name}.npy"
 
     def _header(self, name: str, count: int) -> bytes:
         """An .npy header, of one length for any count: numpy leaves room for the first axis to grow."""
         dtype, shape = self.layout.columns()[name]
-        header = {"descr": dtype.str, "fortran_order": False, "shape": (count, *shape)}
         text = io.BytesIO()
+        header = {"descr": dtype.str, "fortran_order": False, "shape": (count, *shape)}
         np.lib.format.write_array_header_1_0(text, header)
         return text.getvalue()
 
@@ -170,10 +161,8 @@ class StoreWriter:
                 f"{self.path} holds the beginning of another conversion (it differs in {differing}). Delete "
                 "the folder to begin anew, or repeat the first command to finish that one."
             )
-        quiet = len(entries) < 1000
-        for entry, line_end in tqdm(
-            entries, desc="checking what is there", unit="row", leave=False, disable=quiet
-        ):
+        bar = {"desc": "checking what is there", "unit": "row", "leave": False}
+        for entry, line_end in tqdm(entries, disable=len(entries) < 1000, **bar):
             if "fault" in entry:
                 self.faults.append(entry["fault"])
             elif self._row_is_whole(len(self.image_ids)):

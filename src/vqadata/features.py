@@ -51,8 +51,7 @@ def write_store(
     """Write one store, row by row, in constant memory, over whatever store is there.
 
     `rows` yields, in the order of `image_ids`, features (n, feature_size) and boxes (n, 4) in [0, 1] with
-    1 <= n <= regions. The manifest is written last: a folder without one is unfinished and is refused by
-    `FeatureStore`.
+    1 <= n <= regions.
     """
     for name in (MANIFEST, JOURNAL):
         (path / name).unlink(missing_ok=True)

@@ -1,7 +1,5 @@
 """JSON documents, read from a plain file, a .gz or a .zip."""
 
-from __future__ import annotations
-
 import gzip
 import struct
 import zipfile
@@ -70,19 +68,12 @@ def read_json(source: Source | Path) -> Any:
 
 
 def _read_bytes(source: Source) -> bytes:
-    if source.member:
-        with zipfile.ZipFile(source.path) as archive:
-            return archive.read(_member(archive, source))
-    data = source.path.read_bytes()
-    return gzip.decompress(data) if source.path.suffix == ".gz" else data
-
-
-def _member(archive: zipfile.ZipFile, source: Source) -> str:
-    """The member of that name, in whatever folder of the archive."""
-    names = [name for name in archive.namelist() if PurePosixPath(name).name == source.member]
-    if not names:
-        raise DataError(
-            f"{source.path} does not hold {source.member}, "
-            f"but {', '.join(archive.namelist()[:3]) or 'nothing'}."
-        )
-    return names[0]
+    if not source.member:
+        data = source.path.read_bytes()
+        return gzip.decompress(data) if source.path.suffix == ".gz" else data
+    with zipfile.ZipFile(source.path) as archive:
+        names = archive.namelist()
+        for name in names:
+            if PurePosixPath(name).name == source.member:  # in whatever folder of the archive
+                return archive.read(name)
+    raise DataError(f"{source.path} does not hold {source.member}, but {', '.join(names[:3]) or 'nothing'}.")

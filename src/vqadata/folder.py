@@ -24,7 +24,7 @@ from vqadata.feature_layout import MANIFEST
 from vqadata.features import FeatureStores, read_manifest
 from vqadata.files import is_there, read_json
 from vqadata.official import Annotation, annotation_json
-from vqadata.records import find_faults, read_answers, read_list, read_records, record_fault
+from vqadata.records import Record, read_answers, read_records, record_fault
 from vqadata.scoring import GroundTruth, read_ground_truth
 
 # VQA-CP v2 asks about the same images as VQA v2.
@@ -42,7 +42,7 @@ OURS = re.compile(r"(annotations/)?[^/\\]+\.json")  # what a preparation may hav
 class Prepared(NamedTuple):
     """A data set in memory."""
 
-    splits: dict[str, list[dict[str, Any]]]  # LXMERT's records by split
+    splits: dict[str, list[Record]]  # LXMERT's records by split
     annotations: dict[str, list[Annotation]]  # for official scores; splits without answers have none
     answers: list[str]  # in label order
 
@@ -63,8 +63,6 @@ class DataFolder:
     @property
     def name(self) -> str:
         return self.path.name
-
-    # --- where things are
 
     @property
     def answers_file(self) -> Path:
@@ -108,8 +106,6 @@ class DataFolder:
         """The folder of one of its feature stores."""
         return self.features / check_name("feature store", name, DataError)
 
-    # --- what exists
-
     def exists(self) -> bool:
         return is_there(self.path) and self.path.is_dir()
 
@@ -135,27 +131,16 @@ class DataFolder:
             missing.append(self.features / "<image set>" / MANIFEST)
         return missing
 
-    # --- reading
+    def read_splits(self, splits: Iterable[str]) -> dict[str, list[Record]]:
+        """The records, in file order, of splits that are used together: no question id may come twice.
 
-    def read_split(self, split: str) -> list[dict[str, Any]]:
-        """The records of a split in file order; DataError with file, record and field of the first fault."""
-        return self.read_splits([split])[split]
-
-    def read_splits(self, splits: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
-        """The records of splits that are used together: a question id of one may not come in another."""
+        DataError with file, record and field of the first fault.
+        """
         seen: set[int] = set()
         return {
             split: read_records(self.split_file(split), "questions", record_fault, seen)
             for split in dict.fromkeys(splits)
         }
-
-    def read_list(self, split: str) -> list[Any]:
-        """What a split's file holds, its records not looked at; DataError if it is no list."""
-        return read_list(self.split_file(split), "questions")
-
-    def find_faults(self, split: str, records: Sequence[Any], seen: set[int]) -> Iterator[str]:
-        """Every fault of a split's records; `seen`: the question ids of splits that are used with it."""
-        return find_faults(records, self.split_file(split), record_fault, seen)
 
     def read_answers(self) -> list[str]:
         """The answers in label order."""
@@ -175,8 +160,6 @@ class DataFolder:
     def open_features(self) -> FeatureStores:
         """All its feature stores, read as one; StoreError if there is none or one is damaged."""
         return FeatureStores(self.features)
-
-    # --- writing
 
     def write(self, prepared: Prepared, features: Path | None = None) -> list[str]:
         """Write a data set, all of it or nothing, and with `features` where to find those it shares.

@@ -1,7 +1,5 @@
 """The published question and annotation files: VQA v2's, VQA-CP v2's flat lists, and lists of our own."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -28,9 +26,11 @@ CP_FILES = tuple(
 
 
 class Question(NamedTuple):
+    """A question in the words of LXMERT's records."""
+
     question_id: int
-    image_id: str  # as features know it: COCO_val2014_000000000042
-    text: str
+    img_id: str  # as features know it: COCO_val2014_000000000042
+    sent: str
 
 
 class Annotation(NamedTuple):
@@ -49,11 +49,6 @@ class Answered(NamedTuple):
 
     question: Question
     annotation: Annotation
-
-
-def coco_name(image_set: str, image_id: int) -> str:
-    """ "val2014", 42 -> "COCO_val2014_000000000042"."""
-    return f"COCO_{image_set}_{image_id:012d}"
 
 
 def require_vqav2(folder: Path) -> None:
@@ -91,7 +86,7 @@ def read_questions(source: Source | Path, image_set: str | None = None) -> list[
     return [
         Question(
             record["question_id"],
-            coco_name(image_set or record["coco_split"], record["image_id"]),
+            f"COCO_{image_set or record['coco_split']}_{record['image_id']:012d}",
             record["question"],
         )
         for record in records
@@ -165,9 +160,9 @@ def _read_answered(questions: Source, annotations: Source, image_set: str | None
             )
     for question in rows:
         image_id = by_id[question.question_id].image_id
-        if image_id and not question.image_id.endswith(f"_{image_id:0>12}"):
+        if image_id and not question.img_id.endswith(f"_{image_id:0>12}"):
             raise DataError(
-                f"Question {question.question_id} is about {question.image_id} in {questions} "
+                f"Question {question.question_id} is about {question.img_id} in {questions} "
                 f"and about image {image_id} in {annotations}."
             )
     return [Answered(question, by_id[question.question_id]) for question in rows]

@@ -7,8 +7,6 @@ there is room for goes to test, and the group that knows most of the words that 
 training. The priors change, the concepts do not.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +18,7 @@ from common.errors import DataError
 from vqadata.folder import Prepared
 from vqadata.official import Annotation
 from vqadata.questions import annotate, hold_out
+from vqadata.records import usual_answer
 
 TEST_SHARE = 1 / 3
 
@@ -85,7 +84,7 @@ def prior_shift(records: Sequence[Record], in_test: Sequence[bool]) -> float:
     """
     answers: defaultdict[str, tuple[Counter[str], Counter[str]]] = defaultdict(lambda: (Counter(), Counter()))
     for record, is_test in zip(records, in_test, strict=True):
-        answers[_question_type(record)][is_test][usual_answer(record)] += 1
+        answers[record.get("question_type", "")][is_test][usual_answer(record)] += 1
     weighted, questions = 0.0, 0
     for train, test in answers.values():
         if train and test:
@@ -106,17 +105,11 @@ def word_coverage(records: Sequence[Record], in_test: Sequence[bool]) -> float:
     return len(test & train) / len(test) if test else 1.0
 
 
-def usual_answer(record: Record) -> str:
-    """The answer most humans gave; '' for an example without label."""
-    label = record.get("label") or {"": 0.0}
-    return max(label, key=label.__getitem__)
-
-
 def _group(records: Sequence[Record]) -> list[Group]:
     places: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
     words: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
     for place, record in enumerate(records):
-        key = (_question_type(record), usual_answer(record))
+        key = (record.get("question_type", ""), usual_answer(record))
         places[key].append(place)
         words[key].update(_words(record))
     return [Group(*key, places[key], frozenset(words[key])) for key in sorted(places)]
@@ -195,10 +188,6 @@ class _Split:
     def _count(self, words: Iterable[str], change: int) -> None:
         for word in words:
             self.gain[self._having[word]] += change
-
-
-def _question_type(record: Record) -> str:
-    return record.get("question_type", "")
 
 
 def _words(record: Record) -> list[str]:

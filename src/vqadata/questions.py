@@ -1,13 +1,12 @@
-"""From the published question and annotation files, or LXMERT's, to the examples of a data set.
+"""From the published question and annotation files, LXMERT's, or your own, to the examples of a data set.
 
     VQA v2       train, nominival, minival, test
     VQA-CP v2    cp_train, cp_val (images held out of the published training split), cp_test
+    your own     a split for each file
 
-Examples are LXMERT's records. The soft targets from either source are equal: human answers counted as they
-are and looked up in the vocabulary.
+Examples are LXMERT's records. The soft targets from any source are equal: human answers counted as they are
+and looked up in the vocabulary.
 """
-
-from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -18,11 +17,19 @@ from typing import Any
 import numpy as np
 
 from common.errors import DataError
-from vqadata.answers import MIN_OCCURRENCES, build_vocabulary, soft_target
-from vqadata.files import find_source, read_json, read_source
-from vqadata.folder import Prepared
-from vqadata.official import Annotation, Answered, Question, read_question_ids, read_vqav2, require
-from vqadata.records import read_answers, read_records, record_fault
+from vqadata.answers import MIN_OCCURRENCES, build_vocabulary, guess_answer_type, soft_target, tidy
+from vqadata.files import find_source, is_there, read_json, read_source
+from vqadata.folder import DataFolder, Prepared
+from vqadata.official import (
+    Annotation,
+    Answered,
+    Question,
+    read_question_ids,
+    read_vqav2,
+    require,
+    to_annotation,
+)
+from vqadata.records import FIELDS, Record, answers_of, read_answers, read_records, record_fault, usual_answer
 
 MINIVAL_IMAGES = 5000  # the first of val2014_obj36.tsv
 HOLDOUT = 0.05  # share of VQA-CP's training images that cp_val takes
@@ -45,20 +52,19 @@ def prepare_vqav2(
     minival: the ids of the images of val2014 that are kept for validation. answers: the vocabulary, built
     from train and val if not given.
     """
-    answers = list(answers) if answers else _vocabulary([*train, *val], occurrences)
     parts = {
         "train": train,
-        "nominival": [pair for pair in val if pair.question.image_id not in minival],
-        "minival": [pair for pair in val if pair.question.image_id in minival],
+        "nominival": [pair for pair in val if pair.question.img_id not in minival],
+        "minival": [pair for pair in val if pair.question.img_id in minival],
     }
     if not parts["minival"]:
         raise DataError(
             f"None of the {len(minival):,} minival images has a question in val2014; "
             "does the list hold ids such as COCO_val2014_000000000042?"
         )
-    prepared = _prepare(parts, answers)
+    prepared = _prepare(parts, answers, occurrences)
     if test:
-        prepared.splits["test"] = [_unlabelled(question) for question in test]
+        prepared.splits["test"] = [question._asdict() for question in test]
     return prepared
 
 
@@ -114,14 +120,46 @@ def prepare_vqacp(
     A vocabulary that is built counts train and test: together they are VQA v2's train and val, from which the
     published vocabulary was made.
     """
-    images = hold_out([pair.question.image_id for pair in train], holdout, seed)
-    answers = list(answers) if answers else _vocabulary([*train, *test], occurrences)
+    images = hold_out([pair.question.img_id for pair in train], holdout, seed)
     parts = {
-        "cp_train": [pair for pair in train if pair.question.image_id not in images],
-        "cp_val": [pair for pair in train if pair.question.image_id in images],
+        "cp_train": [pair for pair in train if pair.question.img_id not in images],
+        "cp_val": [pair for pair in train if pair.question.img_id in images],
         "cp_test": test,
     }
-    return _prepare(parts, answers)
+    return _prepare(parts, answers, occurrences)
+
+
+def prepare_own(source: DataFolder, occurrences: int = 1) -> Prepared:
+    """The examples of a folder in the minimal format (see `vqadata.records`); DataError with its first fault.
+
+    The vocabulary is the folder's answer list if it has one; else every answer, as it is written, that is
+    given to at least `occurrences` questions, the most frequent first.
+    """
+    records = source.read_splits(source.splits())
+    if not records:
+        raise DataError(f"{source.path} holds no <split>.json.")
+    everything = [record for split in records.values() for record in split]
+    for record in everything:
+        if "answers" in record or "answer" in record:
+            record["answers"] = [tidy(answer) for answer in answers_of(record)]
+    if is_there(source.answers_file):
+        answers = source.read_answers()
+    else:
+        given = (
+            (record["question_id"], answer)
+            for record in everything
+            for answer in record.get("answers", record.get("label", ()))
+        )
+        answers = build_vocabulary(given, occurrences, spelling=str)
+    if not answers:
+        raise DataError(f"No answer is given to {occurrences} questions or more.")
+    splits = {name: [_complete(record, set(answers)) for record in split] for name, split in records.items()}
+    annotations = {
+        name: [to_annotation(record) for record in split]
+        for name, split in records.items()
+        if all("answers" in record for record in split)
+    }
+    return Prepared(splits, annotations, answers)
 
 
 def hold_out(image_ids: Sequence[str], share: float, seed: int) -> set[str]:
@@ -178,36 +216,43 @@ def read_test_ids(path: Path) -> set[int]:
     return set(map(int, lines.values()))
 
 
-# ----------------------------------------------------------------------------------------------- details
-
-
-def _prepare(parts: Mapping[str, Sequence[Answered]], answers: list[str]) -> Prepared:
+def _prepare(
+    parts: Mapping[str, Sequence[Answered]], answers: Sequence[str] | None, occurrences: int
+) -> Prepared:
+    if not answers:
+        right = (
+            (pair.question.question_id, pair.annotation.right) for part in parts.values() for pair in part
+        )
+        answers = build_vocabulary(right, occurrences)
+    if not answers:
+        raise DataError(
+            f"No answer is right for {occurrences} questions or more; choose fewer --occurrences."
+        )
     vocabulary = set(answers)
     splits = {name: [_record(*pair, vocabulary) for pair in part] for name, part in parts.items()}
-    return Prepared(
-        splits, {name: [pair.annotation for pair in part] for name, part in parts.items()}, answers
-    )
+    annotations = {name: [pair.annotation for pair in part] for name, part in parts.items()}
+    return Prepared(splits, annotations, list(answers))
 
 
-def _record(question: Question, annotation: Annotation, vocabulary: Collection[str]) -> dict[str, Any]:
+def _record(question: Question, annotation: Annotation, vocabulary: Collection[str]) -> Record:
     return {
-        **_unlabelled(question),
+        **question._asdict(),
         "label": soft_target(annotation.answers, vocabulary),
         "answer_type": annotation.answer_type,
         "question_type": annotation.question_type,
     }
 
 
-def _unlabelled(question: Question) -> dict[str, Any]:
-    return {"question_id": question.question_id, "img_id": question.image_id, "sent": question.text}
-
-
-def _vocabulary(pairs: Sequence[Answered], occurrences: int) -> list[str]:
-    answers = build_vocabulary(
-        ((pair.question.question_id, pair.annotation.right) for pair in pairs), occurrences
-    )
-    if not answers:
-        raise DataError(
-            f"No answer is right for {occurrences} questions or more; choose fewer --occurrences."
-        )
-    return answers
+def _complete(record: Record, vocabulary: Collection[str]) -> Record:
+    """LXMERT's record of one in the minimal format."""
+    example = {field: record[field] for field in FIELDS}
+    if "answers" not in record and "label" not in record:
+        return example
+    answers: Sequence[str] = record.get("answers", ())
+    right = to_annotation(record).right if answers else usual_answer(record)
+    return {
+        **example,
+        "label": record["label"] if "label" in record else soft_target(answers, vocabulary),
+        "answer_type": record.get("answer_type", guess_answer_type(right)),
+        "question_type": record.get("question_type", ""),
+    }

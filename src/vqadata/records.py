@@ -11,10 +11,8 @@ whatever `vqa_prepare check` finds is what the trainer stops at, in the same wor
     prediction   one of the challenge's format: question_id and answer
 """
 
-from __future__ import annotations
-
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +26,13 @@ from vqadata.files import Source, read_json, read_source
 MAX_ANSWERS = 10  # to a question
 FIELDS = ("question_id", "img_id", "sent")  # that every record of a split has
 
+Record = dict[str, Any]
 FaultOf = Callable[[Any], str | None]  # what is wrong with a record, naming the field, or None
-
-
-# --------------------------------------------------------------------------------------- files of records
 
 
 def read_records(
     source: Source | Path, key: str, fault_of: FaultOf, seen: set[int] | None = None
-) -> list[dict[str, Any]]:
+) -> list[Record]:
     """The records of a file, in its order, none of which has a fault; DataError with the first that has.
 
     key: what an object holds its list under; a file may also be the list itself. seen: question ids of other
@@ -69,7 +65,7 @@ def read_list(source: Source | Path, key: str) -> list[Any]:
     name = source.member or source.path.name if isinstance(source, Source) else source.name
     with tqdm(total=text.count('"question_id"'), desc=name, unit="record", delay=1, disable=None) as bar:
 
-        def hook(record: dict[str, Any]) -> dict[str, Any]:
+        def hook(record: Record) -> Record:
             if "question_id" in record:
                 bar.update()
             return _reduce_answers(record)
@@ -93,17 +89,11 @@ def read_answers(path: Path) -> list[str]:
     return answers
 
 
-# ------------------------------------------------------------------------------------- kinds of records
-
-
 def record_fault(record: Any, vocabulary: Collection[str] | None = None) -> str | None:
     """What is wrong with a record of a split; with `vocabulary` it needs a label, of answers from there."""
     if fault := id_fault(record, FIELDS if vocabulary is None else (*FIELDS, "label")):
         return fault
-    for field in ("img_id", "sent"):
-        if not _is_text(record[field]) or not record[field].strip():
-            return f"{field} is not a string with something in it"
-    if fault := _type_fault(record):
+    if fault := _blank_fault(record, ("img_id", "sent")) or _type_fault(record):
         return fault
     if "label" in record and (fault := _label_fault(record["label"], vocabulary)):
         return fault
@@ -123,10 +113,7 @@ def question_fault(record: Any, *, names_image_set: bool) -> str | None:
         return fault
     if type(record["image_id"]) is not int:
         return "image_id is not an integer"
-    for field in fields[2:]:
-        if not _is_text(record[field]) or not record[field].strip():
-            return f"{field} is not a string with something in it"
-    return None
+    return _blank_fault(record, fields[2:])
 
 
 def annotation_fault(record: Any) -> str | None:
@@ -164,15 +151,25 @@ def id_fault(record: Any, fields: Sequence[str]) -> str | None:
     return None
 
 
-def answers_of(record: dict[str, Any]) -> list[str]:
+def answers_of(record: Record) -> list[str]:
     """What humans answered, as `answers` or as a single `answer`."""
     return record["answers"] if "answers" in record else [record["answer"]]
 
 
-# ----------------------------------------------------------------------------------------------- details
+def usual_answer(record: Mapping[str, Any]) -> str:
+    """The answer most humans gave; '' for an example without label."""
+    label = record.get("label") or {"": 0.0}
+    return max(label, key=label.__getitem__)
 
 
-def _type_fault(record: dict[str, Any]) -> str | None:
+def _blank_fault(record: Record, fields: Sequence[str]) -> str | None:
+    for field in fields:
+        if not _is_text(record[field]) or not record[field].strip():
+            return f"{field} is not a string with something in it"
+    return None
+
+
+def _type_fault(record: Record) -> str | None:
     for field in ("question_type", "answer_type"):
         if not _is_text(record.get(field, "")):
             return f"{field} is not a string"
@@ -192,7 +189,7 @@ def _label_fault(label: Any, vocabulary: Collection[str] | None) -> str | None:
     return None
 
 
-def _answers_fault(record: dict[str, Any]) -> str | None:
+def _answers_fault(record: Record) -> str | None:
     answers = answers_of(record)
     if not isinstance(answers, list) or not all(map(_is_text, answers)):
         return "answers are not strings" if "answers" in record else "answer is not a string"
@@ -211,7 +208,7 @@ def _is_text(value: Any) -> bool:
         return False
 
 
-def _reduce_answers(record: dict[str, Any]) -> dict[str, Any]:
+def _reduce_answers(record: Record) -> Record:
     """Ten objects become ten shared strings as soon as they are read: a tenth of the memory."""
     answers = record.get("answers")
     if isinstance(answers, list):

@@ -10,8 +10,6 @@ The scenes differ from those of pre-training in style and wording, and some answ
 their family, as annotators disagree: enough to make it matter how the pre-trained model is adapted.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections import defaultdict

@@ -6,12 +6,11 @@ asked, each in two wordings. A *style* shifts a scene away from the clean world 
 and noisier one (style 1). Everything is drawn from the random generator that is passed in.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import permutations, product
 from typing import NamedTuple
 
@@ -28,14 +27,8 @@ COLORS = {
     "gray": (130, 130, 130),
     "cyan": (60, 200, 210),
 }
-PLURALS = {
-    "circle": "circles",
-    "square": "squares",
-    "triangle": "triangles",
-    "star": "stars",
-    "cross": "crosses",
-}
-SHAPES = tuple(PLURALS)
+SHAPES = ("circle", "square", "triangle", "star", "cross")
+PLURALS = {shape: f"{shape}s" for shape in SHAPES} | {"cross": "crosses"}
 YES_NO = ("yes", "no")
 NUMBERS = ("0", "1", "2", "3", "4", "5")
 ANSWERS = (*YES_NO, *NUMBERS, *COLORS, *SHAPES)
@@ -75,9 +68,6 @@ class Question(NamedTuple):
     text: str
     answer: str
     family: str
-
-
-# ---------------------------------------------------------------------------------------------- pictures
 
 
 def draw_scene(rng: np.random.Generator, style: float = 0.0) -> Scene:
@@ -149,8 +139,6 @@ def _crop(pixels: np.ndarray, box: np.ndarray) -> np.ndarray:
     return np.asarray(small, np.float32).ravel() / 127.5 - 1
 
 
-# --------------------------------------------------------------------------------------------- questions
-
 # Family: its two wordings. Pre-training asks in the first, fine-tuning in the second.
 WORDINGS = {
     "what color": ("what color is the {shape}?", "what is the color of the {shape}?"),
@@ -205,14 +193,12 @@ def offered(things: Sequence[Thing], family: str) -> dict[str, list[Slots]]:
     return {} if one_sided else dict(offer)
 
 
-def _colors_of_unique_shapes(things: Sequence[Thing]) -> Iterator[tuple[str, Slots]]:
-    shapes = Counter(thing.shape for thing in things)
-    return ((thing.color, {"shape": thing.shape}) for thing in things if shapes[thing.shape] == 1)
-
-
-def _shapes_of_unique_colors(things: Sequence[Thing]) -> Iterator[tuple[str, Slots]]:
-    colors = Counter(thing.color for thing in things)
-    return ((thing.shape, {"color": thing.color}) for thing in things if colors[thing.color] == 1)
+def _attributes(things: Sequence[Thing], asked: str, told: str) -> Iterator[tuple[str, Slots]]:
+    """The `asked` attribute of each thing that has its `told` one alone."""
+    counts = Counter(getattr(thing, told) for thing in things)
+    for thing in things:
+        if counts[getattr(thing, told)] == 1:
+            yield getattr(thing, asked), {told: getattr(thing, told)}
 
 
 def _existence(things: Sequence[Thing]) -> Iterator[tuple[str, Slots]]:
@@ -231,23 +217,23 @@ def _existence(things: Sequence[Thing]) -> Iterator[tuple[str, Slots]]:
         yield answer, {"thing": f"{article} {color} {shape}"}
 
 
-def _color_groups(things: Sequence[Thing]) -> dict[str, int]:
-    return {f"{color} objects": sum(thing.color == color for thing in things) for color in COLORS}
-
-
-def _shape_groups(things: Sequence[Thing]) -> dict[str, int]:
-    return {plural: sum(thing.shape == shape for thing in things) for shape, plural in PLURALS.items()}
+def _groups(things: Sequence[Thing]) -> tuple[dict[str, int], dict[str, int]]:
+    """How many things have each colour, and each shape."""
+    count = Counter(value for thing in things for value in (thing.color, thing.shape))
+    colors = {f"{color} objects": count[color] for color in COLORS}
+    return colors, {plural: count[shape] for shape, plural in PLURALS.items()}
 
 
 def _counts(things: Sequence[Thing]) -> Iterator[tuple[str, Slots]]:
-    for group, size in (_color_groups(things) | _shape_groups(things)).items():
+    colors, shapes = _groups(things)
+    for group, size in (colors | shapes).items():
         if str(size) in NUMBERS:
             yield str(size), {"group": group}
 
 
 def _comparisons(things: Sequence[Thing]) -> Iterator[tuple[str, Slots]]:
     """Two groups of colours or two of shapes, both present."""
-    for groups in (_color_groups(things), _shape_groups(things)):
+    for groups in _groups(things):
         for group, other in permutations((group for group, size in groups.items() if size), 2):
             answer = "yes" if groups[group] > groups[other] else "no"
             yield answer, {"group": group, "other": other}
@@ -278,8 +264,8 @@ def _names(thing: Thing, things: Sequence[Thing], asked: str) -> Iterator[tuple[
 
 
 _FIND = {
-    "what color": _colors_of_unique_shapes,
-    "what shape": _shapes_of_unique_colors,
+    "what color": partial(_attributes, asked="color", told="shape"),
+    "what shape": partial(_attributes, asked="shape", told="color"),
     "is there": _existence,
     "how many": _counts,
     "are there more": _comparisons,

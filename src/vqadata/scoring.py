@@ -9,8 +9,6 @@ same answer) and counts every human answer. The soft-target one looks the predic
 among those human answers that are in the vocabulary.
 """
 
-from __future__ import annotations
-
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -59,11 +57,7 @@ def read_ground_truth(path: Path) -> GroundTruth:
 
 
 def make_ground_truth(annotations: Iterable[Annotation]) -> GroundTruth:
-    """The accuracy of every human answer.
-
-    Leaving one annotator out in turn, an answer scores min(1, matches among the others / 3), and the mean of
-    that is its accuracy (`agreement`, which also has the rule for fewer than ten annotators).
-    """
+    """The accuracy of every human answer, as `agreement` has it."""
     truth = {}
     for annotation in annotations:
         answers = [tidy(answer) for answer in annotation.answers]
@@ -116,17 +110,14 @@ def restrict(truth: GroundTruth, question_ids: Collection[int]) -> GroundTruth:
 
 def table(scores: Scores) -> str:
     """Scores as lines of text."""
-    rows = [("overall", Accuracy(scores.overall, scores.questions)), None]
-    rows += [*scores.by_answer_type.items(), None, *scores.by_question_type.items()]
-    width = max(len(row[0]) for row in rows if row)
-    lines = [f"{'official VQA accuracy':<{max(width, 21)}}  {'%':>6}  {'questions':>9}"]
-    for row in rows:
-        if row is None:
-            lines.append("")
-        else:
-            name, accuracy = row
-            lines.append(f"{name or '-':<{max(width, 21)}}  {accuracy.percent:6.2f}  {accuracy.questions:9,}")
-    return "\n".join(lines)
+    overall = {"overall": Accuracy(scores.overall, scores.questions)}
+    heading = "official VQA accuracy"
+    width = max(map(len, [heading, *scores.by_answer_type, *scores.by_question_type]))
+    blocks = [
+        [f"{name or '-':<{width}}  {percent:6.2f}  {count:9,}" for name, (percent, count) in block.items()]
+        for block in (overall, scores.by_answer_type, scores.by_question_type)
+    ]
+    return f"{heading:<{width}}  {'%':>6}  {'questions':>9}\n" + "\n\n".join(map("\n".join, blocks))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -152,19 +143,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check_questions(truth: GroundTruth, predictions: Mapping[int, str]) -> None:
-    missing = [number for number in truth if number not in predictions]
-    unknown = [number for number in predictions if number not in truth]
-    if not missing and not unknown:
-        return
-    parts = []
-    if missing:
-        parts.append(f"{len(missing):,} questions are not answered: {_some(missing)}")
-    if unknown:
-        parts.append(f"{len(unknown):,} answers have no annotation: {_some(unknown)}")
-    raise DataError(
-        f"The predictions do not fit the annotations ({'; '.join(parts)}); exactly the annotated "
-        "questions must be answered. To score part of an annotation file, name the part with --questions."
-    )
+    misfits = {
+        "questions are not answered": [number for number in truth if number not in predictions],
+        "answers have no annotation": [number for number in predictions if number not in truth],
+    }
+    faults = [f"{len(numbers):,} {what}: {_some(numbers)}" for what, numbers in misfits.items() if numbers]
+    if faults:
+        raise DataError(
+            f"The predictions do not fit the annotations ({'; '.join(faults)}); exactly the annotated "
+            "questions must be answered. To score part of an annotation file, name the part with --questions."
+        )
 
 
 def _average(truth: GroundTruth, accuracies: Mapping[int, float]) -> Scores:
@@ -173,10 +161,8 @@ def _average(truth: GroundTruth, accuracies: Mapping[int, float]) -> Scores:
     for question_id, accuracy in accuracies.items():
         by_answer_type[truth[question_id].answer_type].append(accuracy)
         by_question_type[truth[question_id].question_type].append(accuracy)
-    everything = _mean(list(accuracies.values()))
     return Scores(
-        everything.percent,
-        everything.questions,
+        *_mean(list(accuracies.values())),
         {name: _mean(by_answer_type[name]) for name in ANSWER_TYPES if name in by_answer_type},
         {name: _mean(by_question_type[name]) for name in sorted(by_question_type)},
     )

@@ -67,6 +67,6 @@ def test_the_picture_has_a_bar_for_each_ratio_with_its_number() -> None:
         for bar, text in zip(axes.patches, axes.texts, strict=True)
     ]
     assert drawn == [(speed, f"{speed:.2f}") for speed in range(1, len(names) + 1)]
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     boxes = [text.get_window_extent() for axes in panels for text in axes.texts]
     assert all(box.x1 <= figure.bbox.width for box in boxes)

@@ -16,7 +16,7 @@ from tasks import vqa
 from tasks.finetune import state
 from tasks.finetune.args import VqaArgs, parse_args
 from tasks.finetune.metrics import EpochMetrics, metric
-from tasks.finetune.policies import POLICIES, Policy
+from tasks.finetune.policies import POLICIES
 from tasks.finetune.strategies import STRATEGIES, Strategy
 from training import tracker
 
@@ -74,7 +74,9 @@ def test_every_number_of_an_epoch_says_how_it_is_computed() -> None:
 class Coin(nn.Module):
     """Decides without looking."""
 
-    def __init__(self, gates: int) -> None:
+    about = "no look"
+
+    def __init__(self, spec: object, lxmert: nn.Module, gates: int) -> None:
         super().__init__()
         self.logits = nn.Parameter(torch.zeros(gates, 2))
 
@@ -83,7 +85,7 @@ class Coin(nn.Module):
 
 
 def test_a_policy_network_is_one_row(args: VqaArgs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(POLICIES, "coin", Policy("coin", "no look", lambda spec, lxmert, gates: Coin(gates)))
+    monkeypatch.setitem(POLICIES, "coin", Coin)
     outcome = vqa.main(replace(args, policy="coin", epochs=1))
     test = VqaArgs(load="snap/vqa/run/BEST", data=args.data, test="minival", tqdm=False)
     assert vqa.main(test)["accuracy"] == outcome["val_accuracy"]

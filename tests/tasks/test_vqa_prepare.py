@@ -38,7 +38,9 @@ def prepare_vqav2(root: Path) -> DataFolder:
 
 def test_vqa_v2(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = prepare_vqav2(root)
-    counts = {split: len(folder.read_split(split)) for split in ("train", "nominival", "minival", "test")}
+    counts = {
+        split: len(folder.read_splits([split])[split]) for split in ("train", "nominival", "minival", "test")
+    }
     assert counts == {"train": 24, "nominival": 20, "minival": 4, "test": 1}
     assert set(folder.read_answers()) == {"2", "cat", "dog", "no", "red", "yes"}
     printed = capsys.readouterr().out
@@ -61,7 +63,7 @@ def test_minival_is_taken_from_the_feature_store(root: Path) -> None:
     rows = ((np.ones((1, 2), np.float32), np.ones((1, 4), np.float32)) for _ in MINIVAL)
     write_store(store, MINIVAL, rows, Layout(1, 2))
     assert prepare(root, "questions", "--from", root / "downloads", "--occurrences", 1) == 0
-    minival = DataFolder(root / "data", "vqav2").read_split("minival")
+    minival = DataFolder(root / "data", "vqav2").read_splits(["minival"])["minival"]
     assert {record["img_id"] for record in minival} == set(MINIVAL)
 
 
@@ -84,7 +86,7 @@ def test_lxmerts_files_keep_their_label_order(root: Path, capsys: pytest.Capture
     assert prepare(root, "questions", "--lxmert", lxmert) == 0
     assert "no human answers" in capsys.readouterr().out
     assert folder.read_answers() == answers
-    assert folder.read_split("train") == DataFolder.at(lxmert).read_split("train")
+    assert folder.read_splits(["train"])["train"] == DataFolder.at(lxmert).read_splits(["train"])["train"]
     assert not (folder.path / "annotations").exists()
     assert prepare(root, "questions", "--lxmert", lxmert, "--from", root / "downloads") == 0
     names = {path.name for path in (folder.path / "annotations").iterdir()}
@@ -139,7 +141,7 @@ def test_own_data_and_its_check(root: Path, capsys: pytest.CaptureFixture[str]) 
     (mine / "train.json").write_text(json.dumps(rows))
     assert prepare(root, "own", "--from", mine, "--name", "mine") == 0
     folder = DataFolder(root / "data", "mine")
-    assert folder.read_split("train")[0]["label"] == {"me": 1.0}
+    assert folder.read_splits(["train"])["train"][0]["label"] == {"me": 1.0}
     assert f"features go into {folder.own_features}" in " ".join(capsys.readouterr().out.split())
     assert vqa_prepare.main(["check", str(folder.path)]) == 1
 

@@ -11,7 +11,8 @@ from accelerate import Accelerator, skip_first_batches
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader, Dataset
 
-from training.loader import EpochSampler, make_loader
+from training.loader import EpochSampler
+from training.machine import Machine
 
 SIZE, BATCH = 23, 4
 LENGTHS = torch.randint(4, 21, (SIZE,), generator=torch.Generator().manual_seed(0)).tolist()
@@ -41,7 +42,7 @@ class Numbers(Dataset):
 
 def loader(lengths: list[int] | None = None, workers: int = 0) -> DataLoader:
     sampler = EpochSampler(SIZE, 1, BATCH, lengths)
-    return make_loader(Numbers(), BATCH, sampler, workers=workers)
+    return Machine(workers=workers).loader(Numbers(), BATCH, sampler)
 
 
 def batches(loader: Iterable[torch.Tensor]) -> list[list[int]]:
@@ -79,7 +80,7 @@ def test_epochs_and_seeds_differ_in_their_order(lengths: list[int] | None) -> No
 def test_grouping_keeps_every_example_and_puts_the_short_batch_last(size: int) -> None:
     lengths = np.random.default_rng(0).integers(4, 21, size)
     sampler = EpochSampler(size, 0, BATCH, lengths)
-    got = batches(make_loader(Numbers(size), BATCH, sampler))
+    got = batches(Machine().loader(Numbers(size), BATCH, sampler))
     assert sorted(flat(got)) == list(range(size))
     assert all(len(batch) == BATCH for batch in got[:-1])
     assert len(got[-1]) == (size % BATCH or BATCH)
@@ -107,7 +108,7 @@ def test_grouped_batches_come_in_no_order_of_length() -> None:
 
 
 def test_without_a_sampler_the_order_is_that_of_the_data() -> None:
-    assert flat(batches(make_loader(Numbers(), BATCH))) == list(range(SIZE))
+    assert flat(batches(Machine().loader(Numbers(), BATCH))) == list(range(SIZE))
 
 
 def states() -> tuple[object, ...]:
@@ -119,7 +120,7 @@ def states() -> tuple[object, ...]:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_iterating_draws_nothing_from_the_global_generators(workers: int) -> None:
     with_sampler = loader(workers=workers)
-    in_order = make_loader(Numbers(), BATCH, workers=workers)
+    in_order = Machine(workers=workers).loader(Numbers(), BATCH)
     before = states()
     for _ in range(2):
         assert len(batches(with_sampler)) == len(batches(in_order)) == 6

@@ -19,13 +19,12 @@ from hypothesis import strategies as st
 from tests.helpers.feature_files import HEIGHT, SIZE, WIDTH, image, line, read_tsv, write_npz, write_tsv
 
 from common.errors import StoreError
-from vqadata import tsv
+from vqadata import feature_files
 from vqadata.convert import Options, convert
+from vqadata.feature_files import NpzSource, RowFault, TsvSource, parse_row
 from vqadata.feature_layout import MANIFEST, Layout, intact_rows, store_checksum
 from vqadata.feature_writer import StoreWriter
 from vqadata.features import FeatureStore
-from vqadata.npz import NpzSource
-from vqadata.tsv import RowFault, TsvSource, parse_row
 
 GOOD = line(image(7))
 
@@ -320,7 +319,7 @@ def test_crlf_blank_lines_and_a_missing_last_line_end_make_no_difference(tmp_pat
 
 
 def test_a_line_without_end_does_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tsv, "LONGEST_LINE", 2000)
+    monkeypatch.setattr(feature_files, "LONGEST_LINE", 2000)
     (tmp_path / "x.tsv").write_bytes(GOOD + b"A" * 9000 + b"\n" + line(image(1)))
     items = list(TsvSource(tmp_path / "x.tsv").items(None))
     assert [len(item.content) for item in items] == [len(GOOD), 2000, len(line(image(1)))]

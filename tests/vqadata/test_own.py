@@ -10,7 +10,7 @@ import pytest
 
 from common.errors import DataError
 from vqadata.folder import DataFolder
-from vqadata.own import prepare_own
+from vqadata.questions import prepare_own
 
 
 def record(number: int, **fields: Any) -> dict[str, Any]:

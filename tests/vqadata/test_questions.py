@@ -173,7 +173,7 @@ def test_written_files_are_read_back_unchanged(tmp_path: Path) -> None:
     folder = DataFolder(tmp_path, "to")
     for _ in range(2):  # writing again changes nothing
         assert not folder.write(prepared)
-        assert folder.read_split("train") == prepared.splits["train"]
+        assert folder.read_splits(["train"])["train"] == prepared.splits["train"]
         assert folder.read_answers() == prepared.answers
         assert read_annotations(folder.ground_truth_file("train")) == prepared.annotations["train"]
         assert not list(folder.path.rglob("*.new"))
@@ -252,7 +252,7 @@ def test_the_real_questions(tmp_path: Path) -> None:
     published = read_answers(LXMERT_LISTS / "trainval_label2ans.json")
     start = time.perf_counter()
     parts = read_vqav2(VQA_SUBSET)
-    images = list(dict.fromkeys(pair.question.image_id for pair in parts[1]))[:5000]
+    images = list(dict.fromkeys(pair.question.img_id for pair in parts[1]))[:5000]
     prepared = prepare_vqav2(*parts, [], set(images), answers=published)
     DataFolder(tmp_path, "out").write(prepared)
     assert time.perf_counter() - start < 15

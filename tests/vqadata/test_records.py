@@ -170,7 +170,7 @@ def test_a_file_that_is_no_list_of_records_is_named(
     assert code == 1
     assert any(line.startswith(f"data/mine/valid.json {words}") or words in line for line in lines)
     with pytest.raises(DataError, match=rf"data/mine/valid\.json.*{words}"):
-        mine.read_split("valid")
+        mine.read_splits(["valid"])["valid"]
 
 
 def test_the_first_ten_faults_of_all_files_are_shown(

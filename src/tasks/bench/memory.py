@@ -1,7 +1,5 @@
 """Peak memory of a piece of code, two ways: what its tensors took, and what the process grew by."""
 
-from __future__ import annotations
-
 import ctypes
 import gc
 import json
@@ -43,20 +41,15 @@ def tensor_peak(device: torch.device) -> Iterator[Peak]:
 @contextmanager
 def process_peak() -> Iterator[Peak]:
     """Growth of the process's resident set: the tensors and the holes between them. None off Linux."""
-    give_back_memory()
+    gc.collect()
+    with suppress(OSError, AttributeError):  # glibc only
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back, so that growth is the block's own
     try:
         Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back
         before = resident("VmRSS")
         yield lambda: (resident("VmHWM") - before) / 1e9
     except OSError:
         yield lambda: None
-
-
-def give_back_memory() -> None:
-    """Return what was freed to the system, so that growth from here on is the block's own."""
-    gc.collect()
-    with suppress(OSError, AttributeError):  # glibc only
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def resident(field: str) -> float:

@@ -1,18 +1,14 @@
 """What the benchmark measured, as a picture: how many times as fast as its reference each variant is."""
 
-from __future__ import annotations
-
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from common.files import replace_file
+from report.policy_plot import DPI, save_figure
 from tasks.bench.table import Row, reference_of, speed_ratio
 
 # What each row of panels shows, and its variants: a label, and their names without the precision.
@@ -30,22 +26,18 @@ PANELS = {
 }
 FIGURES = {"train": "Training", "evaluation": "Evaluation"}
 COLOURS = {"fp32": "#56b4e9", "bf16": "#0072b2"}  # Okabe & Ito: safe for colour-blind readers
-WIDTH, HEIGHT, DPI, FONT = 8.0, 4.6, 150, 10  # inches, dots per inch, points
-BAR = 0.36  # of the distance between two variants
+BAR, FONT = 0.36, 10  # of the distance between two variants; points
 
 
 def draw_speed(measured: Mapping[str, Any], path: Path) -> None:
     """Save the picture as a PNG, 1200 pixels wide."""
-    image = io.BytesIO()
-    speed_figure(measured).savefig(image, dpi=DPI)
-    replace_file(path, image.getvalue())
+    save_figure(speed_figure(measured), path)
 
 
 def speed_figure(measured: Mapping[str, Any]) -> Figure:
     """Draw training and evaluation side by side, a panel per reference below each other."""
     rows = {row["name"]: row for row in measured["rows"]}
-    figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI)
-    FigureCanvasAgg(figure)
+    figure = Figure((8, 4.6), DPI)
     grid = {"height_ratios": [len(variants) for variants in PANELS.values()]}
     place = {"left": 0.175, "right": 0.985, "top": 0.82, "bottom": 0.08, "hspace": 0.3, "wspace": 0.07}
     panels = figure.subplots(len(PANELS), len(FIGURES), sharex=True, squeeze=False, gridspec_kw=grid | place)
@@ -67,14 +59,13 @@ def speed_figure(measured: Mapping[str, Any]) -> Figure:
 
 def _bars(axes: Axes, rows: Mapping[str, Row], variants: Mapping[str, str], figure: str) -> None:
     """A pair of bars per variant, first one on top, with its ratio at its end; a line where it is 1."""
-    style = {"textcoords": "offset points", "va": "center", "size": FONT - 1}
     for place, name in enumerate(variants.values()):
         for offset, (precision, colour) in zip((-0.5, 0.5), COLOURS.items(), strict=True):
             row = rows.get(f"{name}, {precision}")
             if row and (reference := reference_of(row, rows)):
-                ratio, y = speed_ratio(row, reference, figure), place + offset * BAR
-                axes.barh(y, ratio, 0.9 * BAR, color=colour)
-                axes.annotate(f"{ratio:.2f}", (ratio, y), (3, 0), **style)
+                ratio = speed_ratio(row, reference, figure)
+                bar = axes.barh(place + offset * BAR, ratio, 0.9 * BAR, color=colour)
+                axes.bar_label(bar, fmt="{:.2f}", padding=3, size=FONT - 1)
     axes.axvline(1, color="0.2", linewidth=1, linestyle=(0, (4, 3)))
     axes.set(ylim=(len(variants) - 0.5, -0.5), xticks=[], yticks=[])
     axes.tick_params(length=0, labelsize=FONT)

@@ -4,8 +4,6 @@
 is taken repeat by repeat, so that what slowed the machine down for a while slowed down both of its variants.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -37,19 +35,18 @@ def all_rows(measured: Mapping[str, Any]) -> str:
     lines = [HEADER]
     for row in rows.values():
         figures = [row["name"], *(_spread(row[figure], digits) for figure, digits in FIGURES.items())]
-        references = [rows[name] for name in row["against"] if name in rows]
-        for reference in references or [None]:
-            ratios = _ratios(row, reference) if reference else [""] * (1 + len(FIGURES))
-            lines.append([*figures, *ratios])
-            figures = [""] * (1 + len(FIGURES))  # once is enough
+        for name in [name for name in row["against"] if name in rows] or [""]:
+            ratios = [_spread(_ratios(row, rows[name], f), 2, "x") if name else "" for f in FIGURES]
+            lines.append([*figures, name, *ratios])
+            figures = [""] * len(figures)  # once is enough
     return f"{table(lines)}\n\n{_setting(measured)}, median (minimum to maximum)."
 
 
 def highlights(measured: Mapping[str, Any]) -> str:
     """The medians of HIGHLIGHTS in markdown, and what they were measured with."""
     lines = {
-        name: [name, *figures, f"{speed} {reference}".strip()]
-        for name, *figures, speed, reference in medians(measured)
+        name: [name, *figures, f"{speed} {other}".strip()]
+        for name, *figures, speed, other in medians(measured)
     }
     head = ["", "train examples/s", "eval examples/s", "memory GB", "training speed"]
     more = "all rows, with their spread, in [run/BENCHMARKS.md](run/BENCHMARKS.md)"
@@ -75,7 +72,13 @@ def reference_of(row: Row, rows: Mapping[str, Row]) -> Row | None:
 
 def speed_ratio(row: Row, reference: Row, figure: str) -> float:
     """How many times as much of a figure a row has as its reference, the median over repeats."""
-    return statistics.median(a / b for a, b in zip(row[figure], reference[figure], strict=True))
+    return statistics.median(_ratios(row, reference, figure))
+
+
+def _ratios(row: Row, reference: Row, figure: str) -> list[float | None]:
+    """The same of every repeat, None where one of the two is not known."""
+    pairs = zip(row[figure], reference[figure], strict=True)
+    return [ours / theirs if ours and theirs else None for ours, theirs in pairs]
 
 
 def _by_name(measured: Mapping[str, Any]) -> dict[str, Row]:
@@ -88,17 +91,6 @@ def _setting(measured: Mapping[str, Any]) -> str:
         f"{hardware['processor']}, {hardware['threads']} threads, torch {versions['torch']}, transformers "
         f"{versions['transformers']}; batch {arguments['batch']}, repeats: {arguments['repeats']}"
     )
-
-
-def _ratios(row: Row, reference: Row) -> list[str]:
-    pairs = [zip(row[figure], reference[figure], strict=True) for figure in FIGURES]
-    return [
-        reference["name"],
-        *(
-            _spread([ours / theirs if ours and theirs else None for ours, theirs in pair], 2, "x")
-            for pair in pairs
-        ),
-    ]
 
 
 def _spread(values: Sequence[float | None], digits: int, unit: str = "") -> str:

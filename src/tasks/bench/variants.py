@@ -1,12 +1,10 @@
 """The variants that the benchmark compares: which there are, and how the model of each is built."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -67,10 +65,10 @@ def list_variants(default_policy: str) -> list[Variant]:
                 variants.append(Variant(name, strategy.name, precision, policy=policy, against=against))
         rare = Variant("", "SpotTune_Block", precision, policy="light", policy_every=4, against=(standard,))
         variants.append(rare._replace(name=f"SpotTune_Block, light policy every 4th step, {precision}"))
+    block = Variant("", "SpotTune_Block", policy=default_policy, against=(dense_block.name,))
     for share in (0.25, 0.75):
-        name, against = f"SpotTune_Block, {default_policy} policy, fp32, {share:.0%} tuned", dense_block.name
-        block = Variant(name, "SpotTune_Block", policy=default_policy, share=share, against=(against,))
-        variants.append(block)
+        name = f"SpotTune_Block, {default_policy} policy, fp32, {share:.0%} tuned"
+        variants.append(block._replace(name=name, share=share))
     return variants
 
 
@@ -131,10 +129,8 @@ class FixedShare(nn.Module):
         return logits + 1000.0 * torch.stack([~tuned, tuned], -1)
 
 
-@contextmanager
-def attention_step_by_step(active: bool) -> Iterator[None]:
+def attention_step_by_step(active: bool) -> AbstractContextManager[Any]:
     """Attention as the earlier implementation computed it, with all intermediate results."""
-    fused = Attention.combine
 
     def combine(self: Attention, projected: Any, tuned: Any, *args: Tensor) -> Tensor:
         query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in projected)
@@ -142,9 +138,4 @@ def attention_step_by_step(active: bool) -> Iterator[None]:
         scores = scores + (~args[-1])[:, None, None, :] * -10000.0
         return (self.dropout(scores.softmax(-1)) @ value).transpose(1, 2).flatten(2)
 
-    if active:
-        Attention.combine = combine
-    try:
-        yield
-    finally:
-        Attention.combine = fused
+    return patch.object(Attention, "combine", combine) if active else nullcontext()

@@ -6,8 +6,6 @@ Answers come with the model's own probability of each: it was trained to judge e
 need not sum to 100 %.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from itertools import chain, groupby, islice
 from pathlib import Path

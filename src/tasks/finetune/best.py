@@ -7,8 +7,6 @@ the answers         in label order, in the file that data sets have for them
 pretrained/         the pre-trained model; only in exported folders, which need nothing else
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import typing
@@ -149,9 +147,6 @@ def _own_tensors(model: nn.Module, pretrained: Pretrained) -> dict[str, Tensor]:
         for name, tensor in model.state_dict().items()
         if name not in stays or not name.startswith(ENCODER) or name.startswith(random)
     }
-
-
-# ---------------------------------------------------------------------------------- what model.json may say
 
 
 def _read_spec(entries: dict[str, Any], folder: Path) -> ModelSpec:

@@ -1,7 +1,5 @@
 """Which data set a run takes, with which recipe, and its splits as data sets of tokenised questions."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Answering all questions of a data set, and how well that went."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,8 +14,6 @@ from tasks.finetune.model import score
 from training.machine import Machine
 from vqadata.dataset import VqaDataset
 from vqadata.scoring import GroundTruth, official_scores, oracle_scores
-
-BATCH = 4  # times the training batch: no gradients, so there is room
 
 
 class Evaluation(NamedTuple):

@@ -1,7 +1,5 @@
 """What a run leaves for people: its texts, its pictures, its predictions, and what result.json holds."""
 
-from __future__ import annotations
-
 import io
 import json
 import textwrap
@@ -10,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from common.errors import UserError
@@ -26,12 +25,10 @@ LONG_PATHS_STAY = {"subsequent_indent": "  ", "break_long_words": False, "break_
 MEANS = {"loss": "loss {:.3f}", "accuracy": "acc {:.1f}", "share_tuned": "tuned {:.2f}"}  # while training
 IDENTITY = ("version", "dataset", "strategy", "from_scratch", "seed", "epochs")  # of a run, for result.json
 
-Sizes = Mapping[str, Mapping[str, int]]  # of parameters and of gates
 
-
-def start_message(what: Mapping[str, Any], setup: Setup, sizes: Sizes) -> str:
+def start_message(what: Mapping[str, Any], setup: Setup) -> str:
     """What is about to happen, before the first step; what: the arguments of the run, by name."""
-    parameters, gates = sizes["parameters"], sizes["gates"]
+    parameters, gates = setup.sizes["parameters"], setup.sizes["gates"]
     train, valid = map(len, setup.datasets)
     lines = [
         f"{what['strategy']} on {what['dataset']}: {train:,} training, {valid:,} validation questions",
@@ -62,7 +59,7 @@ def progress_text(means: Mapping[str, float], bar: tqdm, batch_size: int) -> str
     return " ".join([*words, f"{examples_per_second:.0f} ex/s"])
 
 
-def result_of(what: Mapping[str, Any], state: TrainState, sizes: Sizes) -> dict[str, Any]:
+def result_of(what: Mapping[str, Any], state: TrainState, setup: Setup) -> dict[str, Any]:
     """What result.json holds: what was run, the last epoch's metrics, and the best epoch.
 
     `gap` is running train minus validation accuracy in the last epoch; `seconds` are those of all training.
@@ -72,7 +69,7 @@ def result_of(what: Mapping[str, Any], state: TrainState, sizes: Sizes) -> dict[
         **{name: what[name] for name in IDENTITY},
         **vars(state.history[-1]),
         "best": {"epoch": best.epoch, "val_accuracy": best.val_accuracy},
-        **sizes,
+        **setup.sizes,
         "seconds": state.seconds,
     }
 
@@ -130,7 +127,7 @@ def show_policy(folder: RunFolder, title: str, setup: Setup, state: TrainState) 
     """Write usage.npz and draw the epoch just finished, if there are gates; a failure costs one sentence."""
     if not setup.sizes["gates"]["total"]:
         return
-    shares = state.share_by_split()
+    shares = {split: torch.stack(epochs).numpy() for split, epochs in state.shares.items()}  # (E, G)
     question_types = np.array(setup.exam.dataset.question_types)
     content = io.BytesIO()
     by_type = {"question_types": question_types, "val_by_type": state.by_type.numpy()}

@@ -4,8 +4,6 @@ Build, load the pre-trained weights, then adapt: frozen copies are made from loa
 pre-trained whatever format the weights came in.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -72,7 +70,7 @@ def build(
     strategy = STRATEGIES[spec.strategy]
     if strategy.adaptive:
         units = list_units(weights.config, strategy.granularity)
-        policy = POLICIES[spec.policy].build(spec, model.lxmert, sum(unit.width for unit in units))
+        policy = POLICIES[spec.policy](spec, model.lxmert, sum(unit.width for unit in units))
         held_in = precision if spec.frozen_dtype == "auto" else spec.frozen_dtype
         frozen_dtype = torch.bfloat16 if held_in == "bf16" else None
         gates = adapt(model.lxmert, [(unit.modules, unit.width) for unit in units], frozen_dtype)

@@ -1,13 +1,10 @@
 """The policy networks: what decides, for each example, which copy runs at each gate.
 
-`POLICIES` is the one table of them; a row more is a choice of --policy more.
+`POLICIES` is the one table of them; a row more is a choice of --policy more. A policy network is built from a
+spec, the model and its number of gates, and says what it is in `about`.
 """
 
-from __future__ import annotations
-
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +35,8 @@ class LxmertPolicy(nn.Module):
     exploration is the gate noise's job. Its layers stand on the model's own embeddings. UserError if it is to
     have more layers than the model.
     """
+
+    about = "a small LXMERT that starts from the model's first layers"
 
     def __init__(self, spec: ModelSpec, lxmert: LxmertModel, gates: int) -> None:
         super().__init__()
@@ -74,6 +73,8 @@ class LightPolicy(nn.Module):
     It reads them without gradients and without dropout, and owns nothing but the head.
     """
 
+    about = "a small head on the model's embeddings of the mean word and the mean region, at next to no cost"
+
     def __init__(self, spec: ModelSpec, lxmert: LxmertModel, gates: int) -> None:
         super().__init__()
         self.words = Borrowed(lxmert.embeddings)
@@ -95,23 +96,4 @@ def _masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
     return (hidden * weights).sum(1) / weights.sum(1)
 
 
-@dataclass(frozen=True)
-class Policy:
-    """One kind of policy network."""
-
-    name: str
-    about: str  # for --help
-    build: Callable[[ModelSpec, LxmertModel, int], nn.Module]  # of a spec, the model and its number of gates
-
-
-POLICIES = {
-    policy.name: policy
-    for policy in (
-        Policy("lxmert", "a small LXMERT that starts from the model's first layers", LxmertPolicy),
-        Policy(
-            "light",
-            "a small head on the model's embeddings of the mean word and the mean region, at next to no cost",
-            LightPolicy,
-        ),
-    )
-}
+POLICIES = {"lxmert": LxmertPolicy, "light": LightPolicy}

@@ -4,8 +4,6 @@ The order, for each argument: the command line, the checkpoint given with --load
 call of the same command, the recipe of the data set, the default.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import replace

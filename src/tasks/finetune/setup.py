@@ -1,7 +1,5 @@
 """What a run reads and builds before anything is written: all that can be refused is refused here."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Where a run is, and what it has counted: everything that a resumed run must find again."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -86,10 +84,6 @@ class TrainState:
         for tensor in self._counts():
             total = accelerator.reduce(tensor, "sum")
             tensor.copy_(total if self._is_main else torch.zeros_like(total))
-
-    def share_by_split(self) -> dict[str, np.ndarray]:
-        """The share tuned of each gate in each epoch, (E, G), of "train" and "val"."""
-        return {split: torch.stack(shares).numpy() for split, shares in self.shares.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """For accelerate, which saves and loads it with the rest of the state."""

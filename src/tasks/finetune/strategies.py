@@ -3,8 +3,6 @@
 A row more is a strategy more, everywhere.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

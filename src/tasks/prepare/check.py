@@ -1,7 +1,5 @@
 """`check`: whether all of a data set is there and can be used: files, records, features, checksums."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
@@ -11,13 +9,14 @@ from tqdm import tqdm
 
 from common.errors import DataError, StoreError, UserError
 from tasks.finetune.data import choose_recipe
-from tasks.prepare.command import Command, say
+from tasks.prepare.command import Command, flag, path_flag, say
 from vqadata.dataset import split_names
 from vqadata.feature_layout import MANIFEST, check_sizes, intact_rows, store_checksum
 from vqadata.feature_writer import JOURNAL
 from vqadata.features import DAMAGE, FeatureStore
 from vqadata.files import is_there
 from vqadata.folder import TRAIN_SPLITS, VALID_SPLITS, DataFolder
+from vqadata.records import Record, find_faults, read_list, record_fault
 from vqadata.scoring import read_ground_truth, restrict
 
 FAULTS_SHOWN = 10
@@ -95,7 +94,8 @@ def examine(folder: DataFolder, *, verify: bool = False) -> Iterator[Finding]:
         yield Finding("ok", f"{folder.path}: not there yet, and the first run writes it")
         return
     recipe = choose_recipe(folder)
-    yield _answers(folder)
+    finding, answers = _read(folder, folder.answers_file, folder.read_answers)
+    yield finding or Finding("ok", f"{folder.answers_file}: {len(answers):,} answers")
     for purpose, splits, names in (
         ("training", recipe.train, [names[0] for names in TRAIN_SPLITS]),
         ("validation", recipe.valid, VALID_SPLITS),
@@ -106,12 +106,13 @@ def examine(folder: DataFolder, *, verify: bool = False) -> Iterator[Finding]:
     needed = split_names(f"{recipe.train},{recipe.valid}")
     images: dict[str, dict[str, int]] = {}  # by split, with the first record about each
     seen: set[int] = set()
-    for split in [*needed, *_extra_splits(folder, needed)]:
-        finding, records = _split(folder, split, split in needed, seen if split in needed else set())
-        yield finding
+    present = folder.splits() if folder.exists() else []
+    for split in dict.fromkeys([*needed, *EXTRA_SPLITS.get(folder.name, []), *present]):
+        finding, records = _split(folder, split, seen if split in needed else set())
+        yield finding._replace(needed=split in needed)
         if records and is_there(folder.ground_truth_file(split)):
-            question_ids = [record["question_id"] for record in records]
-            yield _ground_truth(folder, split, question_ids, split in split_names(recipe.valid))
+            finding = _ground_truth(folder, split, [record["question_id"] for record in records])
+            yield finding._replace(needed=split in split_names(recipe.valid))
         images[split] = {}
         for index, record in enumerate(records):
             images[split].setdefault(record["img_id"], index)
@@ -126,12 +127,6 @@ def can_train(findings: Sequence[Finding]) -> bool:
     return all(finding.state == "ok" for finding in findings if finding.needed)
 
 
-def _extra_splits(folder: DataFolder, needed: Sequence[str]) -> list[str]:
-    splits = folder.splits() if folder.exists() else []
-    splits = dict.fromkeys([*EXTRA_SPLITS.get(folder.name, []), *splits])
-    return [split for split in splits if split not in needed]
-
-
 def _question_source(dataset: str) -> str:
     return QUESTION_SOURCES.get(dataset, OWN_QUESTIONS)
 
@@ -143,41 +138,35 @@ def _feature_source(owner: str, name: str) -> str:
     return QUESTION_SOURCES.get(owner) or OWN_FEATURES.format(dataset=owner)
 
 
-def _read(path: Path, dataset: str, needed: bool, read: Callable[[], Any]) -> tuple[Finding | None, Any]:
+def _read(folder: DataFolder, path: Path, read: Callable[[], Any]) -> tuple[Finding | None, Any]:
     """What `read` makes of a file, or the finding that it is missing or damaged."""
     if not is_there(path):
-        return Finding("missing", str(path), _question_source(dataset), needed), None
+        return Finding("missing", str(path), _question_source(folder.name)), None
     try:
         return None, read()
     except DataError as error:
         what = str(error) if str(path) in str(error) else f"{path}: {error}"
-        return Finding("damaged", what, _question_source(dataset), needed), None
+        return Finding("damaged", what, _question_source(folder.name)), None
 
 
-def _answers(folder: DataFolder) -> Finding:
-    finding, answers = _read(folder.answers_file, folder.name, True, folder.read_answers)
-    return finding or Finding("ok", f"{folder.answers_file}: {len(answers):,} answers")
-
-
-def _split(
-    folder: DataFolder, split: str, needed: bool, seen: set[int]
-) -> tuple[Finding, list[dict[str, Any]]]:
+def _split(folder: DataFolder, split: str, seen: set[int]) -> tuple[Finding, list[Record]]:
     """A file of questions, and its records if all of them can be used."""
     path = folder.split_file(split)
-    finding, records = _read(path, folder.name, needed, lambda: folder.read_list(split))
+    finding, records = _read(folder, path, lambda: read_list(path, "questions"))
     if finding:
         return finding, []
-    if faults := list(folder.find_faults(split, records, seen)):
+    if faults := list(find_faults(records, path, record_fault, seen)):
         what = f"{path}: {len(faults):,} of {len(records):,} questions cannot be used"
-        return Finding("faulty", what, _question_source(folder.name), needed, faults[: FAULTS_SHOWN + 1]), []
-    return Finding("ok", f"{path}: {len(records):,} questions", needed=needed), records
+        source = _question_source(folder.name)
+        return Finding("faulty", what, source, faults=faults[: FAULTS_SHOWN + 1]), []
+    return Finding("ok", f"{path}: {len(records):,} questions"), records
 
 
-def _ground_truth(folder: DataFolder, split: str, question_ids: Collection[int], needed: bool) -> Finding:
+def _ground_truth(folder: DataFolder, split: str, question_ids: Collection[int]) -> Finding:
     """What humans answered to a split's questions: a run does without, but not with a damaged file."""
     path = folder.ground_truth_file(split)
-    finding, _ = _read(path, folder.name, needed, lambda: restrict(read_ground_truth(path), question_ids))
-    return finding or Finding("ok", f"{path}: what humans answered", needed=needed)
+    finding, _ = _read(folder, path, lambda: restrict(read_ground_truth(path), question_ids))
+    return finding or Finding("ok", f"{path}: what humans answered")
 
 
 def _features(folder: DataFolder, verify: bool, images: set[str]) -> Iterator[Finding]:
@@ -244,14 +233,16 @@ def _coverage(
     missing = sorted(image for image in images if image not in with_features)
     if not missing:
         return Finding("ok", f"{split}: features of all {len(images):,} images", needed=needed)
-    features, owner = folder.features, folder.features.parent.name
     sets = [name for name in IMAGE_SETS if any(f"_{name}_" in image_id for image_id in missing)]
     advice = ". ".join(
-        f"{features / name}/: {_feature_source(owner, name)}, {IMAGE_SETS[name]}" for name in sets
+        f"{folder.features / name}/: {_feature_source(folder.features.parent.name, name)}"
+        + (f", {IMAGE_SETS[name]}" if sets else "")
+        for name in sets or ["<image set>"]
     )
-    advice = advice or f"{features}/<image set>/: {_feature_source(owner, '<image set>')}"
-    first = ", ".join(missing[:3])
-    what = f"{split}: {len(missing):,} of {len(images):,} images have no features, the first: {first}"
+    what = (
+        f"{split}: {len(missing):,} of {len(images):,} images have no features, "
+        f"the first: {', '.join(missing[:3])}"
+    )
     records = sorted((images[image], image) for image in missing) if needed and with_features else []
     file = folder.split_file(split)
     faults = [f"{file}, record {n}: img_id {image!r} has no features" for n, image in records]
@@ -269,9 +260,9 @@ features, and whether files are as long as they should be and match their
 checksums. Ends with exit code 1 if the default splits cannot be trained on, or
 if questions or answers have faults.""",
     {
-        "folder": {"type": Path, "nargs": "?", "metavar": "FOLDER", "help": "a data set, data/mine say"},
-        "--dataset": {"help": "or its name: a folder below --data (vqav2)"},
-        "--verify": {"action": "store_true", "help": "also read all features and check every row"},
+        "folder": path_flag("a data set, data/mine say", nargs="?"),
+        "--dataset": flag("or its name: a folder below --data (vqav2)"),
+        "--verify": flag("also read all features and check every row", action="store_true"),
     },
     aliases=["doctor"],
 )

@@ -1,7 +1,5 @@
 """What the sub-commands of vqa_prepare have in common."""
 
-from __future__ import annotations
-
 import argparse
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +17,17 @@ class Command(NamedTuple):
     aliases: Sequence[str] = ()
 
 
-DATA = {"--data": {"type": Path, "default": Path("data"), "help": "folder of the data sets (data)"}}
+def flag(text: str, **options: Any) -> dict[str, Any]:
+    """A flag as `add_argument` takes it; `text` is what `--help` says of it."""
+    return {"help": text, **options}
+
+
+def path_flag(text: str, metavar: str = "FOLDER", **options: Any) -> dict[str, Any]:
+    """A flag that takes a path."""
+    return {"help": text, "type": Path, "metavar": metavar, **options}
+
+
+DATA = {"--data": flag("folder of the data sets (data)", type=Path, default=Path("data"))}
 
 
 def say(text: str, indent: int = 0) -> None:

@@ -1,18 +1,15 @@
 """`features`: region features to a feature store."""
 
-from __future__ import annotations
-
 import argparse
 import re
 from functools import partial
 from pathlib import Path
 
 from common.errors import StoreError
-from tasks.prepare.command import Command, whole_number
+from tasks.prepare.command import Command, flag, path_flag, whole_number
 from vqadata.convert import Options, convert
+from vqadata.feature_files import NpzSource, TsvSource
 from vqadata.folder import DataFolder
-from vqadata.npz import NpzSource
-from vqadata.tsv import TsvSource
 
 DTYPES = {"fp16": "float16", "fp32": "float32"}
 
@@ -64,24 +61,17 @@ file's name is the image id). VQA-CP v2 uses the features of VQA v2. Rows are
 converted in one pass in constant memory; after an interruption the same command
 goes on where it was.""",
     {
-        "files": {"type": Path, "nargs": "+", "metavar": "FILE", "help": ".tsv, .zip or folder of .npz"},
-        "--dataset": {"default": "vqav2", "help": "folder below --data (vqav2)"},
-        "--image-set": {"help": "name of the store; default: from the file's name, train2014 say"},
-        "--dtype": {"choices": DTYPES, "default": "fp16", "help": "type of the stored features (fp16)"},
-        "--max-regions": {
-            "type": partial(whole_number, least=1),
-            "default": 36,
-            "help": "most boxes of an image (36)",
-        },
-        "--with-detections": {
-            "action": "store_true",
-            "help": "keep the detector's object and attribute ids and scores",
-        },
-        "--max-faults": {
-            "type": whole_number,
-            "default": 0,
-            "help": "leave out up to so many faulty rows (0: stop at the first)",
-        },
-        "--quiet": {"action": "store_true", "help": "no progress bar"},
+        "files": path_flag(".tsv, .zip or folder of .npz", "FILE", nargs="+"),
+        "--dataset": flag("folder below --data (vqav2)", default="vqav2"),
+        "--image-set": flag("name of the store; default: from the file's name, train2014 say"),
+        "--dtype": flag("type of the stored features (fp16)", choices=DTYPES, default="fp16"),
+        "--max-regions": flag("most boxes of an image (36)", type=partial(whole_number, least=1), default=36),
+        "--with-detections": flag(
+            "keep the detector's object and attribute ids and scores", action="store_true"
+        ),
+        "--max-faults": flag(
+            "leave out up to so many faulty rows (0: stop at the first)", type=whole_number, default=0
+        ),
+        "--quiet": flag("no progress bar", action="store_true"),
     },
 )

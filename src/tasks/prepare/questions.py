@@ -1,33 +1,19 @@
 """The commands of `vqa_prepare` that deal with questions and answers."""
 
-from __future__ import annotations
-
 import argparse
 import time
 from pathlib import Path
-from typing import Any
 
 from common.errors import DataError
-from tasks.prepare.command import Command, say, share, whole_number
+from tasks.prepare.command import Command, flag, path_flag, say, share, whole_number
+from vqadata import questions
 from vqadata.answers import MIN_OCCURRENCES
 from vqadata.dataset import split_names
 from vqadata.feature_layout import IMAGE_IDS
 from vqadata.files import is_there
 from vqadata.folder import ANSWERS, DataFolder, Prepared
 from vqadata.official import read_annotations, read_vqacp, read_vqav2, read_vqav2_test, require_vqav2
-from vqadata.own import prepare_own
 from vqadata.priors import TEST_SHARE, changing_priors, prepare_priors, prior_shift, word_coverage
-from vqadata.questions import (
-    HOLDOUT,
-    MINIVAL_IMAGES,
-    annotate_lxmert,
-    prepare_lxmert,
-    prepare_vqacp,
-    prepare_vqav2,
-    read_minival_images,
-    read_test_ids,
-    rebuild_vqacp,
-)
 from vqadata.records import read_answers
 from vqadata.scoring import make_ground_truth, oracle_scores
 
@@ -37,14 +23,16 @@ def prepare_questions(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     folder = DataFolder(args.data, "vqav2")
     if args.lxmert:
-        prepared = prepare_lxmert(args.lxmert, _vocabulary(args))
+        prepared = questions.prepare_lxmert(args.lxmert, _vocabulary(args))
         if args.source:
-            prepared = annotate_lxmert(prepared, args.source)
+            prepared = questions.annotate_lxmert(prepared, args.source)
     elif args.source:
         require_vqav2(args.source)
-        minival = read_minival_images(_minival_file(args, folder))
+        minival = questions.read_minival_images(_minival_file(args, folder))
         parts = *read_vqav2(args.source), read_vqav2_test(args.source)
-        prepared = prepare_vqav2(*parts, minival, answers=_vocabulary(args), occurrences=args.occurrences)
+        prepared = questions.prepare_vqav2(
+            *parts, minival, answers=_vocabulary(args), occurrences=args.occurrences
+        )
     else:
         raise DataError("name the folder of the published files with --from, or LXMERT's with --lxmert.")
     write(folder, prepared, started)
@@ -62,11 +50,11 @@ def prepare_questions_cp(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     folder = DataFolder(args.data, "vqacpv2")
     if args.test_ids:
-        train, test = rebuild_vqacp(args.source, read_test_ids(args.test_ids))
+        train, test = questions.rebuild_vqacp(args.source, questions.read_test_ids(args.test_ids))
     else:
         train, test = read_vqacp(args.source)
     vocabulary = {"answers": _vocabulary(args), "occurrences": args.occurrences}
-    prepared = prepare_vqacp(train, test, holdout=args.holdout, seed=args.seed, **vocabulary)
+    prepared = questions.prepare_vqacp(train, test, holdout=args.holdout, seed=args.seed, **vocabulary)
     write(folder, prepared, started, DataFolder(args.data, "vqav2").features)
     return 0
 
@@ -96,7 +84,7 @@ def prepare_own_data(args: argparse.Namespace) -> int:
     """Your own questions and answers."""
     started = time.perf_counter()
     source, folder = _source_and_target(args)
-    prepared = prepare_own(source, args.occurrences)
+    prepared = questions.prepare_own(source, args.occurrences)
     shares = source.features.is_dir() and not any(folder.own_features.glob("*/manifest.json"))
     write(folder, prepared, started, source.features if shares else None)
     if not folder.features.is_dir():
@@ -150,34 +138,25 @@ def _source_and_target(args: argparse.Namespace) -> tuple[DataFolder, DataFolder
     return source, target
 
 
-# ----------------------------------------------------------------------------------------------- flags
-
-
-def _from(what: str, *, required: bool = True) -> dict[str, Any]:
-    return {"dest": "source", "type": Path, "required": required, "metavar": "FOLDER", "help": what}
-
-
-NAME = {"--name": {"required": True, "help": "name of the new data set"}}
+SOURCE = {"dest": "source", "required": True}
+NAME = {"--name": flag("name of the new data set", required=True)}
 HOLDOUT_FLAGS = {
-    "--holdout": {
-        "type": share,
-        "default": HOLDOUT,
-        "help": "share of the training images for cp_val (%(default)s)",
-    },
-    "--seed": {"type": whole_number, "default": 0, "help": "decides what is random (0)"},
+    "--holdout": flag(
+        "share of the training images for cp_val (%(default)s)", type=share, default=questions.HOLDOUT
+    ),
+    "--seed": flag("decides what is random (0)", type=whole_number, default=0),
 }
 VOCABULARY_FLAGS = {
-    "--answers": {
-        "type": Path,
-        "metavar": "FILE",
-        "help": "take the vocabulary from a list such as LXMERT's trainval_label2ans.json and keep its label "
+    "--answers": path_flag(
+        "take the vocabulary from a list such as LXMERT's trainval_label2ans.json and keep its label "
         "order, as published checkpoints need it; default: build it",
-    },
-    "--occurrences": {
-        "type": whole_number,
-        "default": MIN_OCCURRENCES,
-        "help": "questions an answer must be right for to get into a built vocabulary (%(default)s)",
-    },
+        "FILE",
+    ),
+    "--occurrences": flag(
+        "questions an answer must be right for to get into a built vocabulary (%(default)s)",
+        type=whole_number,
+        default=MIN_OCCURRENCES,
+    ),
 }
 COMMANDS = {
     "questions": Command(
@@ -186,24 +165,21 @@ COMMANDS = {
         f"""\
 VQA v2: train, nominival, minival and test. Writes <split>.json, {ANSWERS}
 and, for official scores, annotations/<split>.json to data/vqav2/. minival is
-the first {MINIVAL_IMAGES} images in the row order of val2014_obj36.tsv, nominival the rest
+the first {questions.MINIVAL_IMAGES} images in the row order of val2014_obj36.tsv, nominival the rest
 of val2014; test needs the question file of test2015 and is left out without it.""",
         {
-            "--from": _from(
-                "folder of VQA v2's published files: plain, .gz or the .zip they come in", required=False
+            "--from": path_flag(
+                "folder of VQA v2's published files: plain, .gz or the .zip they come in", dest="source"
             ),
-            "--lxmert": {
-                "type": Path,
-                "metavar": "FOLDER",
-                "help": "folder of LXMERT's train.json, nominival.json, minival.json, test.json and "
-                "trainval_label2ans.json; with --from its questions get the published annotations",
-            },
-            "--minival-images": {
-                "type": Path,
-                "metavar": "FILE",
-                "help": "LXMERT's minival.json, or a JSON list of val2014's image ids in the order of its "
+            "--lxmert": path_flag(
+                "folder of LXMERT's train.json, nominival.json, minival.json, test.json and "
+                "trainval_label2ans.json; with --from its questions get the published annotations"
+            ),
+            "--minival-images": path_flag(
+                "LXMERT's minival.json, or a JSON list of val2014's image ids in the order of its "
                 "features; default: the order of data/vqav2/features/val2014",
-            },
+                "FILE",
+            ),
         }
         | VOCABULARY_FLAGS,
     ),
@@ -215,12 +191,12 @@ VQA-CP v2: cp_train, cp_val and cp_test. Writes data/vqacpv2/, which shares the
 features of data/vqav2/. VQA-CP has no validation split: cp_val is held out of
 its training split by image. Report cp_test once.""",
         {
-            "--from": _from("folder of VQA-CP v2's four files; with --test-ids, of VQA v2's files"),
-            "--test-ids": {
-                "type": Path,
-                "metavar": "FILE",
-                "help": "rebuild the split from VQA v2: ids of the test questions, one per line or as JSON",
-            },
+            "--from": path_flag(
+                "folder of VQA-CP v2's four files; with --test-ids, of VQA v2's files", **SOURCE
+            ),
+            "--test-ids": path_flag(
+                "rebuild the split from VQA v2: ids of the test questions, one per line or as JSON", "FILE"
+            ),
         }
         | HOLDOUT_FLAGS
         | VOCABULARY_FLAGS,
@@ -235,16 +211,16 @@ test as a whole, such that the words of the test questions occur in training
 (the idea of VQA-CP, Agrawal et al. 2018). Writes cp_train, cp_val and cp_test
 to data/<name>/, which shares the features of the source.""",
         {
-            "--from": _from("folder of the data set to split, such as data/scenes"),
+            "--from": path_flag("folder of the data set to split, such as data/scenes", **SOURCE),
             **NAME,
-            "--splits": {"default": "train,nominival,minival", "help": "splits to pool (%(default)s)"},
-            "--test-share": {"type": share, "default": TEST_SHARE, "help": "share for cp_test (1/3)"},
-            "--mix": {
-                "type": share,
-                "default": 0.0,
-                "help": "random share of the questions that changes sides in the end, so that training has "
+            "--splits": flag("splits to pool (%(default)s)", default="train,nominival,minival"),
+            "--test-share": flag("share for cp_test (1/3)", type=share, default=TEST_SHARE),
+            "--mix": flag(
+                "random share of the questions that changes sides in the end, so that training has "
                 "seen every answer of a question type (0, as published)",
-            },
+                type=share,
+                default=0.0,
+            ),
         }
         | HOLDOUT_FLAGS,
     ),
@@ -256,9 +232,11 @@ Your own questions and answers. Reads every <split>.json of a folder: a list of
 records with question_id, img_id, sent and answers (1 to 10), answer or label.
 Writes data/<name>/ with soft targets, vocabulary and annotations.""",
         {
-            "--from": _from(f"folder of your <split>.json files, and of {ANSWERS} to set the vocabulary"),
+            "--from": path_flag(
+                f"folder of your <split>.json files, and of {ANSWERS} to set the vocabulary", **SOURCE
+            ),
             **NAME,
-            "--occurrences": {"type": whole_number, "default": 1, "help": "questions an answer needs (1)"},
+            "--occurrences": flag("questions an answer needs (1)", type=whole_number, default=1),
         },
     ),
 }

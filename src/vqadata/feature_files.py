@@ -1,14 +1,13 @@
-"""LXMERT's feature files: one line per image, ten columns between tabs, arrays in base64.
+"""Feature files as they are published, row by row: LXMERT's .tsv, and a folder with one .npz per image.
 
-They come as `<image set>_obj36.tsv`, or packed in a .zip of that name, which is read without unpacking it.
+A line of a .tsv is an image: ten columns between tabs, arrays in base64. It may be packed in a .zip, which is
+read without unpacking it. An .npz is what bottom-up-attention extractors write of an image.
 """
-
-from __future__ import annotations
 
 import io
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -17,22 +16,16 @@ import numpy as np
 import pybase64
 
 from common.errors import StoreError
+from vqadata.feature_layout import DETECTIONS
 
-COLUMNS = (
-    "img_id",
-    "img_h",
-    "img_w",
-    "objects_id",
-    "objects_conf",
-    "attrs_id",
-    "attrs_conf",
-    "num_boxes",
-    "boxes",
-    "features",
-)
+DETECTED = ("objects_id", "objects_conf", "attrs_id", "attrs_conf")  # in the order of DETECTIONS
+COLUMNS = ("img_id", "img_h", "img_w", *DETECTED, "num_boxes", "boxes", "features")
 READ_BYTES = 1 << 20  # more would not stay in a core's cache until it is decoded
 LONGEST_LINE = 64 << 20  # 150 times the usual one: memory stays bounded in a file without line ends
 CUT_SHORT = "; the file ends inside it, so its download or copy was cut short"
+NPZ_FEATURES, NPZ_BOXES = ("x", "features"), ("bbox", "boxes")
+# What numpy and zipfile raise when the bytes they are given are no whole .npz.
+NPZ_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, KeyError, NotImplementedError, ValueError)
 MOST = 100_000  # boxes of an image, and pixels of its width or height
 
 
@@ -115,6 +108,46 @@ class TsvSource:
         return stack.enter_context(io.BufferedReader(member, READ_BYTES)), members[0].file_size
 
 
+class NpzSource:
+    """The .npz files of a folder, in the order of their names, the image ids; positions are (files,).
+
+    Each holds features (n, D) as `x` or `features`, boxes (n, 4) in pixels as `bbox` or `boxes`, and the
+    numbers `image_w` and `image_h`.
+    """
+
+    unit = "file"
+
+    def __init__(self, folder: Path) -> None:
+        self.name = folder.name
+        self._files = sorted(folder.glob("*.npz"))
+        self.size = len(self._files)
+        if not self._files:
+            raise StoreError(f"There is no .npz file in {folder}.")
+
+    def items(self, position: Sequence[int] | None) -> Iterator[Item]:
+        """The files from `position` on, or all."""
+        (start,) = position or (0,)
+        for number, file in enumerate(self._files[start:], start + 1):
+            yield Item(file.read_bytes(), str(file), (number,))
+
+    def parse(self, item: Item, *, detections: bool = False) -> ImageRow:
+        """One file as arrays; RowFault says what is wrong with it."""
+        if detections:
+            raise StoreError(
+                "The .npz files have no detections in a known form: leave out --with-detections."
+            )
+        try:
+            with np.load(io.BytesIO(item.content), allow_pickle=False) as arrays:
+                features = _matrix(arrays, NPZ_FEATURES)
+                boxes = _matrix(arrays, NPZ_BOXES)
+                width, height = (_pixels(arrays, name) for name in ("image_w", "image_h"))
+        except NPZ_DAMAGE:
+            raise RowFault("is not a whole .npz file of plain arrays") from None
+        if boxes.shape != (len(features), 4):
+            raise RowFault(f"has {len(features)} rows of features and boxes of shape {boxes.shape}")
+        return ImageRow(Path(item.place).stem, width, height, features, boxes, {})
+
+
 def parse_row(line: bytes, *, detections: bool = False) -> ImageRow:
     """One line as arrays; RowFault says what is wrong with it. CRLF line ends are fine."""
     fields = _fields(line)
@@ -137,13 +170,9 @@ def _image_row(fields: dict[str, memoryview], detections: bool) -> ImageRow:
     boxes = _array(fields, "boxes", np.float32, count, 4)
     features = _array(fields, "features", np.float32, count)
     found = {}
-    if detections:
-        found = {
-            "object_ids": _array(fields, "objects_id", np.int64, count, 1)[:, 0],
-            "object_scores": _array(fields, "objects_conf", np.float32, count, 1)[:, 0],
-            "attribute_ids": _array(fields, "attrs_id", np.int64, count, 1)[:, 0],
-            "attribute_scores": _array(fields, "attrs_conf", np.float32, count, 1)[:, 0],
-        }
+    for name, column in zip(DETECTIONS, DETECTED, strict=True) if detections else ():
+        dtype = np.int64 if column.endswith("_id") else np.float32
+        found[name] = _array(fields, column, dtype, count, 1)[:, 0]
     return ImageRow(image_id, _integer(fields, "img_w"), _integer(fields, "img_h"), features, boxes, found)
 
 
@@ -184,3 +213,23 @@ def _array(
     if not data or (len(data) != row_bytes if width else len(data) % row_bytes):
         raise RowFault(f"{name} has {len(data)} bytes, which does not fit num_boxes = {count}")
     return np.frombuffer(data, dtype).reshape(count, -1)
+
+
+def _matrix(arrays: Mapping[str, np.ndarray], names: Sequence[str]) -> np.ndarray:
+    """The array under the first of `names` there is, as float32."""
+    for name in names:
+        if name in arrays:
+            array = arrays[name]
+            if array.ndim != 2 or not array.size or array.dtype.kind not in "fiu":
+                raise RowFault(f"{name} is not a matrix of numbers")
+            return array.astype(np.float32)
+    raise RowFault(f"lacks {' or '.join(names)}")
+
+
+def _pixels(arrays: Mapping[str, np.ndarray], name: str) -> int:
+    if name not in arrays:
+        raise RowFault(f"lacks {name}")
+    array = arrays[name]
+    if array.size != 1 or array.dtype.kind not in "fiu" or not 1 <= array.item() <= MOST:
+        raise RowFault(f"{name} is not a number from 1 to {MOST}")
+    return int(array.item())
