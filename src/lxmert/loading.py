@@ -146,7 +146,7 @@ def check_complete(pretrained: Pretrained) -> None:
         raise CheckpointError(f"{source}: {error}.") from None
 
 
-def _shorten(names: Iterable[str]) -> str:
+def _shorten(names: Iterable[str], most: int = 6) -> str:
     ordered = sorted(names)
-    more = f" and {len(ordered) - 6} more" if len(ordered) > 6 else ""
-    return (", ".join(ordered[:6]) + more) or "none"
+    more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
+    return (", ".join(ordered[:most]) + more) or "none"

@@ -171,9 +171,7 @@ def _require(entries: Any, kinds: Mapping[str, Any]) -> dict[str, Any]:
     for name, kind in kinds.items():
         if name not in entries:
             raise UserError(f"{DESCRIPTION} does not say {name!r}")
-        kinds_of_one = typing.get_args(kind) or (kind,)
-        # By type(), because true is no number; but 5 is a number like 5.0.
-        found = float if type(entries[name]) is int and float in kinds_of_one else type(entries[name])
-        if found not in kinds_of_one:
+        types, found = typing.get_args(kind) or (kind,), type(entries[name])  # type(): true is no number,
+        if found not in types and not (found is int and float in types):  # but 5 is a number like 5.0
             raise UserError(f"{DESCRIPTION} says {name} is {entries[name]!r}, which cannot be")
     return entries
