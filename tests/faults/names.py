@@ -207,84 +207,74 @@ def escaped_truth(place: Place) -> None:
     )(place)
 
 
+REFUSED = [
+    *every(
+        9,
+        (
+            flag_case(flag, kind, template, command, begun)
+            for flag, command, begun in (
+                ("--version", COMMAND, "data"),
+                ("--train", COMMAND, "data"),
+                ("--valid", COMMAND, "data"),
+                ("--dataset", COMMAND, "data"),
+                ("--test", EVALUATION, "finished"),
+            )
+            for kind, template in BAD_NAMES.items()
+        ),
+    ),
+    *every(
+        7,
+        (
+            case
+            for kind, template in BAD_NAMES.items()
+            for case in (
+                preparing("--dataset", kind, template),
+                preparing("--image-set", kind, template),
+                owning(kind, template),
+            )
+        ),
+    ),
+]
+
+REMOVED = ("../../../outside/train.json", "{root}/outside/train.json", "..", ESCAPE)
+
+SENT: dict[str, Callable[[dict[str, Any], Place], Any]] = {
+    "data set in the parent": lambda b, p: b.update(dataset="../../outside"),
+    "data set absolute": lambda b, p: b.update(dataset=str(p.root.parent / "outside")),
+    "data set with escapes": lambda b, p: b.update(dataset=f"vqav2{ESCAPE}"),
+    "pre-trained model absolute": lambda b, p: b["spec"].update(pretrained=str(p.root.parent / "outside")),
+    "pre-trained model in the parent": lambda b, p: b["spec"].update(pretrained="../outside"),
+    "pre-trained model with escapes": lambda b, p: b["spec"].update(pretrained=f"unc-nlp/x{ESCAPE}"),
+    "source with escapes": lambda b, p: b["pretrained"].update(source=f"x{ESCAPE}", sha256="0" * 64),
+    "strategy with escapes": lambda b, p: b["spec"].update(strategy=f"x{ESCAPE}"),
+}
+
+# What the first training question says, if it is to have an escape somewhere.
+FIRST: dict[str, dict[str, Any]] = {
+    "questions": {"sent": f"is it {ESCAPE}"},
+    "image ids without features": {"img_id": f"x{ESCAPE}"},
+    "labels": {"label": {f"x{ESCAPE}": "no number"}},
+    "question ids": {"question_id": f"x{ESCAPE}"},
+    "names of fields": {f"x{ESCAPE}": 1, "label": ESCAPE},
+}
+
+
 def cases(place: Place) -> list[Case]:
-    flags = [
-        flag_case(flag, kind, template, command, begun)
-        for flag, command, begun in (
-            ("--version", COMMAND, "data"),
-            ("--train", COMMAND, "data"),
-            ("--valid", COMMAND, "data"),
-            ("--dataset", COMMAND, "data"),
-            ("--test", EVALUATION, "finished"),
-        )
-        for kind, template in BAD_NAMES.items()
-    ]
-    preparations = [
-        case
-        for kind, template in BAD_NAMES.items()
-        for case in (
-            preparing("--dataset", kind, template),
-            preparing("--image-set", kind, template),
-            owning(kind, template),
-        )
-    ]
-    removed = [
-        prepared_names(name)
-        for name in ("../../../outside/train.json", "{root}/outside/train.json", "..", ESCAPE)
-    ]
-    sent = [
-        sent_best("data set in the parent", lambda b, p: b.update(dataset="../../outside")),
-        sent_best("data set absolute", lambda b, p: b.update(dataset=str(p.root.parent / "outside"))),
-        sent_best("data set with escapes", lambda b, p: b.update(dataset=f"vqav2{ESCAPE}")),
-        sent_best(
-            "pre-trained model absolute",
-            lambda b, p: b["spec"].update(pretrained=str(p.root.parent / "outside")),
-        ),
-        sent_best("pre-trained model in the parent", lambda b, p: b["spec"].update(pretrained="../outside")),
-        sent_best(
-            "pre-trained model with escapes", lambda b, p: b["spec"].update(pretrained=f"unc-nlp/x{ESCAPE}")
-        ),
-        sent_best(
-            "source with escapes", lambda b, p: b["pretrained"].update(source=f"x{ESCAPE}", sha256="0" * 64)
-        ),
-        sent_best("strategy with escapes", lambda b, p: b["spec"].update(strategy=f"x{ESCAPE}")),
-    ]
-    everything = (train, evaluate, ask)
+    types = records("minival", lambda r: [x | {"question_type": f"x{ESCAPE}"} for x in r])
     terminal = [
-        escaped("answers.json", escaped_answers, *everything, check),
-        escaped("questions", records("train", lambda r: r[0].update(sent=f"is it {ESCAPE}")), train, check),
-        escaped(
-            "question types",
-            records("minival", lambda r: [x | {"question_type": f"x{ESCAPE}"} for x in r]),
-            train,
-            evaluate,
-        ),
+        escaped("answers.json", escaped_answers, train, evaluate, ask, check),
+        escaped("question types", types, train, evaluate),
         escaped("the types of human answers", escaped_truth, train, evaluate),
-        escaped(
-            "image ids without features",
-            records("train", lambda r: r[0].update(img_id=f"x{ESCAPE}")),
-            train,
-            check,
+        escaped("a question and an image id of the user's", train, ask_in_escapes),
+        *(
+            escaped(what, records("train", lambda r, values=values: r[0].update(values)), train, check)
+            for what, values in FIRST.items()
         ),
-        escaped(
-            "labels", records("train", lambda r: r[0].update(label={f"x{ESCAPE}": "no number"})), train, check
-        ),
-        escaped(
-            "question ids", records("train", lambda r: r[0].update(question_id=f"x{ESCAPE}")), train, check
-        ),
-        escaped(
-            "names of fields",
-            records("train", lambda r: r[0].update({f"x{ESCAPE}": 1, "label": ESCAPE})),
-            train,
-            check,
-        ),
-        escaped("a question and an image id of the user's", lambda p: p.train(), ask_in_escapes),
     ]
     return [
-        *every(9, flags),
-        *every(7, preparations),
-        *every(3, removed),
-        *every(4, sent),
+        *REFUSED,
+        *every(3, map(prepared_names, REMOVED)),
+        *every(4, (sent_best(what, edit) for what, edit in SENT.items())),
         *every(3, terminal),
     ]
 
