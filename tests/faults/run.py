@@ -45,7 +45,7 @@ from tests.faults.mounts import unmount_below
 from tests.faults.place import COMMAND, EVALUATION, Place
 from tests.faults.process import Start, warm
 
-from common.cli import Parser
+from common.cli import Parser, run_command
 
 GROUPS: tuple[Group, ...] = (
     kill.GROUP,
@@ -145,17 +145,21 @@ def run_all(waiting: Sequence[tuple[Group, Case]], root: Path, at_once: int) -> 
     left = sorted(waiting, key=lambda entry: entry[1].limit)  # the last is the first to be done
     running: dict[int, Job] = {}
     begin = time.monotonic()
-    while left or running:
-        while left and len(running) < at_once:
-            group, case = left.pop()
-            pid, pipe = begin_case(group, case, root)
-            running[pid] = Job(group, case, time.monotonic(), pipe)
-        time.sleep(0.01)
-        for pid in ended(running):
-            job = running.pop(pid)
-            verdicts.append(verdict_of(job))
+    try:
+        while left or running:
+            while left and len(running) < at_once:
+                group, case = left.pop()
+                pid, pipe = begin_case(group, case, root)
+                running[pid] = Job(group, case, time.monotonic(), pipe)
+            time.sleep(0.01)
+            for pid in ended(running):
+                job = running.pop(pid)
+                verdicts.append(verdict_of(job))
+                end_session(pid)
+                show_progress(len(verdicts), len(waiting), verdicts, begin)
+    finally:
+        for pid in running:  # it was interrupted
             end_session(pid)
-            show_progress(len(verdicts), len(waiting), verdicts, begin)
     if sys.stderr.isatty():
         print(f"\r{'':{WIDTH - 1}}\r", end="", file=sys.stderr)
     return verdicts
@@ -257,4 +261,4 @@ def printable(text: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main, "Interrupted; all runs have been ended."))
