@@ -60,6 +60,14 @@ CONTRADICTIONS = {
 }
 
 
+def test_auto_contradicts_a_checkpoint_that_holds_its_frozen_copies_in_bf16(args: VqaArgs) -> None:
+    vqa.main(replace(args, frozen_dtype="bf16", epochs=1))
+    test = VqaArgs(load="snap/vqa/run/BEST", data=args.data, test="minival", tqdm=False)
+    assert settle(test, print)[1].spec.frozen_dtype == "bf16"
+    with pytest.raises(UserError, match="--frozen_dtype auto contradicts"):
+        vqa.main(replace(test, frozen_dtype="auto"))
+
+
 @pytest.mark.parametrize("flag", CONTRADICTIONS)
 def test_a_flag_that_contradicts_the_checkpoint_is_named_before_anything_is_written(
     args: VqaArgs, best: str, flag: str, tmp_path: Path

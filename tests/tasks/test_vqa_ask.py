@@ -76,7 +76,7 @@ def test_every_gate_of_the_base_size_is_shown_by_layer(args: VqaArgs) -> None:
     lines = list(describe_gates(best, components, [True] * 9 * 15 + [False] * (425 - 9 * 15)))
     assert "135 of 410 gates ran tuned (33%); 15 cannot reach the answer" in lines[0]
     assert lines[1].split()[:5] == ["language", "1", "100%", "tuned", "head"]
-    assert max(map(len, lines)) <= 120
+    assert max(map(len, lines)) <= 80
     text = "\n".join(lines[1:-1])
     assert (text.count("1" * 12), text.count("0" * 12), text.count("-" * 12)) == (9, 19, 1)
 

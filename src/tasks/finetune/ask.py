@@ -9,6 +9,7 @@ need not sum to 100 %.
 from collections.abc import Iterator, Sequence
 from itertools import chain, groupby, islice
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import torch
@@ -26,7 +27,6 @@ from vqadata.dataset import VqaDataset
 
 ANSWERS_SHOWN = 5
 EXAMPLES = 3  # of image ids
-PARTS_A_LINE = 4
 WORDS = {"1": "tuned", "0": "frozen", "-": "-"}
 
 
@@ -88,9 +88,9 @@ def describe_gates(best: Best, units: Sequence[Unit], tuned: Sequence[bool]) -> 
             continue
         live = "".join(text for _, text in pairs).replace("-", "")
         start += f"{live.count('1') / len(live):4.0%} tuned  " if live else " -".ljust(12)
-        for first in range(0, len(pairs), PARTS_A_LINE):
-            row = pairs[first : first + PARTS_A_LINE]
-            yield start + "  ".join(f"{unit.component} {text}" for unit, text in row)
-            start = " " * len(start)
+        parts = "  ".join(f"{unit.component} {text}".replace(" ", "\xa0") for unit, text in pairs)
+        indents = {"initial_indent": start, "subsequent_indent": " " * len(start)}
+        lines = wrap(parts, 80, **indents, break_on_hyphens=False)
+        yield from (line.replace("\xa0", " ") for line in lines)
     if any(unit.width > 1 for unit in units):
         yield "  (1 tuned, 0 frozen; attention heads in their order)"

@@ -35,7 +35,7 @@ def settle(args: VqaArgs, say: Callable[[str], None]) -> tuple[VqaArgs, Best | N
     best = read_best(Path(args.load)) if args.load else None
     if best:
         saved = {name: getattr(best.spec, name) for name in FIXED}
-        if args.test is None and args.question is None:
+        if args.test is None and args.question is None and args.dataset != "auto":
             saved["dataset"] = best.dataset  # evaluation may be on other data, training may not
         refuse_contradictions(vars(args), saved, args.load)
         moved = any(getattr(args, name) for name in LOCATIONS)
@@ -57,6 +57,6 @@ def settle(args: VqaArgs, say: Callable[[str], None]) -> tuple[VqaArgs, Best | N
 def refuse_contradictions(given: Mapping[str, Any], saved: Mapping[str, Any], checkpoint: str) -> None:
     """UserError for a flag that asks for something else than what a checkpoint was trained with."""
     for name, value in saved.items():
-        if given[name] not in (None, "auto", value):
+        if given[name] not in (None, value):
             contradiction = f"--{name} {given[name]} contradicts {checkpoint}"
             raise UserError(f"{contradiction}, which was trained with {value}: leave it out.")
