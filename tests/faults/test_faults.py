@@ -1,4 +1,4 @@
-"""The quick form of run/faults.bash passes, and what judges its cases sees what is wrong."""
+"""What judges the cases of run/faults.bash sees what is wrong."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -18,24 +17,6 @@ from tests.faults.cases import Case, Group, Noted, Skip
 from tests.faults.equal import difference
 from tests.faults.place import Place, refused
 from tests.faults.process import Outcome
-from tests.helpers.paths import ROOT
-
-
-@pytest.mark.slow
-def test_runs_bear_the_faults_of_the_quick_form(tmp_path: Path) -> None:
-    verdicts = tmp_path / "verdicts.json"
-    done = subprocess.run(
-        ["bash", "run/faults.bash", "--quick", "--json", str(verdicts)],
-        cwd=ROOT,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    tried = {group for group, *_ in json.loads(verdicts.read_text())}
-    assert tried == {group.name for group in run.GROUPS if not group.alone}
-
 
 # ------------------------------------------------------------------------------------------------ the judges
 
