@@ -12,6 +12,7 @@ root="$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd -P)"
 cd "$root"
 export PYTHONPATH="$root/src"
 export TOKENIZERS_PARALLELISM=false
+export MPLBACKEND=agg # pictures go to files; a notebook's or desktop's back end may be missing here
 
 venv_python="$root/.venv/bin/python"
 stamp="$root/.venv/installed" # written last, so that an interrupted installation is never taken for complete

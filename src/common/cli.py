@@ -3,7 +3,7 @@
 0    done
 1    done, and the answer is no: a data set with faults, a comparison with failed runs
 2    a mistake of the user's, in one sentence
-130  stopped by Ctrl-C or SIGTERM; the same command goes on
+130  stopped by Ctrl-C, SIGTERM or another signal that asks for it; the same command goes on
 """
 
 import argparse

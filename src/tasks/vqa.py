@@ -219,7 +219,7 @@ def test(args: VqaArgs, machine: Machine, best: Best) -> dict[str, Any]:
 def cli(argv: Sequence[str] | None = None) -> int:
     """Run from a command line; the exit code, see common.cli."""
     args = parse_args(argv)
-    return run_command(lambda: main(args) and 0, "Interrupted before the first step; nothing was lost.")
+    return run_command(lambda: main(args) and 0, "Interrupted; run the same command again to go on.")
 
 
 if __name__ == "__main__":

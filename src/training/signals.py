@@ -20,19 +20,20 @@ class StopSignal:
 
 @contextmanager
 def stop_on_signal(stop: StopSignal) -> Iterator[None]:
-    """Turn the first Ctrl-C or SIGTERM into a request to stop; the second acts at once."""
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    """Turn the first signal that asks to end into a request to stop; the second acts at once."""
+    names = ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"]  # where the system has them
+    held = {number: signal.getsignal(number) for number in signal.Signals if number.name in names}
 
     def request(number: int, frame: FrameType | None) -> None:
         stop.requested = True
         restore()
 
     def restore() -> None:
-        for number, handler in previous.items():
+        for number, handler in held.items():
             signal.signal(number, handler)
 
-    for number in previous:
-        signal.signal(number, request)
+    for number, handler in held.items():
+        signal.signal(number, handler if handler == signal.SIG_IGN else request)  # `nohup` asks to go on
     try:
         yield
     finally:
