@@ -1,6 +1,7 @@
 """Folders, hub models and files of tensors, read safely: what would run code, or is damaged, is refused."""
 
 import pickle
+import struct
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,21 +51,20 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         with warnings.catch_warnings():  # of pickles that it then refuses
             warnings.simplefilter("ignore")
             tensors = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except PermissionError:
+        raise CheckpointError(f"{file} may not be read by you.") from None
+    except (
+        *(SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, LookupError),
+        *(AssertionError, AttributeError, TypeError, struct.error),  # which, depends on where the damage is
+    ) as error:
         if "GLOBAL" in str(error):  # how torch names a function or class that it did not call
             raise CheckpointError(
-                f"{file} holds more than tensors and would run code when read; it was refused. "
-                "Use a file of weights only."
+                f"{file} was refused: it would run code when read. Use a file of weights only."
             ) from None
         raise CheckpointError(
             f"{file} is damaged or no checkpoint of tensors only; it was refused, and nothing in it was run. "
             "Get it again, from a source that you trust."
         ) from None
-    except PermissionError:
-        raise CheckpointError(f"{file} may not be read by you.") from None
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, LookupError, AssertionError):
-        # What torch raises on a cut file depends on where it was cut.
-        raise CheckpointError(f"{file} is damaged or no checkpoint; get it again.") from None
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise CheckpointError(f"{file} is no dictionary of tensors by name; save a state_dict.")
     return {name: _own(tensors.pop(name)) for name in list(tensors)}
