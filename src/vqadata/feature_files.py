@@ -25,7 +25,7 @@ LONGEST_LINE = 64 << 20  # 150 times the usual one: memory stays bounded in a fi
 CUT_SHORT = "; the file ends inside it, so its download or copy was cut short"
 NPZ_FEATURES, NPZ_BOXES = ("x", "features"), ("bbox", "boxes")
 # What numpy and zipfile raise when the bytes they are given are no whole .npz.
-NPZ_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, KeyError, NotImplementedError, ValueError)
+NPZ_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, LookupError, RuntimeError, ValueError)
 MOST = 100_000  # boxes of an image, and pixels of its width or height
 
 

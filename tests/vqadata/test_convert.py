@@ -406,3 +406,19 @@ def test_a_broken_npz_file_is_named(tmp_path: Path, other: dict[str, object], wo
     write_npz(tmp_path, image(1), **other)
     with pytest.raises(StoreError, match=f"000000000001.npz: .*{words}"):
         convert(NpzSource(tmp_path), tmp_path / "store", Options(regions=4), progress=False)
+
+
+def test_a_changed_bit_in_the_directory_of_an_npz_file_is_a_fault_of_its_row(tmp_path: Path) -> None:
+    write_npz(tmp_path, image(0))
+    source = NpzSource(tmp_path)
+    (item,) = source.items(None)
+    directory = range(item.content.index(b"PK\1\2"), len(item.content))
+    faults = 0
+    for place, bit in ((place, bit) for place in directory for bit in range(8)):
+        damaged = bytearray(item.content)
+        damaged[place] ^= 1 << bit  # one of them says that a member is encrypted
+        try:
+            source.parse(item._replace(content=bytes(damaged)))  # a changed date is no fault
+        except RowFault:
+            faults += 1
+    assert faults > len(directory)
