@@ -80,6 +80,17 @@ class Adaptive(nn.Module):
         self.gates = gates
         self.temperature = temperature
         self.train_policy = True
+        self._noise: Tensor | None = None
+
+    def draw_noise(self, generator: torch.Generator, batch: int, rows: slice) -> None:
+        """Draw the gate noise of a batch of so many examples, of which the next forward pass gets `rows`.
+
+        For processes that share a batch: with generators in the same state each example has the same noise
+        whichever process it falls to. Without this, noise is drawn from the global generator as it is needed.
+        """
+        if self.gates is not None:
+            noise = torch.empty(batch, self.gates.total, 2, device=generator.device)
+            self._noise = noise.exponential_(generator=generator)[rows]
 
     def forward(self, **inputs: Any) -> AdaptiveOutput:
         """Both the policy and the model are called with `inputs`."""
@@ -87,7 +98,9 @@ class Adaptive(nn.Module):
             return AdaptiveOutput(self.model(**inputs), None, None)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.train_policy):
             logits = self.policy(**inputs)
-            gates = sample_gates(logits, self.temperature) if self.training else choose_gates(logits)
+            noise, self._noise = self._noise, None
+            sampled = self.training
+            gates = sample_gates(logits, self.temperature, noise) if sampled else choose_gates(logits)
         self.gates.fill(gates)
         outputs = self.model(**inputs)
         self.gates.detach()

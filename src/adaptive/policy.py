@@ -8,13 +8,14 @@ from torch import Tensor, nn
 from adaptive.gates import FROZEN, TUNED
 
 
-def sample_gates(logits: Tensor, temperature: float) -> Tensor:
+def sample_gates(logits: Tensor, temperature: float, noise: Tensor | None = None) -> Tensor:
     """Draw hard gates whose gradient is that of the soft ones (Jang et al. 2017, arXiv:1611.01144).
 
-    logits (B, G, 2) -> gates (B, G), exactly 0 or 1, in float32.
+    logits (B, G, 2) -> gates (B, G), exactly 0 or 1, in float32. noise: numbers (B, G, 2) from the
+    exponential distribution; without them they are drawn from the global generator.
     """
     logits = logits.float()
-    gumbel = -torch.empty_like(logits).exponential_().log()
+    gumbel = -(torch.empty_like(logits).exponential_() if noise is None else noise).log()
     soft = torch.softmax((logits + gumbel) / temperature, dim=-1)
     hard = (soft[..., TUNED] > soft[..., FROZEN]).to(soft.dtype)
     # soft - soft.detach() is exactly 0, so the sum is exactly 0 or 1; (hard - soft) + soft would not be.

@@ -98,7 +98,7 @@ def train(args: VqaArgs, machine: Machine, start: Best | None) -> dict[str, Any]
     with RunFolder.open(args.folder, vars(args), FREE_FIELDS, accelerator) as folder:
         resumed = folder.load_state()
         tracker = folder.start_tracker(vars(args), args.wandb, state.updates)
-        tracker.say(messages.start_message(vars(args), setup))
+        tracker.say(messages.start_message(vars(args), setup, machine))
         if resumed:
             tracker.say(messages.resume_message(state, args.epochs, args.folder))
         else:
@@ -141,16 +141,17 @@ def prepare(args: VqaArgs, machine: Machine, setup: Setup) -> Run:
     )
     train_set, valid_set = setup.datasets
     lengths = train_set.token_lengths if args.group_by_length else None
-    model, optimizer, loader, valid_loader = machine.accelerator.prepare(
-        setup.model,
-        joint,
-        machine.training_loader(train_set, args.batch_size, args.seed, lengths),
-        machine.loader(valid_set, EVALUATION_BATCH * args.batch_size),
+    model, optimizer, valid_loader = machine.accelerator.prepare(
+        setup.model, joint, machine.loader(valid_set, EVALUATION_BATCH * args.batch_size)
     )
+    loader = machine.training_loader(train_set, args.batch_size, args.seed, lengths)
+    machine.seed_processes(args.seed)  # the model is built, and the same in all of them
     total_updates = args.epochs * math.ceil(len(loader) / args.accumulate)
     schedule = make_schedule(joint, warm_up_then_decay(total_updates, args.warmup))
     question_types = len(train_set.question_types)
-    state = TrainState(machine.device, setup.labels["live"], question_types, is_main=machine.is_main)
+    state = TrainState(
+        machine.device, setup.labels["live"], question_types, rank=machine.rank, noise=machine.gate_noise
+    )
     machine.accelerator.register_for_checkpointing(schedule, state)
     return Run(args, machine, model, optimizer, schedule, total_updates, loader, valid_loader, state)
 
@@ -171,17 +172,21 @@ def train_epoch(run: Run, folder: RunFolder) -> None:
             adaptive.train_policy = state.updates % args.policy_every == 0
             share_done = state.updates / run.total_updates
             adaptive.temperature = geometric(args.temperature, args.temperature_end, share_done)
+            part = run.loader.batch_sampler.part(state.step)
+            if machine.gate_noise:
+                adaptive.draw_noise(machine.gate_noise, part.batch, part.rows)
             with accelerator.accumulate(run.model):
                 output = run.model(**batch["inputs"])
                 loss = vqa_loss(output.outputs, batch["target"])
-                accelerator.backward(loss)
+                accelerator.backward(loss * part.weight)
                 if accelerator.sync_gradients:
                     clip_gradients(accelerator, adaptive.children(), args.clip)
                 run.optimizer.step()
                 run.optimizer.zero_grad()
 
             scores = score(output.outputs, batch["target"])
-            state.count(loss, scores, output.gates_of(scores), batch["question_type"])
+            gates = output.gates_of(scores)
+            state.count(loss, scores, gates, batch["question_type"], part.examples)
             state.seconds += time.perf_counter() - clock
             clock = time.perf_counter()
             bar.update()
@@ -190,8 +195,8 @@ def train_epoch(run: Run, folder: RunFolder) -> None:
             run.schedule.step()
             state.updates += 1
             if state.updates % args.log_every == 0:
-                means = state.means()
-                bar.set_postfix_str(messages.progress_text(means, bar, args.batch_size))
+                means = state.means(accelerator)
+                bar.set_postfix_str(messages.progress_text(means, bar, args.batch_size * machine.processes))
                 folder.tracker.record({f"train/{k}": v for k, v in means.items()}, state.updates)
             if machine.should_stop(state.updates):
                 raise Interrupted

@@ -1,9 +1,15 @@
-"""The order of examples, as a function of seed and epoch alone, so that a resumed run goes on exactly."""
+"""The order of examples, and who of several processes gets which.
 
+The order is a function of seed and epoch alone, so that a resumed run goes on exactly. Processes share the
+batches that one process would have, so that their number changes no number that comes out.
+"""
+
+import math
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import BatchSampler, Sampler
 
 POOL = 50  # batches that are sorted by length together
 
@@ -45,3 +51,47 @@ class EpochSampler(Sampler[int]):
         batches = order[:whole].view(-1, self.batch_size)
         shuffled = batches[torch.randperm(len(batches), generator=generator)]
         return torch.cat([shuffled.flatten(), order[whole:]])
+
+
+class Part(NamedTuple):
+    """What one process gets of a batch that several share.
+
+    rows: at least one, for all processes take every step together. examples: how many of these count: all, or
+    none where a batch has fewer examples than there are processes. batch: examples of all processes. weight:
+    on the mean loss of this process; the mean over the processes is then the mean over the batch.
+    """
+
+    rows: slice
+    examples: int
+    batch: int
+    weight: float
+
+
+class SharedBatches(Sampler[list[int]]):
+    """The parts that one of several processes gets of batches of `batch_size` in the order of `sampler`.
+
+    Each batch is cut into as many runs of neighbours as there are processes, equally long up to one example,
+    the last and short batch too: nothing is repeated to complete it. A process for which nothing is left
+    repeats an example of its neighbour, which does not count.
+    """
+
+    def __init__(self, sampler: Sampler[int], batch_size: int, processes: int = 1, rank: int = 0) -> None:
+        self.sampler = sampler  # accelerate's `set_epoch` looks for this name
+        self.batch_size = batch_size
+        self.processes = processes
+        self.rank = rank
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.sampler) / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for number, batch in enumerate(BatchSampler(self.sampler, self.batch_size, drop_last=False)):
+            yield batch[self.part(number).rows]
+
+    def part(self, number: int) -> Part:
+        """What this process gets of the batch of that number in an epoch, counted from 0."""
+        batch = min(self.batch_size, len(self.sampler) - number * self.batch_size)
+        start, stop = (batch * rank // self.processes for rank in (self.rank, self.rank + 1))
+        examples = stop - start
+        rows = slice(start, max(stop, start + 1))
+        return Part(rows, examples, batch, self.processes * examples / batch)

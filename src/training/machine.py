@@ -1,15 +1,17 @@
 """The machine a run is on: its devices, processes and precision, through accelerate."""
 
+import os
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.data_loader import prepare_data_loader
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler, default_convert
 from tqdm import tqdm
 
-from training.loader import EpochSampler
+from training.loader import EpochSampler, SharedBatches
 from training.signals import StopSignal, stop_on_signal
 
 
@@ -34,7 +36,13 @@ class Machine:
             has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
             precision = "bf16" if has_bf16 else "fp32"
         self.precision = precision
+        launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        without_gpu = torch.accelerator.current_accelerator(check_available=True) in (
+            None,
+            torch.device("mps"),
+        )
         self.accelerator = Accelerator(
+            cpu=launched and without_gpu,  # or accelerate takes each process of torchrun for the only one
             mixed_precision="no" if precision == "fp32" else precision,
             gradient_accumulation_steps=accumulate,
             dataloader_config=DataLoaderConfiguration(non_blocking=True),
@@ -44,38 +52,77 @@ class Machine:
         self.device = self.accelerator.device
         self.is_main = self.accelerator.is_main_process  # the one process that writes and speaks
         self.processes = self.accelerator.num_processes
+        self.rank = self.accelerator.process_index
+        self.gate_noise: torch.Generator | None = None  # see `seed_processes`
         self.stop = StopSignal()
         self._workers = workers
         self._bars = bars
         self._agree_every = agree_every
+
+    @property
+    def device_name(self) -> str:
+        """What a user knows the device as."""
+        on_gpu = self.device.type == "cuda"
+        return torch.cuda.get_device_name(self.device) if on_gpu else self.device.type
 
     def say(self, text: str) -> None:
         """Print on the main process."""
         if self.is_main:
             print(text)
 
-    def loader(self, dataset: Dataset, batch_size: int, order: Sampler[int] | None = None) -> DataLoader:
-        """Whole batches of a data set, in its own order unless told another.
+    def seed_processes(self, seed: int) -> None:
+        """Give each of several processes dropout of its own, once they have built the same model.
 
-        The data set assembles them itself, as arrays, which torch's own `default_convert` makes tensors. The
-        loader gets a generator of its own, so that starting an iteration (evaluation!) draws nothing from the
-        global one, which dropout and gate noise use.
+        Gate noise belongs to examples, whichever process gets them: `gate_noise` is then a generator in the
+        same state everywhere, from which each process draws that of the whole batch. It goes on where the
+        global generator is, from which a single process, that draws its own batch's, goes on itself.
+        """
+        if self.processes == 1:
+            return
+        on_cpu = self.device.type == "cpu"
+        state = torch.get_rng_state() if on_cpu else torch.get_device_module().get_rng_state(self.device)
+        self.gate_noise = torch.Generator(self.device)
+        self.gate_noise.set_state(state)
+        set_seed((seed * 1_000_003 + self.rank + 1) % 2**32)
+
+    def loader(self, dataset: Dataset, batch_size: int) -> DataLoader:
+        """Batches of a data set in its own order, for accelerate to prepare.
+
+        Prepared, several processes get whole batches in turn, the last ones completed with examples that
+        accelerate's `gather_for_metrics` drops again.
+        """
+        return self._loader(dataset, BatchSampler(SequentialSampler(dataset), batch_size, drop_last=False))
+
+    def training_loader(
+        self, dataset: Dataset, batch_size: int, seed: int, lengths: Any = None
+    ) -> DataLoader:
+        """Batches in an order drawn from seed and epoch, prepared; see `EpochSampler`, for `lengths` too.
+
+        `batch_size` is that of one process; its `batch_sampler` is a `SharedBatches`.
+        """
+        shared = batch_size * self.processes
+        order = EpochSampler(len(dataset), seed, shared, lengths)
+        loader = self._loader(dataset, SharedBatches(order, shared, self.processes, self.rank))
+        # As for one process: accelerate would deal out again what is dealt out, and repeat examples.
+        return prepare_data_loader(
+            loader, self.device, num_processes=1, process_index=0, put_on_device=True, non_blocking=True
+        )
+
+    def _loader(self, dataset: Dataset, batches: Sampler[list[int]]) -> DataLoader:
+        """The data set assembles its batches itself, as arrays, which `default_convert` makes tensors.
+
+        The loader gets a generator of its own, so that starting an iteration (evaluation!) draws nothing from
+        the global one, which dropout and gate noise use.
         """
         return DataLoader(
             dataset,
-            batch_sampler=BatchSampler(order or SequentialSampler(dataset), batch_size, drop_last=False),
+            batch_sampler=batches,
             collate_fn=default_convert,
             num_workers=self._workers,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self._workers > 0,
             generator=torch.Generator(),
         )
-
-    def training_loader(
-        self, dataset: Dataset, batch_size: int, seed: int, lengths: Any = None
-    ) -> DataLoader:
-        """The same in an order drawn from seed and epoch; see `EpochSampler`, for `lengths` too."""
-        return self.loader(dataset, batch_size, EpochSampler(len(dataset), seed, batch_size, lengths))
 
     def progress_bar(self, title: str, total: int, done: int = 0) -> AbstractContextManager[tqdm]:
         """A bar over steps that disappears when full: what lasts is in the log."""

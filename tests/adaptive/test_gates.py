@@ -220,3 +220,25 @@ def test_gradient_checkpointing_needs_no_graph_of_the_policy() -> None:
 def test_checkpointing_that_would_lose_the_policys_gradients_is_refused() -> None:
     with pytest.raises(RuntimeError, match="use_reentrant=False"):
         gradients(lambda layer, x: checkpoint(layer, x, use_reentrant=True))
+
+
+def test_processes_that_share_a_batch_draw_the_gates_of_one_that_has_it_all() -> None:
+    input = batch()
+    model = make().train()
+    torch.manual_seed(5)
+    expected = model(input=input).gates
+    whole = torch.random.get_rng_state()
+    for rows in (slice(0, 2), slice(2, 5), slice(5, BATCH)):
+        generator = torch.Generator().manual_seed(5)
+        model.draw_noise(generator, BATCH, rows)
+        assert torch.equal(model(input=input[rows]).gates, expected[rows])
+    torch.manual_seed(5)
+    model(input=input)  # what was drawn served one pass
+    assert torch.equal(torch.random.get_rng_state(), whole)
+
+
+def test_a_model_without_gates_draws_none() -> None:
+    generator = torch.Generator().manual_seed(5)
+    before = generator.get_state()
+    Adaptive(nn.Linear(SIZE, SIZE)).draw_noise(generator, BATCH, slice(0, BATCH))
+    assert torch.equal(generator.get_state(), before)

@@ -7,7 +7,7 @@ from itertools import chain
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator, skip_first_batches
+from accelerate import skip_first_batches
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader, Dataset
 
@@ -41,8 +41,13 @@ class Numbers(Dataset):
 
 
 def loader(lengths: list[int] | None = None, workers: int = 0) -> DataLoader:
-    sampler = EpochSampler(SIZE, 1, BATCH, lengths)
-    return Machine(workers=workers).loader(Numbers(), BATCH, sampler)
+    return Machine(workers=workers).training_loader(Numbers(), BATCH, 1, lengths)
+
+
+def shared_loader(rank: int, processes: int, size: int, lengths: list[int] | None) -> DataLoader:
+    machine = Machine()
+    machine.rank, machine.processes = rank, processes
+    return machine.training_loader(Numbers(size), BATCH, 1, lengths)
 
 
 def batches(loader: Iterable[torch.Tensor]) -> list[list[int]]:
@@ -79,8 +84,7 @@ def test_epochs_and_seeds_differ_in_their_order(lengths: list[int] | None) -> No
 @pytest.mark.parametrize("size", [1, 3, 4, 200, 203, 1003])
 def test_grouping_keeps_every_example_and_puts_the_short_batch_last(size: int) -> None:
     lengths = np.random.default_rng(0).integers(4, 21, size)
-    sampler = EpochSampler(size, 0, BATCH, lengths)
-    got = batches(Machine().loader(Numbers(size), BATCH, sampler))
+    got = batches(Machine().training_loader(Numbers(size), BATCH, 0, lengths))
     assert sorted(flat(got)) == list(range(size))
     assert all(len(batch) == BATCH for batch in got[:-1])
     assert len(got[-1]) == (size % BATCH or BATCH)
@@ -131,15 +135,13 @@ def test_workers_do_not_change_the_order() -> None:
     alone, helped = loader(), loader(workers=2)
     for epoch in (0, 1):
         for one in (alone, helped):
-            one.batch_sampler.sampler.set_epoch(epoch)
+            one.set_epoch(epoch)
         assert batches(alone) == batches(helped)
 
 
 @grouped_or_not
-def test_prepared_by_accelerate_epochs_have_their_order_and_a_resumed_one_the_rest_of_it(
-    lengths: list[int] | None,
-) -> None:
-    prepared = Accelerator().prepare(loader(lengths))
+def test_epochs_have_their_order_and_a_resumed_one_the_rest_of_it(lengths: list[int] | None) -> None:
+    prepared = loader(lengths)
     for epoch in (0, 2, 1):
         prepared.set_epoch(epoch)
         expected = order(epoch, lengths=lengths)
@@ -153,19 +155,52 @@ def test_prepared_by_accelerate_epochs_have_their_order_and_a_resumed_one_the_re
 
 
 @grouped_or_not
-def test_two_processes_share_an_epoch(lengths: list[int] | None) -> None:
+@pytest.mark.parametrize(("size", "processes"), [(23, 2), (23, 3), (24, 2), (25, 3), (2, 3), (1, 2)])
+def test_processes_share_the_batches_of_one_and_repeat_nothing_that_counts(
+    size: int, processes: int, lengths: list[int] | None
+) -> None:
+    lengths = lengths and (lengths * 2)[:size]
+    expected = order(1, lengths=lengths, size=size, batch=BATCH * processes)
+    loaders = [shared_loader(rank, processes, size, lengths) for rank in range(processes)]
+    for loader in loaders:
+        loader.set_epoch(1)
+    seen = []
+    steps = list(zip(*map(batches, loaders), strict=True))
+    assert len(steps) == len(loaders[0]) == -(-size // (BATCH * processes))
+    for number, parts in enumerate(steps):
+        dealt = [loader.batch_sampler.part(number) for loader in loaders]
+        taken = [examples[: part.examples] for examples, part in zip(parts, dealt, strict=True)]
+        assert all(
+            len(examples) == max(1, part.examples) for examples, part in zip(parts, dealt, strict=True)
+        )
+        assert max(map(len, taken)) - min(map(len, taken)) <= 1
+        assert {part.batch for part in dealt} == {len(flat(taken))}
+        assert set(flat(parts)) == set(flat(taken))  # who has nothing repeats what another trains on
+        seen += flat(taken)
+        weighed = [part.weight * np.mean(examples) for part, examples in zip(dealt, parts, strict=True)]
+        assert np.mean(weighed) == pytest.approx(np.mean(flat(taken)))
+    assert seen == expected
+
+
+@grouped_or_not
+def test_each_process_resumes_in_the_middle_of_an_epoch(lengths: list[int] | None) -> None:
+    for rank in (0, 1):
+        loader = shared_loader(rank, 2, SIZE, lengths)
+        for epoch in (0, 2):
+            loader.set_epoch(epoch)
+            whole = batches(loader)
+            for done in (1, 2):
+                loader.set_epoch(epoch)
+                assert batches(skip_first_batches(loader, done)) == whole[done:]
+
+
+def test_accelerates_loaders_are_gathered_in_the_order_of_the_data() -> None:
+    """What evaluation relies on: in the end accelerate drops what completes the last step."""
     shards = [
-        prepare_data_loader(loader(lengths), num_processes=2, process_index=index, put_on_device=False)
-        for index in range(2)
+        prepare_data_loader(
+            Machine().loader(Numbers(), BATCH), num_processes=2, process_index=rank, put_on_device=False
+        )
+        for rank in (0, 1)
     ]
-    for epoch in (0, 1):
-        for shard in shards:
-            shard.set_epoch(epoch)
-        steps = list(zip(*map(batches, shards), strict=True))
-        seen = flat(first + second for first, second in steps)
-        assert seen[:SIZE] == order(epoch, lengths=lengths)
-        assert set(seen) == set(range(SIZE))  # accelerate fills the last step with examples seen before
-        for shard in shards:
-            shard.set_epoch(epoch)
-        resumed = [batches(skip_first_batches(shard, 1)) for shard in shards]
-        assert list(zip(*resumed, strict=True)) == steps[1:]
+    steps = zip(*map(batches, shards), strict=True)
+    assert flat(first + second for first, second in steps)[:SIZE] == list(range(SIZE))

@@ -72,12 +72,15 @@ def evaluate(machine: Machine, model: nn.Module, loader: DataLoader, exam: Exam)
         for batch in loader:
             output = model(**batch["inputs"])
             logits = output.outputs
-            answered = (batch["question_id"], logits.argmax(1), score(logits, batch["target"]))
-            *answered, gates, question_type = accelerator.gather_for_metrics(
-                (*answered, output.gates_of(logits), batch["question_type"])
+            scores = score(logits, batch["target"])
+            # In one matrix: gates of a model that has none would be empty, and NCCL gathers nothing empty.
+            scores_and_gates = torch.cat([scores[:, None], output.gates_of(scores)], dim=1)
+            *answered, scores_and_gates, question_type = accelerator.gather_for_metrics(
+                (batch["question_id"], logits.argmax(1), scores_and_gates, batch["question_type"])
             )
+            scores, gates = scores_and_gates.split([1, len(exam.live)], dim=1)
             usage.update(gates, question_type)
-            for column, values in zip(columns, answered, strict=True):
+            for column, values in zip(columns, (*answered, scores.squeeze(1)), strict=True):
                 column.append(values)
             bar.update()
             if machine.stop.requested and machine.processes == 1:

@@ -17,6 +17,7 @@ from report.policy_plot import draw_policy
 from tasks.finetune.evaluate import Evaluation
 from tasks.finetune.setup import Setup
 from tasks.finetune.state import TrainState
+from training.machine import Machine
 from training.run_folder import RunFolder
 
 PICTURES = Path("visualizations")
@@ -26,13 +27,17 @@ MEANS = {"loss": "loss {:.3f}", "accuracy": "acc {:.1f}", "share_tuned": "tuned 
 IDENTITY = ("version", "dataset", "strategy", "from_scratch", "seed", "epochs")  # of a run, for result.json
 
 
-def start_message(what: Mapping[str, Any], setup: Setup) -> str:
+def start_message(what: Mapping[str, Any], setup: Setup, machine: Machine) -> str:
     """What is about to happen, before the first step; what: the arguments of the run, by name."""
+    processes, threads = machine.processes, torch.get_num_threads()
+    shared, each = (f"{processes} x ", " each") if processes > 1 else ("", "")
     parameters, gates = setup.sizes["parameters"], setup.sizes["gates"]
     train, valid = map(len, setup.datasets)
     lines = [
         f"{what['strategy']} on {what['dataset']}: {train:,} training, {valid:,} validation questions",
-        f"{what['epochs']} epochs, batch {what['batch_size']}, seed {what['seed']}",
+        f"{what['epochs']} epochs, batch {shared}{what['batch_size']}, seed {what['seed']}",
+        f"{processes} process{'es' * (processes > 1)} on {machine.device_name}, {machine.precision}, "
+        f"{threads} thread{'s' * (threads > 1)}{each}",
         *setup.loaded,
         f"parameters: {parameters['trainable']:,} trainable + {parameters['frozen']:,} frozen "
         f"= {parameters['total']:,}",

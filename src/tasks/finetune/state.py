@@ -22,11 +22,18 @@ class TrainState:
     share tuned of each gate (G,) in each finished epoch. by_type: that of the last validation, by question
     type (K, G).
 
-    live: bool (G,), the gates that the answer depends on; shares tuned are means over these.
+    live: bool (G,), the gates that the answer depends on; shares tuned are means over these. rank: that of
+    this process among several, each of which counts for itself. noise: the generator that they share.
     """
 
     def __init__(
-        self, device: torch.device, live: np.ndarray, question_types: int, *, is_main: bool = True
+        self,
+        device: torch.device,
+        live: np.ndarray,
+        question_types: int,
+        *,
+        rank: int = 0,
+        noise: torch.Generator | None = None,
     ) -> None:
         self.epoch = 0
         self.step = 0
@@ -38,40 +45,56 @@ class TrainState:
         self._sums = torch.zeros(4, device=device)  # of loss, score, share tuned and examples
         self._live_weights = torch.from_numpy(live / max(1, live.sum())).float().to(device)
         self._usage = Usage(len(live), question_types, device)
-        self._is_main = is_main
+        self._pooled = self._flat()[None]
+        self._rank = rank
+        self._noise = noise
 
-    def count(self, loss: Tensor, scores: Tensor, gates: Tensor, question_type: Tensor) -> None:
+    def count(
+        self, loss: Tensor, scores: Tensor, gates: Tensor, question_type: Tensor, examples: int
+    ) -> None:
         """Count one step: loss (), the batch's mean; scores (B,); gates (B, G); question_type (B,).
 
-        Nothing here waits for the device.
+        examples: how many of them count, all or none. Nothing here waits for the device.
         """
         gates = gates.detach()
         share = (gates @ self._live_weights).mean()
         mean = torch.stack([loss.detach().float(), scores.mean(), share, torch.ones_like(share)])
-        self._sums += mean * len(scores)
-        self._usage.update(gates, question_type)
+        self._sums += mean * examples
+        self._usage.update(gates[:examples], question_type[:examples])
         self.step += 1
 
-    def means(self) -> dict[str, float]:
-        """Of the epoch so far: loss, accuracy in per cent, and with gates the share tuned."""
-        loss, accuracy, share, examples = self._sums.tolist()
+    def means(self, accelerator: Accelerator) -> dict[str, float]:
+        """Of the epoch so far: loss, accuracy in per cent, and with gates the share tuned.
+
+        They are those of all processes, which all must ask for them.
+        """
+        return self._means(accelerator.reduce(self._sums, "sum"))
+
+    def _means(self, sums: Tensor) -> dict[str, float]:
+        loss, accuracy, share, examples = sums.tolist()
         examples = max(examples, 1.0)
         means = {"loss": loss / examples, "accuracy": 100 * accuracy / examples}
         return means | ({"share_tuned": share / examples} if len(self._live_weights) else {})
 
     def finish_epoch(self, evaluation: Evaluation, examples: int) -> EpochMetrics:
-        """Enter an epoch on `examples` examples into the history, set the counts back, return its metrics."""
+        """Enter an epoch on `examples` examples into the history, set the counts back, return its metrics.
+
+        The counts must have been pooled.
+        """
+        self._fill(self._pooled.sum(0))
         before = sum(metrics.seconds for metrics in self.history)
         seconds = self.seconds - before
-        metrics = EpochMetrics.of(Epoch(self.epoch + 1, self.means(), evaluation, seconds, examples))
+        metrics = EpochMetrics.of(
+            Epoch(self.epoch + 1, self._means(self._sums), evaluation, seconds, examples)
+        )
         self.history.append(metrics)
         self.shares["train"].append(self._usage.share().cpu())
         self.shares["val"].append(evaluation.usage.share().cpu())
         self.by_type = evaluation.usage.share_by_group().cpu()
         self.epoch += 1
         self.step = 0
-        for tensor in self._counts():
-            tensor.zero_()
+        self._pooled.zero_()
+        self._fill(self._pooled[0])
         return metrics
 
     @property
@@ -80,10 +103,12 @@ class TrainState:
         return max(self.history, key=lambda metrics: metrics.val_accuracy)
 
     def pool(self, accelerator: Accelerator) -> None:
-        """Bring the counts of all processes together in the main one, which is the one that is saved."""
-        for tensor in self._counts():
-            total = accelerator.reduce(tensor, "sum")
-            tensor.copy_(total if self._is_main else torch.zeros_like(total))
+        """Collect the counts of all processes, before they are saved and at the end of an epoch.
+
+        Each goes on with its own, and a resumed one takes its own up again: sums that were added up in
+        another order would be rounded otherwise than those of an uninterrupted run.
+        """
+        self._pooled = accelerator.gather(self._flat()[None])
 
     def state_dict(self) -> dict[str, Any]:
         """For accelerate, which saves and loads it with the rest of the state."""
@@ -92,16 +117,27 @@ class TrainState:
             "history": [metrics.values() for metrics in self.history],
             "shares": self.shares,
             "by_type": self.by_type,
-            "counts": self._counts(),
+            "counts": self._pooled,
+            "noise": self._noise.get_state() if self._noise else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name in (*COUNTERS, "shares", "by_type"):
             setattr(self, name, state[name])
         self.history = [EpochMetrics(**values) for values in state["history"]]
-        if self._is_main:
-            for tensor, saved in zip(self._counts(), state["counts"], strict=True):
-                tensor.copy_(saved)
+        self._fill(state["counts"][self._rank])
+        if self._noise:
+            self._noise.set_state(state["noise"])
 
     def _counts(self) -> tuple[Tensor, Tensor, Tensor]:
         return self._sums, self._usage.tuned, self._usage.examples
+
+    def _flat(self) -> Tensor:
+        """All counts of this process, as one vector."""
+        return torch.cat([tensor.flatten() for tensor in self._counts()])
+
+    def _fill(self, flat: Tensor) -> None:
+        """The inverse of `_flat`."""
+        counts = self._counts()
+        for tensor, part in zip(counts, flat.split([tensor.numel() for tensor in counts]), strict=True):
+            tensor.copy_(part.view_as(tensor))
