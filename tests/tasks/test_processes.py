@@ -25,7 +25,7 @@ from training.signals import StopSignal
 BATCH, VALIDATION = 28, 53
 TIMES = ("seconds", "examples_per_second")
 SNAP = Path("snap/vqa")
-STOP = 6  # of eight steps, in the middle of the second epoch
+STOP = 13  # of eighteen steps of ten questions, in the middle of the second epoch
 
 
 @pytest.fixture
@@ -111,14 +111,15 @@ def test_two_processes_come_to_the_numbers_of_one_with_the_same_batches(
 def test_a_stopped_pair_goes_on_to_the_same_lines_and_weights_and_its_dropout_differs(
     args: VqaArgs, tmp_path: Path
 ) -> None:
-    args = replace(args, strategy="SpotTune_Block", dropout=0.2, optim="adamw", lr=3e-3, save_every=3)
+    rates = {"dropout": 0.2, "optim": "adamw", "lr": 3e-3}
+    args = replace(args, strategy="SpotTune_Block", batch_size=5, save_every=5, **rates)
     run_ranks(2, tmp_path, train_watched, replace(args, version="whole"), None)
     masks = [torch.load(f"mask{rank}.pt") for rank in (0, 1)]
     size = min(map(torch.numel, masks))
     assert not torch.equal(*(mask.flatten()[:size] for mask in masks))
     run_ranks(2, tmp_path, train_watched, args, STOP)
     assert not (SNAP / "run" / "result.json").exists()
-    assert "going on in epoch 2 after 2 steps" in run_ranks(2, tmp_path, train_watched, args, None)
+    assert "going on in epoch 2 after 4 steps" in run_ranks(2, tmp_path, train_watched, args, None)
     assert lines_of("run") == lines_of("whole")
     for part in ("LAST", "BEST"):
         ours, whole = (load_file(SNAP / name / part / "model.safetensors") for name in ("run", "whole"))
