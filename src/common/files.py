@@ -23,7 +23,9 @@ Content = bytes | str | Iterable[str]  # a file's text may come in pieces
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # what a disk says that has none
 NOT_FOR_FOLDERS = {errno.EINVAL, errno.EBADF, errno.EOPNOTSUPP}  # some network disks sync files only
 
+OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how libraries in Rust, such as safetensors, say it
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+CHECKSUMS = "checksums.json"  # in a folder written by `replace_folder`: the sha256 of each of its files
 
 
 def replace_file(path: Path, content: Content) -> None:
@@ -60,11 +62,12 @@ def replace_files(folder: Path, files: Mapping[str, Content], stale: Iterable[st
 
 
 @contextmanager
-def replace_folder(folder: Path) -> Iterator[Path]:
+def replace_folder(folder: Path, earlier: Path | None = None) -> Iterator[Path]:
     """An empty folder to fill, which takes the place of `folder` when the block ends without an error.
 
     Whenever the machine stops, `folder` or its predecessor is there and whole: see `latest_complete`. Files
-    are as readable as the user's umask says, whatever wrote them. UserError if the disk is full.
+    are as readable as the user's umask says, whatever wrote them, and their checksums lie beside them. The
+    predecessor is removed, or gets the name `earlier`. UserError if the disk is full.
     """
     fresh, old = aside_of(folder), aside_of(folder, "old")
     with write_errors_explained(folder):
@@ -72,6 +75,8 @@ def replace_folder(folder: Path) -> Iterator[Path]:
         fresh.mkdir(parents=True)
         try:
             yield fresh
+            sums = {path.relative_to(fresh).as_posix(): sha256_of(path) for path in _files_of(fresh)}
+            (fresh / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
             _flush_tree(fresh)
         except BaseException:
             shutil.rmtree(fresh, ignore_errors=True)
@@ -81,7 +86,28 @@ def replace_folder(folder: Path) -> Iterator[Path]:
             folder.rename(old)
         fresh.rename(folder)
         flush(folder.parent)
+        if earlier and old.exists():
+            shutil.rmtree(earlier, ignore_errors=True)
+            old.rename(earlier)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def fault_of(folder: Path) -> str | None:
+    """What is wrong with a folder that `replace_folder` wrote, or None if every file is as it was."""
+    if not (folder / CHECKSUMS).is_file():
+        return f"{folder / CHECKSUMS} is missing"
+    try:
+        sums = read_json(folder / CHECKSUMS)
+        for name, checksum in sums.items():
+            if not (folder / name).is_file():
+                return f"{folder / name} is missing"
+            if sha256_of(folder / name) != checksum:
+                return f"{folder / name} is not what was written: its checksum differs"
+    except (UserError, AttributeError):
+        return f"{folder / CHECKSUMS} is damaged"
+    except OSError as error:
+        return f"{error.filename or folder} cannot be read: {error.strerror}"
+    return None
 
 
 def aside_of(folder: Path, suffix: str = "new") -> Path:
@@ -135,10 +161,15 @@ def write_errors_explained(where: object, error: type[UserError] = UserError) ->
     """Turn the system's refusal to write into a sentence."""
     try:
         yield
-    except OSError as refusal:
-        if refusal.errno in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as refusal:
+        number = getattr(refusal, "errno", None)
+        if number is None and (said := OS_ERROR.search(str(refusal))):
+            number = int(said[1])
+        if number is None and not isinstance(refusal, OSError):
+            raise
+        if number in (errno.ENOSPC, errno.EDQUOT):
             raise error(f"{where} cannot be written: the disk is full. Free some space.") from None
-        raise error(f"{where} cannot be written: {refusal.strerror or refusal}.") from None
+        raise error(f"{where} cannot be written: {os.strerror(number) if number else refusal}.") from None
 
 
 def read_text(path: Path, error: type[UserError] = UserError) -> str:
@@ -207,6 +238,10 @@ def _write(path: Path, content: Content) -> None:
             file.write(piece if isinstance(piece, bytes) else piece.encode())
         file.flush()
         os.fsync(file.fileno())
+
+
+def _files_of(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def _flush_tree(folder: Path) -> None:

@@ -5,7 +5,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
+    TorchDynamoPlugin,
+)
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler, default_convert
 from tqdm import tqdm
 
@@ -36,7 +40,9 @@ class Machine:
         self.precision = precision
         self.accelerator = Accelerator(
             mixed_precision="no" if precision == "fp32" else precision,
-            gradient_accumulation_steps=accumulate,
+            # As plugins, because numbers and names would give way to variables of the environment.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulate),
+            dynamo_plugin=TorchDynamoPlugin(backend="no"),
             dataloader_config=DataLoaderConfiguration(non_blocking=True),
             # A copy that no example of a step chose gets no gradient in that step.
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],

@@ -15,7 +15,7 @@ from urllib.parse import urlparse
 
 from tqdm import tqdm
 
-from common.files import read_text, replace_file
+from common.files import replace_file
 
 DEFAULT_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # before and since W&B moved
 LOGIN_TIMEOUT = 20  # seconds; a network that does not answer must not hold up a training run
@@ -86,25 +86,28 @@ class LogFile(Sink):
                 file.write(text + "\n")
 
 
-class JsonLines(Sink):
-    """Numbers at the end of a file, a JSON object for each time. A number that is none becomes null.
+class Curves(Sink):
+    """Numbers in memory, a line of JSON for each time, to be saved with the state of the run."""
 
-    What the file has beyond step `resumed_at` is dropped: the run goes on there and will write it again.
-    """
-
-    def __init__(self, path: Path, resumed_at: int) -> None:
-        self.path = path
-        if path.exists():
-            lines = read_text(path).splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and _step(line) <= resumed_at]
-            if kept != lines:
-                replace_file(path, kept)
+    def __init__(self) -> None:
+        self.lines: list[str] = []
 
     def write(self, text: str, values: Values, step: int) -> None:
-        numbers = {name: _json(value) for name, value in values.items() if not isinstance(value, Path)}
-        if numbers:
+        self.lines += _line(values, step)
+
+
+class JsonLines(Sink):
+    """The same at the end of a file, which begins with `lines`, whatever it held before."""
+
+    def __init__(self, path: Path, lines: Sequence[str]) -> None:
+        self.path = path
+        if path.exists() or lines:
+            replace_file(path, lines)
+
+    def write(self, text: str, values: Values, step: int) -> None:
+        if lines := _line(values, step):
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **numbers}, allow_nan=False) + "\n")
+                file.writelines(lines)
 
 
 class Wandb(Sink):
@@ -149,27 +152,25 @@ class Wandb(Sink):
         self._run.finish()
 
 
-def open_tracker(folder: Path, config: Values, wandb: str, resumed_at: int) -> Tracker:
-    """The sinks of a run in `folder`; `wandb` is a mode of `Wandb`, or "off"."""
-    tracker = Tracker([Terminal(), LogFile(folder / "train.log")])
-    tracker.add(lambda: JsonLines(folder / "metrics.jsonl", resumed_at))
+def open_tracker(folder: Path, config: Values, wandb: str, curves: Curves) -> Tracker:
+    """The sinks of a run in `folder` that goes on after `curves`; `wandb` is a mode of `Wandb`, or "off"."""
+    tracker = Tracker([Terminal(), LogFile(folder / "train.log"), curves])
+    tracker.add(lambda: JsonLines(folder / "metrics.jsonl", curves.lines))
     if wandb != "off":
         tracker.add(lambda: Wandb(folder, config, wandb, tracker.say))
     return tracker
+
+
+def _line(values: Values, step: int) -> list[str]:
+    """The line of an optimizer step; none without numbers. A number that is none becomes null."""
+    numbers = {name: _json(value) for name, value in values.items() if not isinstance(value, Path)}
+    return [json.dumps({"step": step, **numbers}, allow_nan=False) + "\n"] if numbers else []
 
 
 def _json(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _json(part) for name, part in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _step(line: str) -> float:
-    """The step of a line of metrics.jsonl; infinite if the line is damaged, so that it is dropped."""
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf
 
 
 def _run_id(file: Path) -> str:

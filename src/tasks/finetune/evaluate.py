@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from adaptive.usage import Usage
-from common.errors import Interrupted
+from common.errors import Interrupted, UserError
 from tasks.finetune.model import score
+from training.finite import shown
 from training.machine import Machine
 from vqadata.dataset import VqaDataset
 from vqadata.scoring import GroundTruth, official_scores, oracle_scores
@@ -35,6 +36,7 @@ class Evaluation(NamedTuple):
 class Exam(NamedTuple):
     """Questions to be answered, and what their answers are compared with."""
 
+    splits: str  # they are of, comma-separated
     dataset: VqaDataset
     live: np.ndarray  # bool (G,), the gates that the answer depends on
     truth: GroundTruth | None  # what humans answered to exactly these questions, if it is at hand
@@ -61,18 +63,20 @@ class Exam(NamedTuple):
 def evaluate(machine: Machine, model: nn.Module, loader: DataLoader, exam: Exam) -> Evaluation:
     """Answer every question once, with the likelier copy at every gate; Interrupted if asked to stop.
 
-    model, loader: as `accelerator.prepare` gave them, the loader over the exam's data set.
+    model, loader: as `accelerator.prepare` gave them, the loader over the exam's data set. UserError if what
+    the model answers to a question is not finite: an accuracy over such answers would mean nothing.
     """
     accelerator = machine.accelerator
     model.eval()
-    columns: tuple[list[Tensor], ...] = ([], [], [])
+    columns: tuple[list[Tensor], ...] = ([], [], [], [])
     usage = Usage(len(exam.live), len(exam.dataset.question_types), machine.device)
     # Autocast around the whole loop: weights are rounded once for all batches and not once a batch.
     with accelerator.autocast(), machine.progress_bar("evaluation", len(loader)) as bar:
         for batch in loader:
             output = model(**batch["inputs"])
             logits = output.outputs
-            answered = (batch["question_id"], logits.argmax(1), score(logits, batch["target"]))
+            chosen, scores = logits.argmax(1), score(logits, batch["target"])
+            answered = (batch["question_id"], chosen, scores, logits.isfinite().all(1))
             *answered, gates, question_type = accelerator.gather_for_metrics(
                 (*answered, output.gates_of(logits), batch["question_type"])
             )
@@ -82,5 +86,11 @@ def evaluate(machine: Machine, model: nn.Module, loader: DataLoader, exam: Exam)
             bar.update()
             if machine.stop.requested and machine.processes == 1:
                 raise Interrupted("Interrupted; nothing was written.")
-    ids, chosen, scores = (torch.cat(column).cpu().numpy() for column in columns)
+    ids, chosen, scores, finite = (torch.cat(column).cpu().numpy() for column in columns)
+    if not finite.all():
+        raise UserError(
+            f"the model's answers to {(~finite).sum():,} of {len(ids):,} questions of {exam.splits} are not "
+            f"finite ({shown(ids[~finite].tolist())}), so there is no accuracy. Look at the features of "
+            "these questions' images; if it is all questions, the weights are spoilt."
+        )
     return Evaluation(ids, chosen, scores, usage, exam.live, exam.official_accuracy(ids, chosen))

@@ -45,9 +45,9 @@ def start_message(what: Mapping[str, Any], setup: Setup) -> str:
     return "\n".join(textwrap.fill(line, WIDTH, **LONG_PATHS_STAY) for line in lines)
 
 
-def resume_message(state: TrainState, epochs: int, folder: Path) -> str:
+def resume_message(state: TrainState, goes_on: bool, folder: Path) -> str:
     """Where a resumed run stands."""
-    if state.epoch == epochs:
+    if not goes_on:
         return f"this run is complete; for another, choose another version name or delete {folder}"
     return f"going on in epoch {state.epoch + 1} after {state.step} steps"
 

@@ -48,7 +48,8 @@ class TrainState:
         gates = gates.detach()
         share = (gates @ self._live_weights).mean()
         mean = torch.stack([loss.detach().float(), scores.mean(), share, torch.ones_like(share)])
-        self._sums += mean * len(scores)
+        # A step that is not finite is left out, see training.finite; it must not spoil the means either.
+        self._sums += torch.where(mean.isfinite().all(), mean * len(scores), torch.zeros_like(mean))
         self._usage.update(gates, question_type)
         self.step += 1
 
@@ -59,8 +60,9 @@ class TrainState:
         means = {"loss": loss / examples, "accuracy": 100 * accuracy / examples}
         return means | ({"share_tuned": share / examples} if len(self._live_weights) else {})
 
-    def finish_epoch(self, evaluation: Evaluation, examples: int) -> EpochMetrics:
-        """Enter an epoch on `examples` examples into the history, set the counts back, return its metrics."""
+    def finish_epoch(self, evaluation: Evaluation) -> EpochMetrics:
+        """Enter an epoch into the history, set the counts back, return its metrics."""
+        examples = int(self._sums[-1])
         before = sum(metrics.seconds for metrics in self.history)
         seconds = self.seconds - before
         metrics = EpochMetrics.of(Epoch(self.epoch + 1, self.means(), evaluation, seconds, examples))
@@ -78,6 +80,11 @@ class TrainState:
     def best(self) -> EpochMetrics:
         """The epoch with the highest validation accuracy, the earliest of equals."""
         return max(self.history, key=lambda metrics: metrics.val_accuracy)
+
+    @property
+    def epochs_without_best(self) -> int:
+        """How many epochs have ended since the best one."""
+        return self.epoch - self.best.epoch if self.history else 0
 
     def pool(self, accelerator: Accelerator) -> None:
         """Bring the counts of all processes together in the main one, which is the one that is saved."""
