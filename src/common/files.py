@@ -76,7 +76,8 @@ def replace_folder(folder: Path, earlier: Path | None = None) -> Iterator[Path]:
         try:
             yield fresh
             sums = {path.relative_to(fresh).as_posix(): sha256_of(path) for path in _files_of(fresh)}
-            (fresh / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
+            text = json.dumps({"sha256": sums}, indent=1) + "\n"
+            (fresh / CHECKSUMS).write_text(text, encoding="utf-8")
             _flush_tree(fresh)
         except BaseException:
             shutil.rmtree(fresh, ignore_errors=True)
@@ -97,13 +98,12 @@ def fault_of(folder: Path) -> str | None:
     if not (folder / CHECKSUMS).is_file():
         return f"{folder / CHECKSUMS} is missing"
     try:
-        sums = read_json(folder / CHECKSUMS)
-        for name, checksum in sums.items():
+        for name, checksum in read_json(folder / CHECKSUMS)["sha256"].items():
             if not (folder / name).is_file():
                 return f"{folder / name} is missing"
             if sha256_of(folder / name) != checksum:
                 return f"{folder / name} is not what was written: its checksum differs"
-    except (UserError, AttributeError):
+    except (UserError, AttributeError, KeyError, TypeError):
         return f"{folder / CHECKSUMS} is damaged"
     except OSError as error:
         return f"{error.filename or folder} cannot be read: {error.strerror}"

@@ -70,11 +70,10 @@ def _encode(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
         tensors[name] = value.detach().cpu().contiguous()
         return {KIND: "tensor", "name": name}
     if isinstance(value, dict):
-        items = [
-            [_encode(k, "", tensors), _encode(v, f"{name}/{k}".lstrip("/"), tensors)]
-            for k, v in value.items()
-        ]
-        return {KIND: "dict", "items": items}
+        parts = {key: _encode(part, f"{name}/{key}".lstrip("/"), tensors) for key, part in value.items()}
+        if all(isinstance(key, str) for key in parts) and KIND not in parts:
+            return parts
+        return {KIND: "dict", "items": [[_encode(key, "", tensors), part] for key, part in parts.items()]}
     if isinstance(value, list | tuple):
         parts = [_encode(part, f"{name}/{index}", tensors) for index, part in enumerate(value)]
         return parts if isinstance(value, list) else {KIND: "tuple", "items": parts}
@@ -90,6 +89,8 @@ def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
         return [_decode(part, tensors) for part in value]
     if not isinstance(value, dict):
         return value
+    if KIND not in value:
+        return {key: _decode(part, tensors) for key, part in value.items()}
     if value[KIND] == "tensor":
         return tensors[value["name"]]
     if value[KIND] == "dict":
