@@ -20,11 +20,11 @@ from common.errors import UserError
 
 Content = bytes | str | Iterable[str]  # a file's text may come in pieces
 
-NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # what a disk says that has none
 NOT_FOR_FOLDERS = {errno.EINVAL, errno.EBADF, errno.EOPNOTSUPP}  # some network disks sync files only
 
 OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how libraries in Rust, such as safetensors, say it
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+LONGEST_NAME = 200  # characters: disks allow 255 or a little less, and what is written aside has a longer one
 CHECKSUMS = "checksums.json"  # in a folder written by `replace_folder`: the sha256 of each of its files
 
 
@@ -138,15 +138,14 @@ def flush(path: Path) -> None:
 def lock_file(file: IO[Any], *, wait: bool = False) -> bool | None:
     """Lock an open file until it is closed or this process ends; false if another process has the lock.
 
-    wait: for the other process instead. None on a disk without locks, as some network file systems are.
+    wait: for the other process instead. None on a disk without locks, as some network file systems are: they
+    say so in many ways (ENOSYS, ENOLCK, EOPNOTSUPP, EINVAL, EIO), and a lock is worth no run.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
+    except OSError:
         return None
     return True
 
@@ -229,6 +228,8 @@ def check_name(what: str, name: str, error: type[UserError] = UserError) -> str:
             f"the {what} name {name!r} may hold letters, digits, '.', '_' and '-' only, and starts with a "
             "letter, a digit or '_'"
         )
+    if len(name) > LONGEST_NAME:
+        raise error(f"the {what} name {name[:20]}... has {len(name)} characters; {LONGEST_NAME} are allowed")
     return name
 
 
