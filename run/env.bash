@@ -113,12 +113,21 @@ make_venv() {
 # The lock is on requirements.txt, opened for appending because NFS locks nothing opened for reading.
 make_venv_locked() {
     (
-        if command -v flock >/dev/null && ! flock -n 9; then
-            say "Waiting for another launcher that is making .venv."
-            flock 9 || true
-        fi
+        wait_for_the_other ||
+            say "This disk has no locks (flock): start no other launcher until .venv is made."
         venv_is_complete || make_venv
     ) 9>>requirements.txt
+}
+
+# Returns when this launcher has the lock on descriptor 9; fails where there is no lock to be had.
+wait_for_the_other() {
+    local status=0
+    flock -n 9 2>/dev/null || status=$?
+    case $status in
+        0) ;;
+        1) say "Waiting for another launcher that is making .venv." && flock 9 2>/dev/null ;;
+        *) return 1 ;; # the disk refuses, or there is no such program
+    esac
 }
 
 find_python() {

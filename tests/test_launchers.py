@@ -250,6 +250,25 @@ def test_two_launchers_at_once_install_once(sandbox: Sandbox) -> None:
     assert sandbox.calls() == ["venv", "install"]
 
 
+NO_LOCKS = """#!{bash}
+echo "flock: 9: Function not implemented" >&2
+exit 71
+"""
+
+
+@pytest.mark.parametrize("flock", [NO_LOCKS, None], ids=["a disk without locks", "no flock"])
+def test_without_locks_the_environment_is_made_all_the_same(sandbox: Sandbox, flock: str | None) -> None:
+    (sandbox.bin / "flock").unlink(missing_ok=True)
+    if flock:
+        sandbox.command("flock", flock)
+    sandbox.command("python3", UNEQUIPPED_PYTHON)
+    done = sandbox.launch("run/vqa_finetune.bash", "cpu", "v")
+    assert trainer_call(done)[1:] == ["--version", "v"]
+    assert "This disk has no locks (flock): start no other launcher until .venv is made." in done.stderr
+    assert "Waiting" not in done.stderr and "not implemented" not in done.stderr
+    assert sandbox.calls() == ["venv", "install"]
+
+
 def test_old_python_is_named(sandbox: Sandbox) -> None:
     sandbox.command("python3", UNEQUIPPED_PYTHON, version="3.8.10")
     done = sandbox.launch("run/vqa_finetune.bash", "cpu", "v")

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from common.errors import Interrupted, UserError
+from common.terminal import printable, safe_streams
 
 DONE, FOUND_WANTING, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 
@@ -29,18 +30,22 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**{"allow_abbrev": False, **options})
 
     def error(self, message: str) -> NoReturn:
-        self.exit(MISTAKE, f"error: {message}\n")
+        self.exit(MISTAKE, f"error: {printable(message)}\n")
 
 
 def run_command(command: Callable[[], int | None], interrupted: str) -> int:
-    """Run a command and return its exit code; `interrupted` is what Ctrl-C says."""
-    try:
-        return command() or DONE
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return MISTAKE
-    except Interrupted as stop:
-        print(f"\n{stop}")
-    except KeyboardInterrupt:
-        print(f"\n{interrupted}", file=sys.stderr)
-    return INTERRUPTED
+    """Run a command and return its exit code; `interrupted` is what Ctrl-C says.
+
+    What it prints is safe for a terminal, and where nobody can read it, the work is done all the same.
+    """
+    with safe_streams():
+        try:
+            return command() or DONE
+        except UserError as error:
+            print(f"error: {printable(str(error))}", file=sys.stderr)
+            return MISTAKE
+        except Interrupted as stop:
+            print(f"\n{stop}")
+        except KeyboardInterrupt:
+            print(f"\n{interrupted}", file=sys.stderr)
+        return INTERRUPTED

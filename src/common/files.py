@@ -20,10 +20,12 @@ from common.errors import UserError
 
 Content = bytes | str | Iterable[str]  # a file's text may come in pieces
 
-NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # what a disk says that has none
 NOT_FOR_FOLDERS = {errno.EINVAL, errno.EBADF, errno.EOPNOTSUPP}  # some network disks sync files only
 
+OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how libraries in Rust, such as safetensors, say it
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+LONGEST_NAME = 200  # characters: disks allow 255 or a little less, and what is written aside has a longer one
+CHECKSUMS = "checksums.json"  # in a folder written by `replace_folder`: the sha256 of each of its files
 
 
 def replace_file(path: Path, content: Content) -> None:
@@ -60,11 +62,12 @@ def replace_files(folder: Path, files: Mapping[str, Content], stale: Iterable[st
 
 
 @contextmanager
-def replace_folder(folder: Path) -> Iterator[Path]:
+def replace_folder(folder: Path, earlier: Path | None = None) -> Iterator[Path]:
     """An empty folder to fill, which takes the place of `folder` when the block ends without an error.
 
     Whenever the machine stops, `folder` or its predecessor is there and whole: see `latest_complete`. Files
-    are as readable as the user's umask says, whatever wrote them. UserError if the disk is full.
+    are as readable as the user's umask says, whatever wrote them, and their checksums lie beside them. The
+    predecessor is removed, or gets the name `earlier`. UserError if the disk is full.
     """
     fresh, old = aside_of(folder), aside_of(folder, "old")
     with write_errors_explained(folder):
@@ -72,6 +75,9 @@ def replace_folder(folder: Path) -> Iterator[Path]:
         fresh.mkdir(parents=True)
         try:
             yield fresh
+            sums = {path.relative_to(fresh).as_posix(): sha256_of(path) for path in _files_of(fresh)}
+            text = json.dumps({"sha256": sums}, indent=1) + "\n"
+            (fresh / CHECKSUMS).write_text(text, encoding="utf-8")
             _flush_tree(fresh)
         except BaseException:
             shutil.rmtree(fresh, ignore_errors=True)
@@ -81,7 +87,27 @@ def replace_folder(folder: Path) -> Iterator[Path]:
             folder.rename(old)
         fresh.rename(folder)
         flush(folder.parent)
+        if earlier and old.exists():
+            shutil.rmtree(earlier, ignore_errors=True)
+            old.rename(earlier)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def fault_of(folder: Path) -> str | None:
+    """What is wrong with a folder that `replace_folder` wrote, or None if every file is as it was."""
+    if not (folder / CHECKSUMS).is_file():
+        return f"{folder / CHECKSUMS} is missing"
+    try:
+        for name, checksum in read_json(folder / CHECKSUMS)["sha256"].items():
+            if not (folder / name).is_file():
+                return f"{folder / name} is missing"
+            if sha256_of(folder / name) != checksum:
+                return f"{folder / name} is not what was written: its checksum differs"
+    except (UserError, AttributeError, KeyError, TypeError):
+        return f"{folder / CHECKSUMS} is damaged"
+    except OSError as error:
+        return f"{error.filename or folder} cannot be read: {error.strerror}"
+    return None
 
 
 def aside_of(folder: Path, suffix: str = "new") -> Path:
@@ -112,15 +138,14 @@ def flush(path: Path) -> None:
 def lock_file(file: IO[Any], *, wait: bool = False) -> bool | None:
     """Lock an open file until it is closed or this process ends; false if another process has the lock.
 
-    wait: for the other process instead. None on a disk without locks, as some network file systems are.
+    wait: for the other process instead. None on a disk without locks, as some network file systems are: they
+    say so in many ways (ENOSYS, ENOLCK, EOPNOTSUPP, EINVAL, EIO), and a lock is worth no run.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
+    except OSError:
         return None
     return True
 
@@ -135,10 +160,15 @@ def write_errors_explained(where: object, error: type[UserError] = UserError) ->
     """Turn the system's refusal to write into a sentence."""
     try:
         yield
-    except OSError as refusal:
-        if refusal.errno in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as refusal:
+        number = getattr(refusal, "errno", None)
+        if number is None and (said := OS_ERROR.search(str(refusal))):
+            number = int(said[1])
+        if number is None and not isinstance(refusal, OSError):
+            raise
+        if number in (errno.ENOSPC, errno.EDQUOT):
             raise error(f"{where} cannot be written: the disk is full. Free some space.") from None
-        raise error(f"{where} cannot be written: {refusal.strerror or refusal}.") from None
+        raise error(f"{where} cannot be written: {os.strerror(number) if number else refusal}.") from None
 
 
 def read_text(path: Path, error: type[UserError] = UserError) -> str:
@@ -198,6 +228,8 @@ def check_name(what: str, name: str, error: type[UserError] = UserError) -> str:
             f"the {what} name {name!r} may hold letters, digits, '.', '_' and '-' only, and starts with a "
             "letter, a digit or '_'"
         )
+    if len(name) > LONGEST_NAME:
+        raise error(f"the {what} name {name[:20]}... has {len(name)} characters; {LONGEST_NAME} are allowed")
     return name
 
 
@@ -207,6 +239,10 @@ def _write(path: Path, content: Content) -> None:
             file.write(piece if isinstance(piece, bytes) else piece.encode())
         file.flush()
         os.fsync(file.fileno())
+
+
+def _files_of(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def _flush_tree(folder: Path) -> None:

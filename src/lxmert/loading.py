@@ -15,6 +15,14 @@ from lxmert.formats import LAST_LINEAR, Pretrained, read_folder, read_original
 from lxmert.modeling import AnswerHead, LxmertModel
 from lxmert.units import LAYER_LISTS
 
+# The fields of a configuration that decide which function the weights make, and those for training only.
+FUNCTION_FIELDS = (
+    *("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size", "hidden_act"),
+    *("max_position_embeddings", "type_vocab_size", "visual_feat_dim", "visual_pos_dim"),
+    *("l_layers", "r_layers", "x_layers"),
+)
+TRAINING_FIELDS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range")
+
 
 @dataclass(frozen=True)
 class Origin:

@@ -1,5 +1,7 @@
 """Questions to word pieces, once for a whole data set."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,6 +11,7 @@ from transformers import BertTokenizer, PreTrainedTokenizerBase
 from common.errors import CheckpointError
 from lxmert.sources import TOKENIZER_FILES, VOCABULARY_FILES, local_folder
 
+PROBE = "Isn't the café's 2nd TABLE left-of 12 unaffable übergroße dogs ?"
 BATCH = 10_000
 MANY = 50_000  # below it encoding takes less than a second or two: no progress bar
 
@@ -65,6 +68,13 @@ def encode(
             )
             bar.update(len(rows))
     return ids[:, : lengths.max(initial=0)].copy(), lengths
+
+
+def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A digest of the vocabulary and of how a sentence is split: what a tokenizer does, wherever it lies."""
+    pieces = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+    function = [pieces, tokenizer.tokenize(PROBE), encode(tokenizer, [PROBE])[0].tolist()]
+    return hashlib.sha256(json.dumps(function).encode()).hexdigest()
 
 
 def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, source: str) -> None:

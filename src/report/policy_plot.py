@@ -99,10 +99,15 @@ def question_type_figure(
     shown = seen[np.argsort(-distance, kind="stable")[:MOST_TYPES]]
     means = by_type[:, live].mean(axis=1)
     shown = shown[np.argsort(-means[shown], kind="stable")]
-    names = [f"{question_types[k]} ({means[k]:.2f})" for k in shown]
+    names = [f"{_plain(question_types[k])} ({means[k]:.2f})" for k in shown]
     some = f"; the {len(shown)} of {len(seen)} types that depart most" if len(shown) < len(seen) else ""
     title = f"{title}\n{_mean_text(usage, share)}; in brackets, that of a question type{some}"
     return _departures(usage, names, by_type[shown] - share, title)
+
+
+def _plain(text: str) -> str:
+    """The text as it is drawn as it is: a dollar does not begin a formula."""
+    return text.replace("$", r"\$")
 
 
 class Part(NamedTuple):
@@ -228,7 +233,7 @@ def _lay_out(
     height = top + sum(row_heights)
     figure = Figure((WIDTH, height), DPI, layout="constrained")
     figure.get_layout_engine().set(rect=(0.008, 0, 0.984, 1 - top / height), wspace=0.03)
-    headline, _, detail = title.partition("\n")
+    headline, _, detail = _plain(title).partition("\n")
     figure.text(0.012, 1 - 0.09 / height, headline, size=FONT + 3, weight="bold", va="top")
     figure.text(0.012, 1 - 0.30 / height, detail, size=FONT + 1, color="0.25", va="top")
     if has_dead:

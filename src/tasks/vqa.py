@@ -17,26 +17,26 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from accelerate import skip_first_batches
-from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import set_seed
-from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader
 
 from common.cli import run_command
 from common.errors import Interrupted
 from tasks.finetune import messages
-from tasks.finetune.args import FREE_FIELDS, VqaArgs, parse_args
+from tasks.finetune.args import VqaArgs, deciding, parse_args
 from tasks.finetune.ask import ask
-from tasks.finetune.best import Best, save_best
+from tasks.finetune.best import Best
 from tasks.finetune.evaluate import evaluate
+from tasks.finetune.inputs import inputs_of
 from tasks.finetune.model import score, vqa_loss
+from tasks.finetune.run import Run
+from tasks.finetune.saving import check_steps, keep_best, restore_best, save
 from tasks.finetune.settle import settle
 from tasks.finetune.setup import Setup, set_up
 from tasks.finetune.state import TrainState
+from training.finite import BadSteps
 from training.machine import Machine
 from training.optim import (
     JointOptimizer,
@@ -44,25 +44,12 @@ from training.optim import (
     geometric,
     make_optimizer,
     make_schedule,
-    warm_up_then_decay,
+    warm_up_then,
 )
-from training.run_folder import RunFolder, describe_environment, require_same_arguments
+from training.record import Record
+from training.run_folder import RunFolder, describe_environment
 
 EVALUATION_BATCH = 4  # times the training batch: no gradients, so there is room
-
-
-class Run(NamedTuple):
-    """A run that is set up: what its epochs work with."""
-
-    args: VqaArgs
-    machine: Machine
-    model: nn.Module
-    optimizer: AcceleratedOptimizer
-    schedule: LambdaLR
-    total_updates: int
-    loader: DataLoader
-    valid_loader: DataLoader
-    state: TrainState
 
 
 def main(args: VqaArgs) -> dict[str, Any]:
@@ -86,42 +73,42 @@ def main(args: VqaArgs) -> dict[str, Any]:
 def train(args: VqaArgs, machine: Machine, start: Best | None) -> dict[str, Any]:
     """Set up, run the epochs, leave a run folder."""
     # 1. Everything that can be refused is refused before anything is written.
-    require_same_arguments(args.folder, vars(args), FREE_FIELDS)
+    Record(vars(args), {}, deciding).require_same_arguments(args.folder)
     set_seed(args.seed)
     setup = set_up(args, machine, start)
+    record = Record(vars(args), inputs_of(args, machine, setup, start), deciding)
 
     # 2. Optimizers and loaders, on the machine.
     run = prepare(args, machine, setup)
-    state, accelerator = run.state, machine.accelerator
+    state = run.state
 
     # 3. The run folder: begun, or taken up where the run stopped.
-    with RunFolder.open(args.folder, vars(args), FREE_FIELDS, accelerator) as folder:
-        resumed = folder.load_state()
-        tracker = folder.start_tracker(vars(args), args.wandb, state.updates)
+    options = {"keep": args.keep, "accept_changes": args.accept_changes}
+    with RunFolder.open(args.folder, record, machine.accelerator, **options) as folder:
+        resumed = folder.load_state(run.parts)
+        tracker = folder.start_tracker(args.wandb)
         tracker.say(messages.start_message(vars(args), setup, machine))
         if resumed:
-            tracker.say(messages.resume_message(state, args.epochs, args.folder))
-        else:
-            environment = describe_environment(machine, setup.files)
-            folder.write("env.json", environment | {"pretrained_sha256": setup.weights.sha256})
+            tracker.say(messages.resume_message(state, run.goes_on, args.folder))
+            restore_best(run, folder, setup)
+        if not (resumed and folder.has("env.json")):
+            folder.write("env.json", describe_environment(machine))
 
         # 4. Epochs.
         try:
-            while state.epoch < args.epochs:
+            while run.goes_on:
                 train_epoch(run, folder)
                 evaluation = evaluate(machine, run.model, run.valid_loader, setup.exam)
-                state.pool(accelerator)
-                metrics = state.finish_epoch(evaluation, len(run.loader.dataset))
+                state.pool(machine.accelerator)
+                metrics = state.finish_epoch(evaluation)
                 tracker.record(metrics.values(), state.updates, metrics.log_text(args.epochs))
-                if machine.is_main and state.best is metrics:
-                    best = setup.as_best(folder.best, args.dataset, metrics.values())
-                    save_best(best, accelerator.unwrap_model(run.model), setup.weights)
-                folder.save_state()
+                if state.best is metrics:
+                    keep_best(run, folder, setup)
+                save(run, folder)
                 if machine.is_main:  # after the save: what only shows must not spoil what was learned
                     messages.show_policy(folder, f"{args.strategy} on {args.dataset}", setup, state)
         except Interrupted:
-            state.pool(accelerator)
-            folder.save_state()
+            save(run, folder)
             advice = f"all is saved in {args.folder / 'LAST'}. Run the same command again to go on."
             raise Interrupted(f"Interrupted; {advice}") from None
 
@@ -147,18 +134,23 @@ def prepare(args: VqaArgs, machine: Machine, setup: Setup) -> Run:
     loader = machine.training_loader(train_set, args.batch_size, args.seed, lengths)
     machine.seed_processes(args.seed)  # the model is built, and the same in all of them
     total_updates = args.epochs * math.ceil(len(loader) / args.accumulate)
-    schedule = make_schedule(joint, warm_up_then_decay(total_updates, args.warmup))
+    total_updates = min(total_updates, args.max_steps or total_updates)
+    schedule = make_schedule(joint, warm_up_then(args.schedule, total_updates, args.warmup))
     question_types = len(train_set.question_types)
     state = TrainState(
         machine.device, setup.labels["live"], question_types, rank=machine.rank, noise=machine.gate_noise
     )
-    machine.accelerator.register_for_checkpointing(schedule, state)
-    return Run(args, machine, model, optimizer, schedule, total_updates, loader, valid_loader, state)
+    bad_steps = BadSteps(args.max_bad_steps, machine.accelerator)
+    return Run(
+        args, machine, model, optimizer, schedule, total_updates, loader, valid_loader, state, bad_steps
+    )
 
 
 def train_epoch(run: Run, folder: RunFolder) -> None:
-    """The steps of one epoch, or what is left of it."""
+    """The steps of one epoch, or what is left of it; RunError if too many of them were not finite."""
     args, machine, state = run.args, run.machine, run.state
+    if state.updates == run.total_updates:
+        return  # stopped between the last step and the end of its epoch
     accelerator = machine.accelerator
     adaptive = accelerator.unwrap_model(run.model)
     run.model.train()
@@ -179,8 +171,10 @@ def train_epoch(run: Run, folder: RunFolder) -> None:
                 output = run.model(**batch["inputs"])
                 loss = vqa_loss(output.outputs, batch["target"])
                 accelerator.backward(loss * part.weight)
+                run.bad_steps.watch(loss, output.outputs, batch["question_id"])
                 if accelerator.sync_gradients:
-                    clip_gradients(accelerator, adaptive.children(), args.clip)
+                    norms = clip_gradients(accelerator, adaptive.children(), args.clip)
+                    run.bad_steps.guard(run.optimizer.optimizer, norms, state.updates + 1)
                 run.optimizer.step()
                 run.optimizer.zero_grad()
 
@@ -195,14 +189,17 @@ def train_epoch(run: Run, folder: RunFolder) -> None:
             run.schedule.step()
             state.updates += 1
             if state.updates % args.log_every == 0:
+                check_steps(run, folder)
                 means = state.means(accelerator)
                 bar.set_postfix_str(messages.progress_text(means, bar, args.batch_size * machine.processes))
                 folder.tracker.record({f"train/{k}": v for k, v in means.items()}, state.updates)
             if machine.should_stop(state.updates):
                 raise Interrupted
             if state.updates % args.save_every == 0:
-                state.pool(accelerator)
-                folder.save_state()
+                save(run, folder)
+            if state.updates == run.total_updates:
+                break  # --max_steps may end an epoch early
+    check_steps(run, folder)
 
 
 def test(args: VqaArgs, machine: Machine, best: Best) -> dict[str, Any]:

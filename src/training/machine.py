@@ -7,7 +7,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.data_loader import prepare_data_loader
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
+    TorchDynamoPlugin,
+    set_seed,
+)
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler, default_convert
 from tqdm import tqdm
 
@@ -44,7 +49,9 @@ class Machine:
         self.accelerator = Accelerator(
             cpu=launched and without_gpu,  # or accelerate takes each process of torchrun for the only one
             mixed_precision="no" if precision == "fp32" else precision,
-            gradient_accumulation_steps=accumulate,
+            # As plugins, because numbers and names would give way to variables of the environment.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulate),
+            dynamo_plugin=TorchDynamoPlugin(backend="no"),
             dataloader_config=DataLoaderConfiguration(non_blocking=True),
             # A copy that no example of a step chose gets no gradient in that step.
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 # "bert" is the earlier implementation's name for its Adam with decoupled decay and without bias correction.
@@ -25,12 +25,15 @@ FUSED = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD)
 class JointOptimizer(torch.optim.Optimizer):
     """Several optimizers that step as one.
 
-    To gradient scaling they are one optimizer: a step with an overflow is skipped by all or by none.
+    To gradient scaling they are one optimizer: a step with an overflow is skipped by all or by none. `skip`,
+    a bool tensor () on the device, leaves out the step if it is true. The fused ones read it on the device;
+    the others make the host wait for it.
     """
 
     def __init__(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         self.optimizers = list(optimizers)
         self.defaults: dict[str, Any] = {}
+        self.skip: Tensor | None = None
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -42,6 +45,10 @@ class JointOptimizer(torch.optim.Optimizer):
 
     def step(self, closure: Callable[[], float] | None = None) -> None:
         for optimizer in self.optimizers:
+            if self.skip is not None and type(optimizer) in FUSED:
+                optimizer.found_inf = self.skip.float()  # as a GradScaler tells them
+            elif self.skip is not None and self.skip:
+                continue
             optimizer.step(closure)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -67,9 +74,14 @@ def make_optimizer(name: str, module: nn.Module, lr: float, weight_decay: float)
     return kind(groups, lr=lr, **({"fused": True} if kind in FUSED else {}))
 
 
-def warm_up_then_decay(steps: int, warmup: float) -> Callable[[int], float]:
-    """Factor on the learning rate: linear from 0 over `warmup` (a share) of the steps, then linear to 0."""
+def warm_up_then(kind: str, steps: int, warmup: float) -> Callable[[int], float]:
+    """Factor on the learning rate: linear from 0 over `warmup` (a share) of the steps, then as `kind` says.
+
+    kind: "linear" falls to 0, "constant" stays.
+    """
     rise = int(steps * warmup)
+    if kind == "constant":
+        return lambda step: step / rise if step < rise else 1.0
     return lambda step: step / rise if step < rise else max(0.0, (steps - step) / max(1, steps - rise))
 
 
@@ -85,8 +97,8 @@ def make_schedule(optimizer: JointOptimizer, factor: Callable[[int], float]) -> 
     return LambdaLR(optimizer, [factor] * first + [lambda step: 1.0] * others)
 
 
-def clip_gradients(accelerator: Accelerator, modules: Iterable[nn.Module], max_norm: float) -> None:
-    """Clip the gradient norm of each module by itself."""
+def clip_gradients(accelerator: Accelerator, modules: Iterable[nn.Module], max_norm: float) -> Tensor:
+    """Clip the gradient norm of each of M modules by itself; returns what the norms (M,) were."""
     accelerator.unscale_gradients()
-    for module in modules:
-        nn.utils.clip_grad_norm_(module.parameters(), max_norm)
+    norms = [nn.utils.clip_grad_norm_(module.parameters(), max_norm) for module in modules]
+    return torch.stack([norm.to(accelerator.device) for norm in norms])  # without gradients it is on the CPU

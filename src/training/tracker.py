@@ -3,22 +3,32 @@
 Each of them is a sink. What only reports never ends what trains: a sink that fails is left out from there on.
 """
 
+import functools
 import json
 import math
 import netrc
 import os
+import re
+import subprocess
+import sys
+import textwrap
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlparse
 
 from tqdm import tqdm
 
-from common.files import read_text, replace_file
+from common.errors import UserError
+from common.files import replace_file
+from common.terminal import printable
+from training.wandb_process import FINISH_TIMEOUT
 
 DEFAULT_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # before and since W&B moved
-LOGIN_TIMEOUT = 20  # seconds; a network that does not answer must not hold up a training run
+MOST_WAITING = 1 << 24  # bytes that W&B may be behind
 
 Values = Mapping[str, Any]  # by name: numbers, dictionaries of numbers, and paths of pictures
 
@@ -44,7 +54,7 @@ class Tracker:
         try:
             self.sinks.append(make())
         except Exception as error:
-            self.say(f"One way of reporting is left out ({type(error).__name__}: {error}).")
+            self.say(wrapped(f"One way of reporting is left out ({type(error).__name__}: {error})."))
 
     def say(self, text: str) -> None:
         """A text for people: above the progress bar and in train.log."""
@@ -52,6 +62,7 @@ class Tracker:
 
     def record(self, values: Values, step: int, text: str = "") -> None:
         """Numbers and pictures of an optimizer step, and what people read of them."""
+        text = printable(text)  # the log, too, is for terminals
         self._each(lambda sink: sink.write(text, values, step))
 
     def close(self) -> None:
@@ -61,9 +72,13 @@ class Tracker:
         for sink in list(self.sinks):
             try:
                 act(sink)
-            except Exception as error:  # a sink may be anybody's code; the run is worth more than its report
+            except KeyboardInterrupt:
+                raise
+            except (
+                BaseException
+            ) as error:  # a sink may be anybody's code; the run is worth more than its report
                 self.sinks.remove(sink)
-                self.say(f"{type(sink).__name__} failed and is left out from here on: {error}")
+                self.say(wrapped(f"{type(sink).__name__} failed and is left out from here on: {error}"))
 
 
 class Terminal(Sink):
@@ -86,76 +101,130 @@ class LogFile(Sink):
                 file.write(text + "\n")
 
 
-class JsonLines(Sink):
-    """Numbers at the end of a file, a JSON object for each time. A number that is none becomes null.
+class Curves(Sink):
+    """Numbers in memory, a line of JSON for each time, to be saved with the state of the run."""
 
-    What the file has beyond step `resumed_at` is dropped: the run goes on there and will write it again.
-    """
-
-    def __init__(self, path: Path, resumed_at: int) -> None:
-        self.path = path
-        if path.exists():
-            lines = read_text(path).splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and _step(line) <= resumed_at]
-            if kept != lines:
-                replace_file(path, kept)
+    def __init__(self) -> None:
+        self.lines: list[str] = []
 
     def write(self, text: str, values: Values, step: int) -> None:
-        numbers = {name: _json(value) for name, value in values.items() if not isinstance(value, Path)}
-        if numbers:
+        self.lines += _line(values, step)
+
+
+class JsonLines(Sink):
+    """The same at the end of a file, which begins with `lines`, whatever it held before."""
+
+    def __init__(self, path: Path, lines: Sequence[str]) -> None:
+        self.path = path
+        if path.exists() or lines:
+            replace_file(path, lines)
+
+    def write(self, text: str, values: Values, step: int) -> None:
+        if lines := _line(values, step):
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **numbers}, allow_nan=False) + "\n")
+                file.writelines(lines)
 
 
 class Wandb(Sink):
     """Curves and pictures in Weights & Biases; a resumed run goes on with its own curves.
 
     mode: "auto" (online if logged in, else offline), "online" or "offline". Where the server does not answer,
-    curves are kept offline, and `say` is told.
+    curves are kept offline, and `say` is told. All of it happens in another process, that of
+    `training.wandb_process`, which nobody waits for before the run ends: W&B may hang, exit or be killed.
     """
 
     def __init__(self, folder: Path, config: Values, mode: str, say: Callable[[str], None]) -> None:
-        # Imported here: it takes a second, and those who turn it off should not pay.
-        import wandb
-
-        if mode == "auto":
-            mode = os.environ.get("WANDB_MODE") or ("online" if _logged_in() else "offline")
-        if mode == "offline":
-            # Its error reports would go out all the same.
-            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-        settings = wandb.Settings(silent=True, init_timeout=LOGIN_TIMEOUT, console="off")
         options = {
-            "project": "lxmert-spottune",
+            "project": os.environ.get("WANDB_PROJECT") or "lxmert-spottune",
             "name": folder.name,
             "id": _run_id(folder / "wandb_id"),
             "resume": "allow",
             "dir": str(folder),
             "config": dict(config),
-            "settings": settings,
+            "mode": _mode(mode),
         }
-        try:
-            self._run = wandb.init(mode=mode, **options)
-        except (wandb.errors.Error, OSError) as error:
-            say(f"W&B did not answer ({error}); curves are kept offline in {folder / 'wandb'}.")
-            self._run = wandb.init(mode="offline", **options)
-        self._image = wandb.Image
+        # An empty variable is one that is not set, which W&B does not think.
+        environment = {k: v for k, v in os.environ.items() if v or not k.startswith("WANDB_")}
+        environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "WANDB_X_STATS_PID": str(os.getpid())}
+        if options["mode"] == "offline":
+            # Its error reports would go out all the same.
+            environment.setdefault("WANDB_ERROR_REPORTING", "false")
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "training.wandb_process", json.dumps(options, default=str)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+            start_new_session=True,  # a Ctrl-C is not for it
+        )
+        self._to, self._from = self._process.stdin, self._process.stdout
+        for pipe in (self._to, self._from):
+            os.set_blocking(pipe.fileno(), False)
+        self._say, self._runs = say, folder / "wandb"
+        self._waiting, self._heard = bytearray(), b""
 
     def write(self, text: str, values: Values, step: int) -> None:
         if values:
-            shown = {k: self._image(str(v)) if isinstance(v, Path) else v for k, v in values.items()}
-            self._run.log(shown, step=step)
+            pictures = {name: str(value) for name, value in values.items() if isinstance(value, Path)}
+            numbers = {name: value for name, value in values.items() if name not in pictures}
+            self._waiting += json.dumps([numbers, pictures, step], default=float).encode() + b"\n"
+            self._exchange()
 
     def close(self) -> None:
-        self._run.finish()
+        # Closing the pipe would say nothing: processes that read data have it open, too.
+        self._waiting += b"null\n"
+        deadline = time.monotonic() + FINISH_TIMEOUT
+        while self._process.poll() is None and time.monotonic() < deadline:
+            self._exchange()
+            time.sleep(0.02)
+        self._exchange()
+        if self._process.poll() is None:
+            self._fail(f"it did not end in {FINISH_TIMEOUT} s; its curves are in {self._runs}")
+
+    def _exchange(self) -> None:
+        """Hand over what can be taken now and pass on what was said; RuntimeError if W&B has given up."""
+        code = self._process.poll()
+        with suppress(BlockingIOError, BrokenPipeError):
+            while self._waiting:
+                del self._waiting[: os.write(self._to.fileno(), self._waiting)]
+        with suppress(BlockingIOError):
+            while piece := os.read(self._from.fileno(), 1 << 16):
+                self._heard += piece
+        *lines, self._heard = self._heard.split(b"\n")
+        for line in lines:
+            kind, text = json.loads(line)
+            if kind == "fail":
+                self._fail(text)
+            self._say(wrapped(text))
+        if code is not None and (code or self._waiting):
+            self._fail(f"its process ended with exit code {code}")
+        if len(self._waiting) > MOST_WAITING:
+            self._fail("it does not take what is logged")
+
+    def _fail(self, reason: str) -> NoReturn:
+        self._process.kill()
+        raise RuntimeError(reason)
 
 
-def open_tracker(folder: Path, config: Values, wandb: str, resumed_at: int) -> Tracker:
-    """The sinks of a run in `folder`; `wandb` is a mode of `Wandb`, or "off"."""
-    tracker = Tracker([Terminal(), LogFile(folder / "train.log")])
-    tracker.add(lambda: JsonLines(folder / "metrics.jsonl", resumed_at))
+def open_tracker(folder: Path, config: Values, wandb: str, curves: Curves) -> Tracker:
+    """The sinks of a run in `folder` that goes on after `curves`; `wandb` is a mode of `Wandb`, or "off"."""
+    tracker = Tracker([Terminal(), LogFile(folder / "train.log"), curves])
+    tracker.add(lambda: JsonLines(folder / "metrics.jsonl", curves.lines))
     if wandb != "off":
         tracker.add(lambda: Wandb(folder, config, wandb, tracker.say))
     return tracker
+
+
+def _line(values: Values, step: int) -> list[str]:
+    """The line of an optimizer step; none without numbers. A number that is none becomes null."""
+    numbers = {name: _json(value) for name, value in values.items() if not isinstance(value, Path)}
+    return [json.dumps({"step": step, **numbers}, allow_nan=False) + "\n"] if numbers else []
+
+
+def wrapped(text: str) -> str:
+    """The text in lines that fit a terminal; paths stay whole."""
+    fill = functools.partial(textwrap.fill, width=80, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(line if line.startswith(" ") else fill(line) for line in text.split("\n"))
 
 
 def _json(value: Any) -> Any:
@@ -164,21 +233,23 @@ def _json(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _step(line: str) -> float:
-    """The step of a line of metrics.jsonl; infinite if the line is damaged, so that it is dropped."""
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf
-
-
 def _run_id(file: Path) -> str:
-    """The id of the run in W&B, kept from one call to the next."""
-    name = file.read_text(encoding="utf-8").strip() if file.exists() else ""
-    if not name.isalnum():
-        name = uuid.uuid4().hex[:12]
+    """The id of the run in W&B, kept from one call to the next if the disk allows it."""
+    with suppress(OSError):
+        name = file.read_text(encoding="ascii", errors="replace").strip()
+        if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
+            return name
+    name = uuid.uuid4().hex[:12]
+    with suppress(UserError):
         replace_file(file, name)
     return name
+
+
+def _mode(requested: str) -> str:
+    """What "auto" means here."""
+    if requested != "auto":
+        return requested
+    return os.environ.get("WANDB_MODE") or ("online" if _logged_in() else "offline")
 
 
 def _logged_in() -> bool:

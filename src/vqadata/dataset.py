@@ -51,6 +51,7 @@ class VqaDataset(Dataset):
         self.stores = stores
         self.token_ids = token_ids
         self.token_lengths = token_lengths
+        self.images = list(dict.fromkeys(record["img_id"] for record in records))
         self.question_ids = np.array([record["question_id"] for record in records], np.int64)
         self.places = stores.locate(record["img_id"] for record in records)
         self.question_types, self.question_type = np.unique(

@@ -20,6 +20,7 @@ from common.files import (
     check_name,
     flush,
     latest_complete,
+    lock_file,
     parse_json,
     read_json,
     read_text,
@@ -233,6 +234,31 @@ def test_a_name_that_could_lead_elsewhere_is_refused(name: str) -> None:
 @pytest.mark.parametrize("name", ["a", "vqav2", "my_run-1.b", "_x", "0"])
 def test_a_plain_name_is_a_name(name: str) -> None:
     assert check_name("version", name) == name
+
+
+def test_a_name_that_no_disk_can_hold_is_refused_and_the_longest_fits(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"the split name a{20}\.\.\. has 201 characters; 200 are allowed"):
+        check_name("split", "a" * 201)
+    replace_file(tmp_path / f"{check_name('split', 'a' * 200)}.safetensors", "text")  # and its file aside
+
+
+@pytest.mark.parametrize("refusal", ["ENOLCK", "ENOSYS", "EOPNOTSUPP", "EINVAL", "EIO", "EPERM"])
+@pytest.mark.parametrize("wait", [True, False])
+def test_a_disk_without_locks_says_neither_yes_nor_no(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: str, wait: bool
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(getattr(errno, refusal), "refused")
+
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    with (tmp_path / ".lock").open("w") as file:
+        assert lock_file(file, wait=wait) is None
+
+
+def test_a_lock_that_somebody_has_is_not_given_twice(tmp_path: Path) -> None:
+    with (tmp_path / ".lock").open("w") as mine, (tmp_path / ".lock").open("w") as other:
+        assert lock_file(mine) is True
+        assert lock_file(other) is False
 
 
 def test_what_a_test_of_files_needs_is_really_json(tmp_path: Path) -> None:

@@ -34,6 +34,38 @@ class Run:
     def finish(self): raise OSError('no space')
 def init(**options): return Run()
 """,
+    "is killed in log": """
+import os
+class Run:
+    def log(self, values, step=None): os.kill(os.getpid(), 9)
+    def finish(self): pass
+def init(**options): return Run()
+""",
+    "hangs at its import": "import time; time.sleep(1000)",
+    "hangs in init": "import time\ndef init(**options): time.sleep(1000)",
+    "hangs in log": """
+import time
+class Run:
+    def log(self, values, step=None): time.sleep(1000)
+    def finish(self): pass
+def init(**options): return Run()
+""",
+    "hangs in finish": """
+import time
+class Run:
+    def log(self, values, step=None): pass
+    def finish(self): time.sleep(1000)
+def init(**options): return Run()
+""",
+    "is not installed": "raise ModuleNotFoundError(\"No module named 'wandb'\")",
+    "prints and draws random numbers": """
+import random, sys
+class Run:
+    def log(self, values, step=None):
+        print("nonsense"); print("nonsense", file=sys.stderr); random.seed(5); random.random()
+    def finish(self): pass
+def init(**options): return Run()
+""",
     "exits in log": """
 class Run:
     def log(self, values, step=None): raise SystemExit(1)
@@ -99,6 +131,10 @@ def stand_in(text: str) -> Hook:
         rest = "" if "VERSION" in text else REST_OF_WANDB
         Path("packages/wandb.py").write_text(rest + text)
         sys.path.insert(0, str(Path("packages").resolve()))
+        if "time.sleep" in text:  # else it is given a minute at the end of the run
+            from training import tracker
+
+            tracker.FINISH_TIMEOUT = 3
 
     return hook
 
@@ -158,13 +194,35 @@ def reader_gone() -> None:
     os.close(reading)
 
 
+def full_errors() -> None:
+    os.dup2(os.open("/dev/full", os.O_WRONLY), 2)
+
+
+def no_drawing_library() -> None:
+    """A matplotlib that is there and cannot be imported."""
+    sys.modules["report.policy_plot"] = None
+
+
+def programs(**scripts: str) -> Callable[[Place], None]:
+    """Programs of these names come first on the PATH, which the case has to begin with `programs`."""
+
+    def act(place: Place) -> None:
+        (place.root / "programs").mkdir()
+        for name, script in scripts.items():
+            program = place.root / "programs" / name
+            program.write_text(f"#!/bin/sh\n{script}\n")
+            program.chmod(0o755)
+
+    return act
+
+
 def failing_pictures() -> None:
-    from tasks.finetune import messages
+    from report import policy_plot
 
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("a bug of the drawing library")
 
-    messages.draw_policy = fail
+    policy_plot.draw_policy = fail
 
 
 def log_lost() -> None:
@@ -192,6 +250,7 @@ def metrics_lost() -> None:
 
 ONLINE, AUTO = ("--wandb", "online"), ("--wandb", "auto")
 RUN = "snap/vqa/run"
+PROGRAMS = {"PATH": f"programs:{os.environ['PATH']}"}
 CHANNELS = [
     Channel("W&B: a key but no network", AUTO, KEY | NO_NETWORK, offline=True, pictures=True, quick=True),
     Channel("W&B: --wandb online, no network", ONLINE, KEY | NO_NETWORK, offline=True, pictures=True),
@@ -236,6 +295,39 @@ CHANNELS = [
     Channel(
         "wandb_id is a directory", ("--wandb", "offline"), before=directory(f"{RUN}/wandb_id"), pictures=True
     ),
+    Channel(
+        "W&B: odd settings in the environment",
+        AUTO,
+        {
+            "WANDB_SILENT": "perhaps",
+            "WANDB_INIT_TIMEOUT": "soon",
+            "WANDB_ENTITY": "nobody",
+            "WANDB_PROJECT": "p",
+        },
+        offline=True,
+        pictures=True,
+        quick=True,
+    ),
+    Channel(
+        "W&B: a broken settings file",
+        AUTO,
+        {"WANDB_CONFIG_DIR": "config"},
+        before=file("config/settings", b"[default\n\xff\xfe\x00"),
+        offline=True,
+        pictures=True,
+    ),
+    Channel("W&B: its folder is a file", AUTO, before=file(f"{RUN}/wandb"), pictures=True),
+    Channel("git: hangs", env=PROGRAMS, before=programs(git="sleep 300"), fresh=True),
+    Channel("git: says nonsense", env=PROGRAMS, before=programs(git="printf '\\377\\376'"), fresh=True),
+    Channel("stderr: on a full disk", ("--tqdm",), hook=full_errors, quick=True),
+    Channel("stderr: its reader has gone", ("--tqdm",), shell="{} 2> >(true)", fresh=True),
+    Channel(
+        "stdout and stderr: | head -1, in one pipe",
+        ("--tqdm",),
+        env={"PYTHONUNBUFFERED": "1"},
+        shell="{} 2>&1 | head -1; exit ${{PIPESTATUS[0]}}",
+        fresh=True,
+    ),
     Channel("stdout: closed", hook=closed(1), fresh=False),
     Channel("stdout: its reader has gone", hook=reader_gone, quick=True),
     Channel(
@@ -254,6 +346,7 @@ CHANNELS = [
     Channel("visualizations is a file", before=file("visualizations"), pictures=True, quick=True),
     Channel("visualizations is unwritable", before=unwritable("visualizations"), pictures=True),
     Channel("visualizations/run is a file", before=file("visualizations/run"), pictures=True),
+    Channel("the drawing library cannot be imported", hook=no_drawing_library, pictures=True),
     Channel("drawing raises", hook=failing_pictures, pictures=True, quick=True),
     Channel(
         "MPLBACKEND of a notebook",

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 TIMES = re.compile(r"second|time|memory")
 DAMAGED = "damaged"
 HASHES = "sha256"  # of files that hold times
+RECORD = "record.json"
 
 
 def difference(ours: Path, theirs: Path) -> str | None:
@@ -65,7 +66,10 @@ def state(folder: Path) -> dict[str, Any]:
                 with safe_open(path, framework="pt") as tensors:
                     found |= {f"{name}: {key}": tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118
             elif path.suffix == ".json":
-                found |= dict(_flatten(name, json.loads(path.read_text(encoding="utf-8"))))
+                content = json.loads(path.read_text(encoding="utf-8"))
+                if path.name == RECORD:
+                    content.pop("arguments", None)  # paths and flags that decide no number
+                found |= dict(_flatten(name, content))
         except (SafetensorError, ValueError):
             found[name] = DAMAGED
     return found

@@ -202,10 +202,9 @@ def send_self(number: int) -> Callable[[], None]:
 
 def draw_nothing() -> None:
     """Leave out the pictures, which take half of the time of so small a run."""
-    from tasks.finetune import messages
+    from report import policy_plot
 
-    if hasattr(messages, "draw_policy"):
-        messages.draw_policy = lambda *_, **__: None
+    policy_plot.draw_policy = lambda *_, **__: None
 
 
 # ---------------------------------------------------------------------- preparations

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from matplotlib.collections import PatchCollection, QuadMesh
 from matplotlib.colors import to_hex, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from tests.helpers.paths import SRC
 
 from common.errors import RunError
 from report.policy_plot import DEAD_LABEL, draw_policy, draw_run, policy_figure, question_type_figure
@@ -251,6 +255,20 @@ def test_a_run_is_drawn_as_it_was_in_its_last_epoch(tmp_path: Path) -> None:
     with np.load(run / "usage.npz") as usage:
         draw_policy(usage, usage["val"][-1], "mine: validation, epoch 2", tmp_path / "expected.png")
     assert np.array_equal(imread(tmp_path / "pictures" / "policy_val.png"), imread(tmp_path / "expected.png"))
+
+
+def test_names_with_dollars_are_no_formulas(tmp_path: Path) -> None:
+    types = {"question_types": np.array(["how many $", r"$\frac{"])}
+    draw_run(Run(write_usage(tmp_path / "a $x^{ run$", **types)), tmp_path / "pictures")
+    assert (tmp_path / "pictures" / "policy_by_question_type.png").is_file()
+
+
+@pytest.mark.parametrize("backend", ["nonsense", "module://matplotlib_inline.backend_inline"])
+def test_pictures_need_no_window_whatever_the_users_back_end_is(backend: str) -> None:
+    code = "import report.policy_plot, matplotlib; print(matplotlib.rcParams['backend'])"
+    environment = {**os.environ, "MPLBACKEND": backend, "PYTHONPATH": str(SRC)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "agg\n"), done.stderr
 
 
 def test_usage_that_cannot_be_drawn_is_named_and_leaves_no_picture(tmp_path: Path) -> None:

@@ -2,27 +2,29 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tests.helpers.paths import SRC
 
-from training.tracker import Tracker, open_tracker
+from training.tracker import Curves, Tracker, open_tracker
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def make(folder: Path, wandb: str = "off", resumed_at: int = 0, **config: Any) -> Tracker:
-    return open_tracker(folder, config, wandb, resumed_at)
+def make(folder: Path, wandb: str = "off", curves: Curves | None = None, **config: Any) -> Tracker:
+    return open_tracker(folder, config, wandb, curves or Curves())
 
 
 def test_what_is_said_goes_to_the_terminal_and_the_log(
@@ -45,21 +47,15 @@ def test_metrics_are_lines_with_their_step_and_no_number_is_null(tmp_path: Path)
     ]
 
 
-def test_a_resumed_run_goes_on_behind_what_was_there(tmp_path: Path) -> None:
-    for step, text in ((1, "first"), (2, "second")):
-        make(tmp_path, resumed_at=step - 1).record({"x": step}, step, text)
+def test_a_resumed_run_goes_on_behind_what_was_saved_whatever_its_file_holds(tmp_path: Path) -> None:
+    curves = Curves()
+    make(tmp_path, curves=curves).record({"x": 1}, 1, "first")
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "x": "lost"}\n{"step": 3, "x"')  # written after the save, then killed
+    make(tmp_path, curves=curves).record({"x": 2}, 2, "second")
     assert (tmp_path / "train.log").read_text() == "first\nsecond\n"
     assert [line["x"] for line in lines(tmp_path)] == [1, 2]
-
-
-def test_resuming_drops_later_lines_and_damaged_ones(tmp_path: Path) -> None:
-    tracker = make(tmp_path)
-    for step in (1, 2, 3, 4):
-        tracker.record({"x": step}, step)
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('[]\n{"step": 2, "x"')  # the machine stopped while writing
-    make(tmp_path, resumed_at=2).record({"x": "again"}, 3)
-    assert [(line["step"], line["x"]) for line in lines(tmp_path)] == [(1, 1), (2, 2), (3, "again")]
+    assert curves.lines == (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
 
 
 def test_without_sinks_nothing_is_said(capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,80 +118,143 @@ def test_a_file_that_cannot_be_written_does_not_end_the_run(
     assert len((tmp_path / other).read_text().splitlines()) >= 2
 
 
-def test_a_broken_installation_of_wandb_is_no_reason_not_to_train(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace())
-    make(tmp_path, "offline").record({"x": 1}, 1)
-    assert "One way of reporting is left out (AttributeError" in capsys.readouterr().out
+class Exiting(Broken):
+    """A sink that wants to end the process."""
+
+    def write(self, text: str, values: dict[str, Any], step: int) -> None:
+        raise SystemExit(3)
+
+
+def test_a_sink_cannot_end_the_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tracker = make(tmp_path)
+    tracker.sinks.insert(0, Exiting("write"))
+    tracker.record({"x": 1}, 1, "hello")
+    assert "Exiting failed and is left out from here on: 3" in capsys.readouterr().out
     assert lines(tmp_path) == [{"step": 1, "x": 1}]
 
 
+def test_ctrl_c_in_a_sink_is_no_failure_of_the_sink(tmp_path: Path) -> None:
+    class Interrupting(Broken):
+        def write(self, text: str, values: dict[str, Any], step: int) -> None:
+            raise KeyboardInterrupt
+
+    tracker = Tracker([Interrupting("write")])
+    with pytest.raises(KeyboardInterrupt):
+        tracker.say("hello")
+    assert len(tracker.sinks) == 1
+
+
+def test_neither_terminal_nor_log_gets_what_a_terminal_obeys(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(tmp_path).say("the answer \x1b[31m\ud83d\tis\nred")
+    for said in (capsys.readouterr().out, (tmp_path / "train.log").read_text(encoding="utf-8")):
+        assert said == "the answer \\x1b[31m\\ud83d\tis\nred\n"
+
+
+# A package of the name wandb that keeps what it is asked for in the file `calls` beside it.
+STAND_IN = """
+import json, os, sys, time
+from pathlib import Path
+
+def note(what, **details):
+    with Path(__file__).with_name("calls").open("a") as file:
+        file.write(json.dumps([what, details]) + "\\n")
+
+class Settings:
+    def __init__(self, **options): pass
+
+class Image:
+    def __init__(self, path): self.path = path
+
+class Run:
+    offline = False
+    def log(self, values, step):
+        pictures = {k: f"image of {v.path}" for k, v in values.items() if isinstance(v, Image)}
+        note("log", values=values | pictures, step=step)
+    def finish(self): note("finish")
+
+def init(settings, **options):
+    variables = sorted(name for name in os.environ if name.startswith("WANDB_"))
+    note("init", **options, variables=variables)
+    return Run()
+"""
+
+
 class FakeWandb:
-    """Records what W&B is asked for; `answers` false is a server that cannot be reached."""
+    """In place of W&B, for a user who has never logged in."""
 
-    def __init__(self, answers: bool = True) -> None:
-        self.answers = answers
-        self.started: list[dict[str, Any]] = []
-        self.logged: list[tuple[dict[str, Any], int]] = []
-        self.finished = 0
-        self.errors = SimpleNamespace(Error=type("Error", (Exception,), {}))
+    def __init__(self, folder: Path) -> None:
+        self.package = folder / "wandb.py"
+        self.write("")
 
-    def init(self, **options: Any) -> FakeWandb:
-        self.started.append(options)
-        if options["mode"] == "online" and not self.answers:
-            raise self.errors.Error("timed out")
-        return self
+    def write(self, more: str) -> None:
+        """Let it have more code, which overrides the other."""
+        self.package.write_text(STAND_IN + more)
 
-    def Settings(self, **options: Any) -> dict[str, Any]:
-        return options
-
-    def Image(self, path: str) -> str:
-        return f"image of {path}"
-
-    def log(self, metrics: dict[str, Any], step: int) -> None:
-        self.logged.append((metrics, step))
-
-    def finish(self) -> None:
-        self.finished += 1
+    def calls(self, name: str) -> list[dict[str, Any]]:
+        file = self.package.with_name("calls")
+        calls = map(json.loads, file.read_text().splitlines() if file.exists() else [])
+        return [details for what, details in calls if what == name]
 
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeWandb:
-    """In place of W&B, for a user who has never logged in."""
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
-    (tmp_path / "home").mkdir()
+    for folder in ("home", "packages"):
+        (tmp_path / folder).mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    wandb = FakeWandb()
-    monkeypatch.setitem(sys.modules, "wandb", wandb)
-    return wandb
+    monkeypatch.syspath_prepend(str(tmp_path / "packages"))
+    return FakeWandb(tmp_path / "packages")
 
 
 def modes(fake: FakeWandb, folder: Path, wandb: str) -> list[str]:
-    make(folder, wandb)
-    return [options["mode"] for options in fake.started]
+    make(folder, wandb).close()
+    return [options["mode"] for options in fake.calls("init")]
 
 
 def test_metrics_and_pictures_reach_wandb_with_their_step(fake: FakeWandb, tmp_path: Path) -> None:
     tracker = make(tmp_path, "auto", lr=1)
-    tracker.record({"x": 1}, 4)
+    tracker.record({"x": 1, "by_type": {"colour": 0.5}}, 4)
     tracker.record({"policy": Path("policy.png")}, 5)
     tracker.say("nothing for W&B")
     tracker.close()
-    assert fake.started[0]["config"] == {"lr": 1}
-    assert fake.logged == [({"x": 1}, 4), ({"policy": "image of policy.png"}, 5)]
-    assert fake.finished == 1
+    assert fake.calls("init")[0]["config"] == {"lr": 1}
+    assert [(call["values"], call["step"]) for call in fake.calls("log")] == [
+        ({"x": 1, "by_type": {"colour": 0.5}}, 4),
+        ({"policy": "image of policy.png"}, 5),
+    ]
+    assert len(fake.calls("finish")) == 1
 
 
 def test_a_resumed_run_has_the_same_curves_and_another_run_others(fake: FakeWandb, tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
     for name in ("a", "a", "b"):
-        make(tmp_path / name, "auto")
-    first, again, other = (options["id"] for options in fake.started)
+        make(tmp_path / name, "auto").close()
+    first, again, other = (options["id"] for options in fake.calls("init"))
     assert first == again != other
-    assert {options["resume"] for options in fake.started} == {"allow"}
+    assert {options["resume"] for options in fake.calls("init")} == {"allow"}
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"../../other", "größe".encode(), None])
+def test_an_id_that_cannot_be_used_is_replaced(
+    fake: FakeWandb, tmp_path: Path, content: bytes | None
+) -> None:
+    file = tmp_path / "wandb_id"
+    file.mkdir() if content is None else file.write_bytes(content)
+    make(tmp_path, "auto").close()
+    (call,) = fake.calls("init")
+    assert re.fullmatch("[0-9a-f]{12}", call["id"])
+    assert file.is_dir() or file.read_text() == call["id"]
+
+
+def test_the_users_project_is_taken(fake: FakeWandb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, "auto").close()
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    make(tmp_path, "auto").close()
+    assert [options["project"] for options in fake.calls("init")] == ["lxmert-spottune", "mine"]
 
 
 def test_auto_without_a_login_is_offline(fake: FakeWandb, tmp_path: Path) -> None:
@@ -253,25 +312,163 @@ def test_a_mode_that_was_asked_for_is_taken(
     assert modes(fake, tmp_path, mode) == [mode]
 
 
-def test_a_server_that_does_not_answer_costs_one_line(
-    fake: FakeWandb, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_an_empty_variable_counts_as_none(
+    fake: FakeWandb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fake.answers = False
-    tracker = make(tmp_path, "online")
-    assert [options["mode"] for options in fake.started] == ["online", "offline"]
-    said = capsys.readouterr().out
-    assert said.count("\n") == 1
-    assert "timed out" in said and "offline" in said
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_ENTITY"):
+        monkeypatch.setenv(name, "")
+    assert modes(fake, tmp_path, "auto") == ["offline"]
+    assert "WANDB_ENTITY" not in fake.calls("init")[0]["variables"]
+
+
+BEGINS_OFFLINE_ONLY = """
+def init(settings, mode, **options):
+    note("init", mode=mode, id=options["id"], pid=os.getpid(), own="WANDB_ENTITY" in os.environ)
+    if mode != "offline" or "WANDB_ENTITY" in os.environ:
+        {what}
+    return Run()
+"""
+
+
+@pytest.mark.parametrize("what", ["raise RuntimeError('timed out')", "sys.exit(0)", "time.sleep(1000)"])
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_what_does_not_begin_begins_again_offline_without_the_users_settings(
+    fake: FakeWandb,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    what: str,
+    mode: str,
+) -> None:
+    fake.write(
+        "import training.wandb_process\ntraining.wandb_process.INIT_TIMEOUT = 0.2\n"
+        "sys.modules['__main__'].INIT_TIMEOUT = 0.2\n" + BEGINS_OFFLINE_ONLY.format(what=what)
+    )
+    monkeypatch.setenv("WANDB_ENTITY", "nobody")
+    tracker = make(tmp_path, mode)
     tracker.record({"x": 1}, 1)
-    assert fake.logged == [({"x": 1}, 1)]
+    tracker.close()
+    first, second = fake.calls("init")
+    assert (first["mode"], second["mode"], second["own"]) == (mode, "offline", False)
+    assert first["id"] == second["id"]
+    assert [call["values"] for call in fake.calls("log")] == [{"x": 1}]
+    said = capsys.readouterr().out
+    assert said.count("W&B did not begin") == 1
+    assert ("timed out" in said) == ("timed out" in what)
+    assert max(map(len, said.splitlines())) <= 80
+
+
+IN_LOG = "class Run(Run):\n    def log(self, values, step): {}\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("raise RuntimeError('half installed')", "RuntimeError: half installed"),
+        ("sys.exit(0)", "SystemExit: 0"),
+        ("del init", "AttributeError: module 'wandb' has no attribute 'init'"),
+        ("import no_such_package", "ModuleNotFoundError: No module named 'no_such_package'"),
+        (IN_LOG.format("raise ValueError('bad value')"), "ValueError: bad value"),
+        (IN_LOG.format("sys.exit(0)"), "SystemExit: 0"),
+        (IN_LOG.format("os._exit(3)"), "its process ended with exit code 3"),
+        (IN_LOG.format("os.kill(os.getpid(), 9)"), "its process ended with exit code -9"),
+        ("class Run(Run):\n    def finish(self): raise OSError('no space')", "OSError: no space"),
+    ],
+)
+def test_wandb_that_fails_costs_one_sentence(
+    fake: FakeWandb, tmp_path: Path, capsys: pytest.CaptureFixture[str], code: str, reason: str
+) -> None:
+    fake.write(code)
+    tracker = make(tmp_path, "offline")
+    for step in (1, 2, 3):
+        tracker.record({"x": step}, step)
+    tracker.close()
+    assert [line["x"] for line in lines(tmp_path)] == [1, 2, 3]
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.endswith(f"Wandb failed and is left out from here on: {reason}")
+    assert said.count("left out") == 1
+
+
+@pytest.mark.parametrize("where", ["log(self, values, step)", "finish(self)"])
+def test_wandb_that_hangs_is_ended_in_the_end_and_holds_up_nothing_before(
+    fake: FakeWandb,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    where: str,
+) -> None:
+    fake.write(f"class Run(Run):\n    def {where}: time.sleep(1000)\n")
+    monkeypatch.setattr("training.tracker.FINISH_TIMEOUT", 1)
+    tracker = make(tmp_path, "offline")
+    process = tracker.sinks[-1]._process
+    begin = time.monotonic()
+    for step in range(100):  # more than its pipe takes
+        tracker.record({"x" * 2000: step}, step)
+    assert time.monotonic() - begin < 1
+    tracker.close()
+    assert "Wandb failed and is left out from here on: it did not end in 1 s" in capsys.readouterr().out
+    assert process.wait(timeout=10) == -signal.SIGKILL
+
+
+def test_wandb_that_takes_nothing_is_left_out_before_it_fills_the_memory(
+    fake: FakeWandb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.write("time.sleep(1000)")
+    monkeypatch.setattr("training.tracker.MOST_WAITING", 100_000)
+    tracker = make(tmp_path, "offline")
+    for step in range(200):
+        tracker.record({"x" * 2000: step}, step)
+    assert capsys.readouterr().out.count("it does not take what is logged") == 1
+    assert len(lines(tmp_path)) == 200
+
+
+def test_processes_that_read_data_do_not_keep_the_end_from_wandb(fake: FakeWandb, tmp_path: Path) -> None:
+    tracker = make(tmp_path, "offline")
+    reader = os.fork()
+    if not reader:
+        time.sleep(60)
+        os._exit(0)
+    try:
+        begin = time.monotonic()
+        tracker.close()
+        assert time.monotonic() - begin < 20
+    finally:
+        os.kill(reader, signal.SIGKILL)
+        os.waitpid(reader, 0)
+    assert len(fake.calls("finish")) == 1
+
+
+def test_signals_that_end_a_run_leave_its_curves_to_be_finished(fake: FakeWandb, tmp_path: Path) -> None:
+    tracker = make(tmp_path, "offline")
+    tracker.record({"x": 1}, 1)
+    while not fake.calls("log"):
+        time.sleep(0.01)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        tracker.sinks[-1]._process.send_signal(number)
+    tracker.close()
+    assert len(fake.calls("finish")) == 1
+
+
+def test_a_killed_run_leaves_its_curves_whole(fake: FakeWandb, tmp_path: Path) -> None:
+    script = "import os, sys; from pathlib import Path; from training.tracker import Curves, open_tracker\n"
+    script += (
+        "tracker = open_tracker(Path(sys.argv[1]), {}, 'offline', Curves()); tracker.record({'x': 1}, 1)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{fake.package.parent}:{SRC}"}
+    command = [sys.executable, "-c", script + "os.kill(os.getpid(), 9)", str(tmp_path)]
+    subprocess.run(command, env=environment, timeout=60)
+    deadline = time.monotonic() + 10
+    while not fake.calls("finish") and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert [call["values"] for call in fake.calls("log")] == [{"x": 1}]
+    assert len(fake.calls("finish")) == 1
 
 
 SCRIPT = """
 import sys
 from pathlib import Path
-from training.tracker import open_tracker
-tracker = open_tracker(Path(sys.argv[1]), {"lr": 1}, "auto", 0)
-print("offline:", tracker.sinks[-1]._run.settings._offline)
+from training.tracker import Curves, open_tracker
+tracker = open_tracker(Path(sys.argv[1]), {"lr": 1}, "auto", Curves())
 tracker.record({"x": 1}, 1)
 tracker.close()
 """
@@ -315,6 +512,7 @@ def test_the_real_wandb_without_a_login_asks_nobody_and_keeps_curves_offline(
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "offline: True\n"
+    sync = f"W&B's curves are kept offline. To send them:\n  wandb sync {tmp_path}/wandb/offline-run-*\n"
+    assert done.stdout == sync
     assert list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
     assert calls == []

@@ -95,10 +95,25 @@ class VqaArgs:
     batch_size: int | None = flag(None, "Examples a step and process.", old="batchSize", section="training")
     lr: float | None = flag(None, "Peak learning rate: linear warm-up, then linear decay to 0.")
     epochs: int | None = flag(None, "Passes over the training data.")
+    max_steps: int | None = flag(None, "End after so many optimizer steps, if that is before the last epoch.")
+    patience: int | None = flag(
+        None, "End when validation accuracy has had no new best for so many epochs. Default: never."
+    )
+    schedule: str = flag(
+        "linear",
+        "Learning rate after the warm-up: linear falls to 0 at the last step, constant stays. A constant one "
+        "with --warmup 0 lets a run be taken up again with more --epochs.",
+        choices=("linear", "constant"),
+    )
     optim: str = flag("adamw", "Optimizer of the model.", choices=tuple(OPTIMIZERS))
     weight_decay: float = flag(0.01, "Decay of weight matrices; biases and layer norms do not decay.")
     warmup: float = flag(0.1, "Share of all steps that warm up.")
     clip: float = flag(5.0, "Largest gradient norm, of the model and of the policy each.")
+    max_bad_steps: int = flag(
+        0,
+        "Leave out up to so many steps whose loss or gradient is not finite; at the next one the run ends, "
+        "with what was saved before.",
+    )
     dropout: float | None = flag(None, "Dropout of the model. Default: as in its configuration.")
     accumulate: int = flag(1, "Batches whose gradients are added up for one step.")
     group_by_length: bool = flag(True, "Put questions of like length into one batch.")
@@ -135,6 +150,10 @@ class VqaArgs:
     gradient_checkpointing: bool = flag(False, "Compute each layer again in backward, to save memory.")
     num_workers: int = flag(0, "Processes that read data ahead.", old="numWorkers")
     save_every: int = flag(2000, "Save the state for resuming every so many steps, and after each epoch.")
+    keep: int = flag(1, "States to keep: LAST, and the ones before it as LAST-<steps>.")
+    accept_changes: bool = flag(
+        False, "Go on with a run although its data, pre-trained files or precision are not what they were."
+    )
     log_every: int = flag(10, "Steps between updates of progress bar and curves.")
     tqdm: bool = flag(True, "Show progress bars.")
     wandb: str = flag(
@@ -166,10 +185,27 @@ class VqaArgs:
         return dataclasses.replace(self, **open_ones)
 
 
-# Fields that do not influence a run's numbers: a run may be resumed with others.
+# Fields that do not influence a run's numbers: a run may be resumed with others. What lies at a path, and
+# what `--precision auto` means, is compared by itself: see tasks.finetune.inputs.
 FREE_FIELDS = frozenset(
-    {"num_workers", "save_every", "log_every", "tqdm", "wandb", "test", "question", "image_id"}
+    {"num_workers", "save_every", "log_every", "tqdm", "wandb", "test", "question", "image_id", "keep"}
+    | {"max_bad_steps", "accept_changes", "version", "output", "data", "pretrained", "precision"}
 )
+# Of these it matters whether they were given: they choose how weights are read.
+PATH_FIELDS = ("load", "load_lxmert", "load_lxmert_qa")
+
+
+def deciding(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a run's arguments those that decide its numbers, as they are compared when it is taken up again.
+
+    Epochs may be raised where no step done would have been another one.
+    """
+    compared = {name: value for name, value in arguments.items() if name not in FREE_FIELDS}
+    compared |= {name: bool(compared.get(name)) for name in PATH_FIELDS}
+    constant = arguments.get("schedule") == "constant" and not arguments.get("warmup")
+    if constant and arguments.get("temperature_end") is None:
+        compared.pop("epochs", None)
+    return compared
 
 
 @dataclass(frozen=True)
@@ -231,7 +267,7 @@ def validate(args: VqaArgs) -> None:
             raise UserError(f"there is no {field.name} {value!r}; there are {', '.join(choices)}")
     positive = (
         "batch_size", "lr", "epochs", "clip", "accumulate", "save_every", "log_every",
-        "policy_lr", "policy_every", "temperature", "temperature_end",
+        "policy_lr", "policy_every", "temperature", "temperature_end", "max_steps", "patience", "keep",
     )  # fmt: skip
     for name in positive:
         value = getattr(args, name)
@@ -241,6 +277,7 @@ def validate(args: VqaArgs) -> None:
     one_origin = len(origins) < 2 or set(origins) == {"pretrained", "from_scratch"}
     question, start, dropout = args.question, args.policy_start, args.dropout
     for holds, sentence in (
+        (args.max_bad_steps >= 0, f"--max_bad_steps must be at least 0, not {args.max_bad_steps}"),
         (0 <= args.warmup <= 1, f"--warmup is a share of all steps, between 0 and 1, not {args.warmup}"),
         (start is None or 0 < start < 1, f"--policy_start is a share above 0 and below 1, not {start}"),
         (dropout is None or 0 <= dropout < 1, f"--dropout must be at least 0 and below 1, not {dropout}"),

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from common.errors import DataError, UserError
-from lxmert.tokens import encode, load_tokenizer
+from lxmert.tokens import encode
 from lxmert.units import Unit
 from tasks.finetune.args import VqaArgs
-from tasks.finetune.best import Best, load_base_weights, load_best
+from tasks.finetune.best import Best, load_base_weights, load_best, load_same_tokenizer
 from tasks.finetune.data import open_data
 from tasks.finetune.model import build
 from tasks.finetune.strategies import STRATEGIES
@@ -50,12 +50,14 @@ def ask(args: VqaArgs, machine: Machine, best: Best) -> dict[str, Any]:
     model, units, _ = build(best.spec, weights, best.answers, machine.precision)
     load_best(best, model, weights)
     record = {"question_id": 0, "img_id": args.image_id, "sent": args.question}
-    ids, lengths = encode(load_tokenizer(weights.tokenizer), [args.question])
+    ids, lengths = encode(load_same_tokenizer(best, weights), [args.question])
     dataset = VqaDataset([record], ids, lengths, stores, best.answers)
     (batch,) = machine.loader(dataset, 1)
     inputs = {name: column.to(machine.device) for name, column in batch["inputs"].items()}
     output = machine.accelerator.prepare(model).eval()(**inputs)
     probability = output.outputs[0].float().sigmoid()
+    if not probability.isfinite().all():
+        raise DataError(f"The answers are not finite: look at the features of {args.image_id}.")
     top = probability.topk(min(ANSWERS_SHOWN, len(best.answers)))
     answers = {best.answers[n]: p for n, p in zip(top.indices.tolist(), top.values.tolist(), strict=True)}
     tuned = output.gates_of(output.outputs)[0].bool().tolist()

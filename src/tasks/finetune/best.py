@@ -2,9 +2,11 @@
 
 model.safetensors   every tensor that the pre-trained file does not give
 model.json          what was built (`spec`, the fields of `ModelSpec`), data set, size of region features,
-                    name and sha256 of the pre-trained file, metrics of the epoch
+                    name and sha256 of the pre-trained file, its configuration, a digest of its tokenizer,
+                    metrics of the epoch
 the answers         in label order, in the file that data sets have for them
 pretrained/         the pre-trained model; only in exported folders, which need nothing else
+checksums.json      of these files
 """
 
 import dataclasses
@@ -16,11 +18,21 @@ from typing import Any, NamedTuple
 
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from common.errors import CheckpointError, UserError
-from common.files import check_name, latest_complete, read_json, replace_folder, write_json
-from lxmert.loading import Pretrained, check_match, load_pretrained, set_feature_size
+from common.files import (
+    CHECKSUMS,
+    check_name,
+    fault_of,
+    latest_complete,
+    read_json,
+    replace_folder,
+    write_json,
+)
+from lxmert.loading import FUNCTION_FIELDS, Pretrained, check_match, load_pretrained, set_feature_size
 from lxmert.sources import read_tensors
+from lxmert.tokens import fingerprint, load_tokenizer
 from tasks.finetune.args import VqaArgs, validate
 from tasks.finetune.spec import LOCATIONS, ModelSpec
 from vqadata.folder import ANSWERS
@@ -44,6 +56,8 @@ class Best(NamedTuple):
     pretrained_source: str
     pretrained_sha256: str
     metrics: dict[str, Any]  # of the epoch that it holds
+    config: dict[str, Any] | None = None  # of the pre-trained model, see `function_of`; None: not recorded
+    tokenizer: str | None = None  # its fingerprint, see lxmert.tokens
 
 
 def save_best(best: Best, model: nn.Module, pretrained: Pretrained) -> None:
@@ -61,7 +75,12 @@ def write_best(best: Best, tensors: Mapping[str, Tensor]) -> None:
         "spec": dataclasses.asdict(best.spec),
         "dataset": best.dataset,
         "features": best.features,
-        "pretrained": {"source": best.pretrained_source, "sha256": best.pretrained_sha256},
+        "pretrained": {
+            "source": best.pretrained_source,
+            "sha256": best.pretrained_sha256,
+            "config": best.config,
+            "tokenizer": best.tokenizer,
+        },
         "metrics": best.metrics,
     }
     write_json(best.folder / DESCRIPTION, description)
@@ -76,6 +95,10 @@ def read_best(folder: Path) -> Best:
             raise CheckpointError(
                 f"{folder} is not a BEST folder: {name} is missing. It looks like snap/vqa/<version>/BEST."
             )
+    if (folder / CHECKSUMS).exists() and (fault := fault_of(folder)):  # older ones have none
+        raise CheckpointError(
+            f"{fault}. Get it from a copy, or, if it was changed on purpose, delete {folder / CHECKSUMS}."
+        )
     try:
         description = _require(read_json(folder / DESCRIPTION), {"format": int})
         if description["format"] != FORMAT:
@@ -93,11 +116,25 @@ def read_best(folder: Path) -> Best:
             origin["source"],
             origin["sha256"],
             description["metrics"],
+            origin.get("config"),
+            origin.get("tokenizer"),
         )
     except CheckpointError:
         raise
     except UserError as error:
         raise CheckpointError(f"{folder} is damaged: {str(error).rstrip('.')}.") from None
+
+
+def best_fault(folder: Path, epoch: int) -> str | None:
+    """What is wrong with the BEST folder of a run whose best epoch so far is this one, or None.
+
+    It may hold a later epoch: of a run that went back to an earlier state.
+    """
+    folder = latest_complete(folder) or folder
+    if fault := fault_of(folder):
+        return fault
+    held = read_best(folder).metrics.get("epoch", 0)
+    return None if held >= epoch else f"{folder} holds epoch {held}"
 
 
 def load_base_weights(best: Best) -> Pretrained:
@@ -114,7 +151,31 @@ def load_base_weights(best: Best) -> Pretrained:
         ) from None
     _require_same_file(best, pretrained)
     set_feature_size(pretrained, best.features)
+    now = function_of(pretrained)
+    before = best.config if isinstance(best.config, dict) else now
+    if changed := [name for name, value in now.items() if before.get(name) != value]:
+        raise CheckpointError(
+            f"{best.folder} was trained with another config.json of {pretrained.source}, which differs in "
+            f"{', '.join(changed)}: its answers would be others. Put the original file back."
+        )
     return pretrained
+
+
+def load_same_tokenizer(best: Best, pretrained: Pretrained) -> PreTrainedTokenizerBase:
+    """The tokenizer that a BEST folder was trained with; CheckpointError if it is another one now."""
+    tokenizer = load_tokenizer(pretrained.tokenizer)
+    if best.tokenizer not in (None, fingerprint(tokenizer)):
+        raise CheckpointError(
+            f"{best.folder} was trained with another tokenizer than that of {pretrained.tokenizer} is now "
+            "(vocab.txt, tokenizer.json or tokenizer_config.json): its answers would be others. Put the "
+            "original files back."
+        )
+    return tokenizer
+
+
+def function_of(pretrained: Pretrained) -> dict[str, Any]:
+    """What its configuration says of the function that the weights make."""
+    return {name: getattr(pretrained.config, name) for name in FUNCTION_FIELDS}
 
 
 def load_best(best: Best, model: nn.Module, pretrained: Pretrained) -> None:

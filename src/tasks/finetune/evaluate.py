@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from adaptive.usage import Usage
-from common.errors import Interrupted
+from common.errors import Interrupted, UserError
 from tasks.finetune.model import score
+from training.finite import shown
 from training.machine import Machine
 from vqadata.dataset import VqaDataset
 from vqadata.scoring import GroundTruth, official_scores, oracle_scores
@@ -35,6 +36,7 @@ class Evaluation(NamedTuple):
 class Exam(NamedTuple):
     """Questions to be answered, and what their answers are compared with."""
 
+    splits: str  # they are of, comma-separated
     dataset: VqaDataset
     live: np.ndarray  # bool (G,), the gates that the answer depends on
     truth: GroundTruth | None  # what humans answered to exactly these questions, if it is at hand
@@ -61,11 +63,12 @@ class Exam(NamedTuple):
 def evaluate(machine: Machine, model: nn.Module, loader: DataLoader, exam: Exam) -> Evaluation:
     """Answer every question once, with the likelier copy at every gate; Interrupted if asked to stop.
 
-    model, loader: as `accelerator.prepare` gave them, the loader over the exam's data set.
+    model, loader: as `accelerator.prepare` gave them, the loader over the exam's data set. UserError if what
+    the model answers to a question is not finite: an accuracy over such answers would mean nothing.
     """
     accelerator = machine.accelerator
     model.eval()
-    columns: tuple[list[Tensor], ...] = ([], [], [])
+    columns: tuple[list[Tensor], ...] = ([], [], [], [])
     usage = Usage(len(exam.live), len(exam.dataset.question_types), machine.device)
     # Autocast around the whole loop: weights are rounded once for all batches and not once a batch.
     with accelerator.autocast(), machine.progress_bar("evaluation", len(loader)) as bar:
@@ -75,8 +78,9 @@ def evaluate(machine: Machine, model: nn.Module, loader: DataLoader, exam: Exam)
             scores = score(logits, batch["target"])
             # In one matrix: gates of a model that has none would be empty, and NCCL gathers nothing empty.
             scores_and_gates = torch.cat([scores[:, None], output.gates_of(scores)], dim=1)
+            answered = (batch["question_id"], logits.argmax(1), logits.isfinite().all(1))
             *answered, scores_and_gates, question_type = accelerator.gather_for_metrics(
-                (batch["question_id"], logits.argmax(1), scores_and_gates, batch["question_type"])
+                (*answered, scores_and_gates, batch["question_type"])
             )
             scores, gates = scores_and_gates.split([1, len(exam.live)], dim=1)
             usage.update(gates, question_type)
@@ -85,5 +89,11 @@ def evaluate(machine: Machine, model: nn.Module, loader: DataLoader, exam: Exam)
             bar.update()
             if machine.stop.requested and machine.processes == 1:
                 raise Interrupted("Interrupted; nothing was written.")
-    ids, chosen, scores = (torch.cat(column).cpu().numpy() for column in columns)
+    ids, chosen, finite, scores = (torch.cat(column).cpu().numpy() for column in columns)
+    if not finite.all():
+        raise UserError(
+            f"the model's answers to {(~finite).sum():,} of {len(ids):,} questions of {exam.splits} are not "
+            f"finite ({shown(ids[~finite].tolist())}), so there is no accuracy. Look at the features of "
+            "these questions' images; if it is all questions, the weights are spoilt."
+        )
     return Evaluation(ids, chosen, scores, usage, exam.live, exam.official_accuracy(ids, chosen))

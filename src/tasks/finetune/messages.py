@@ -4,6 +4,7 @@ import io
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common.errors import UserError
 from common.files import replace_file
-from report.policy_plot import draw_policy
 from tasks.finetune.evaluate import Evaluation
 from tasks.finetune.setup import Setup
 from tasks.finetune.state import TrainState
@@ -50,9 +49,9 @@ def start_message(what: Mapping[str, Any], setup: Setup, machine: Machine) -> st
     return "\n".join(textwrap.fill(line, WIDTH, **LONG_PATHS_STAY) for line in lines)
 
 
-def resume_message(state: TrainState, epochs: int, folder: Path) -> str:
+def resume_message(state: TrainState, goes_on: bool, folder: Path) -> str:
     """Where a resumed run stands."""
-    if state.epoch == epochs:
+    if not goes_on:
         return f"this run is complete; for another, choose another version name or delete {folder}"
     return f"going on in epoch {state.epoch + 1} after {state.step} steps"
 
@@ -89,8 +88,9 @@ def summary_table(state: TrainState, folder: Path, valid: str) -> str:
         ("training time", f"{state.seconds:.0f} s"),
         ("best weights", str(folder / "BEST")),
     ]
-    if (pictures := PICTURES / folder.name).is_dir():
-        rows.append(("policy pictures", str(pictures)))
+    with suppress(OSError):  # a folder that may not even be looked at
+        if (pictures := PICTURES / folder.name).is_dir():
+            rows.append(("policy pictures", str(pictures)))
     body = aligned(rows)
     rule = "-" * max(map(len, body.splitlines()))
     again = f"bash run/vqa_test.bash 0 {folder.name} --test {valid}"
@@ -132,20 +132,24 @@ def show_policy(folder: RunFolder, title: str, setup: Setup, state: TrainState) 
     """Write usage.npz and draw the epoch just finished, if there are gates; a failure costs one sentence."""
     if not setup.sizes["gates"]["total"]:
         return
-    shares = {split: torch.stack(epochs).numpy() for split, epochs in state.shares.items()}  # (E, G)
-    question_types = np.array(setup.exam.dataset.question_types)
-    content = io.BytesIO()
-    by_type = {"question_types": question_types, "val_by_type": state.by_type.numpy()}
-    np.savez(content, **setup.labels, **shares, **by_type)
     try:
+        # Imported here: where the drawing library cannot be used, training goes on all the same.
+        from report.policy_plot import draw_policy
+
+        shares = {split: torch.stack(epochs).numpy() for split, epochs in state.shares.items()}  # (E, G)
+        question_types = np.array(setup.exam.dataset.question_types)
+        content = io.BytesIO()
+        by_type = {"question_types": question_types, "val_by_type": state.by_type.numpy()}
+        np.savez(content, **setup.labels, **shares, **by_type)
         replace_file(folder.path / "usage.npz", content.getvalue())
         for split, how in (("train", "training, gates sampled"), ("val", "validation, the likelier copy")):
             path = PICTURES / folder.path.name / f"epoch_{state.epoch:02d}_{split}.png"
             caption = f"{title}, epoch {state.epoch}: {how}"
             draw_policy(setup.labels, shares[split][-1], caption, path)
             folder.tracker.record({f"policy/{split}": path}, state.updates)
-    except (UserError, OSError) as error:
-        folder.tracker.say(f"The policy's pictures are missing ({error}); training goes on.")
+    except Exception as error:  # whatever it is, a run is worth more than its pictures
+        text = f"The policy's pictures are missing ({type(error).__name__}: {error}); training goes on."
+        folder.tracker.say(textwrap.fill(text, WIDTH, **LONG_PATHS_STAY))
 
 
 def save_predictions(path: Path, evaluation: Evaluation, answers: Sequence[str]) -> None:

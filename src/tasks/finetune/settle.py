@@ -15,7 +15,7 @@ from tasks.finetune.args import VqaArgs
 from tasks.finetune.best import Best, read_best
 from tasks.finetune.data import SCENES, choose_dataset, choose_recipe
 from tasks.finetune.spec import FIXED, LOCATIONS, ModelSpec
-from training.run_folder import recorded_arguments
+from training.record import recorded_arguments
 from vqadata.folder import DataFolder
 
 BANNER = """\

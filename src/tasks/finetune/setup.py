@@ -8,10 +8,10 @@ import numpy as np
 from adaptive.adapt import Adaptive
 from common.errors import UserError
 from lxmert.loading import Pretrained, load_pretrained, set_feature_size
-from lxmert.tokens import load_tokenizer
+from lxmert.tokens import fingerprint, load_tokenizer
 from lxmert.units import gate_labels
 from tasks.finetune.args import VqaArgs
-from tasks.finetune.best import Best, load_base_weights, load_best
+from tasks.finetune.best import Best, function_of, load_base_weights, load_best, load_same_tokenizer
 from tasks.finetune.data import load_splits, open_data, require_data
 from tasks.finetune.evaluate import Exam
 from tasks.finetune.model import build, count_parameters
@@ -32,7 +32,7 @@ class Setup(NamedTuple):
     labels: dict[str, np.ndarray]  # what each gate stands for, see lxmert.units.gate_labels
     exam: Exam  # the last of the data sets, as questions to be answered
     loaded: list[str]  # messages
-    files: list[Path]  # that decide the numbers
+    tokenizer: str  # its fingerprint
 
     @property
     def sizes(self) -> dict[str, dict[str, int]]:
@@ -43,8 +43,10 @@ class Setup(NamedTuple):
 
     def as_best(self, folder: Path, dataset: str, metrics: dict[str, Any]) -> Best:
         """What a BEST folder says of the model, after an epoch on `dataset` with these metrics."""
-        size, origin = self.weights.config.visual_feat_dim, (self.weights.source, self.weights.sha256)
-        return Best(folder, self.spec, dataset, size, self.answers, *origin, metrics)
+        weights = self.weights
+        size, origin = weights.config.visual_feat_dim, (weights.source, weights.sha256)
+        function = (function_of(weights), self.tokenizer)
+        return Best(folder, self.spec, dataset, size, self.answers, *origin, metrics, *function)
 
 
 def set_up(args: VqaArgs, machine: Machine, best: Best | None) -> Setup:
@@ -62,7 +64,7 @@ def set_up(args: VqaArgs, machine: Machine, best: Best | None) -> Setup:
         )
     spec = ModelSpec.of(args)
     weights = load_base_weights(best) if best else load_pretrained(spec)
-    tokenizer = load_tokenizer(weights.tokenizer)
+    tokenizer = load_same_tokenizer(best, weights) if best else load_tokenizer(weights.tokenizer)
     datasets = load_splits(folder, args.splits, tokenizer, answers, args.images)
     set_feature_size(weights, datasets[0].stores.feature_size)
     model, units, loaded = build(spec, weights, answers, machine.precision, args.routing == "dense")
@@ -70,10 +72,8 @@ def set_up(args: VqaArgs, machine: Machine, best: Best | None) -> Setup:
         load_best(best, model, weights)
         loaded.append(f"fine-tuned weights of {best.folder}")
     model.model.lxmert.encoder.gradient_checkpointing = args.gradient_checkpointing
-    splits = [split for names in args.splits.values() for split in split_names(names)]
     labels = gate_labels(units)
     truth = folder.ground_truth(split_names(list(args.splits.values())[-1]))
     truth = restrict(truth, datasets[-1].question_ids.tolist()) if truth else None
-    exam = Exam(datasets[-1], labels["live"], truth, answers)
-    files = [*map(folder.split_file, splits), folder.answers_file]
-    return Setup(spec, weights, model, answers, datasets, labels, exam, loaded, files)
+    exam = Exam(list(args.splits.values())[-1], datasets[-1], labels["live"], truth, answers)
+    return Setup(spec, weights, model, answers, datasets, labels, exam, loaded, fingerprint(tokenizer))

@@ -59,7 +59,8 @@ class TrainState:
         gates = gates.detach()
         share = (gates @ self._live_weights).mean()
         mean = torch.stack([loss.detach().float(), scores.mean(), share, torch.ones_like(share)])
-        self._sums += mean * examples
+        # A step that is not finite is left out, see training.finite; it must not spoil the means either.
+        self._sums += torch.where(mean.isfinite().all(), mean * examples, torch.zeros_like(mean))
         self._usage.update(gates[:examples], question_type[:examples])
         self.step += 1
 
@@ -76,12 +77,13 @@ class TrainState:
         means = {"loss": loss / examples, "accuracy": 100 * accuracy / examples}
         return means | ({"share_tuned": share / examples} if len(self._live_weights) else {})
 
-    def finish_epoch(self, evaluation: Evaluation, examples: int) -> EpochMetrics:
-        """Enter an epoch on `examples` examples into the history, set the counts back, return its metrics.
+    def finish_epoch(self, evaluation: Evaluation) -> EpochMetrics:
+        """Enter an epoch into the history, set the counts back, return its metrics.
 
         The counts must have been pooled.
         """
         self._fill(self._pooled.sum(0))
+        examples = int(self._sums[-1])
         before = sum(metrics.seconds for metrics in self.history)
         seconds = self.seconds - before
         metrics = EpochMetrics.of(
@@ -101,6 +103,11 @@ class TrainState:
     def best(self) -> EpochMetrics:
         """The epoch with the highest validation accuracy, the earliest of equals."""
         return max(self.history, key=lambda metrics: metrics.val_accuracy)
+
+    @property
+    def epochs_without_best(self) -> int:
+        """How many epochs have ended since the best one."""
+        return self.epoch - self.best.epoch if self.history else 0
 
     def pool(self, accelerator: Accelerator) -> None:
         """Collect the counts of all processes, before they are saved and at the end of an epoch.
