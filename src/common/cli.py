@@ -3,10 +3,14 @@
 0    done
 1    done, and the answer is no: a data set with faults, a comparison with failed runs
 2    a mistake of the user's, in one sentence
-130  stopped by Ctrl-C, SIGTERM or another signal that asks for it; the same command goes on
+128 + the number of a signal that asked to stop: the same command goes on where it was stopped
+       130 SIGINT, which is Ctrl-C   143 SIGTERM   129 SIGHUP   138 SIGUSR1   140 SIGUSR2   152 SIGXCPU
+     A run has saved all it did. One that had to stop twice, the second time at once, lost the steps since its
+     last save; its code is that of the second signal.
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -15,6 +19,13 @@ from common.errors import Interrupted, UserError
 from common.terminal import printable, safe_streams
 
 DONE, FOUND_WANTING, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+
+# The signals that ask a command to stop, where the system has them.
+ASKING = [
+    number
+    for number in signal.Signals
+    if number.name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+]
 
 
 class Parser(argparse.ArgumentParser):
@@ -45,7 +56,9 @@ def run_command(command: Callable[[], int | None], interrupted: str) -> int:
             print(f"error: {printable(str(error))}", file=sys.stderr)
             return MISTAKE
         except Interrupted as stop:
-            print(f"\n{stop}")
+            if str(stop):
+                print(f"\n{stop}", flush=True)
+            return stop.exit_code
         except KeyboardInterrupt:
             print(f"\n{interrupted}", file=sys.stderr)
         return INTERRUPTED

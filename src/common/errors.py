@@ -25,4 +25,8 @@ class RunError(UserError):
 
 
 class Interrupted(Exception):
-    """The user asked to stop, and everything is saved; the message says how to go on."""
+    """A signal asked to stop, and everything is saved; the message says how to go on."""
+
+    def __init__(self, message: str = "", exit_code: int = 130) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -22,7 +22,7 @@ from typing import IO
 
 from tqdm import tqdm
 
-from common.cli import DONE, FOUND_WANTING, Parser, run_command
+from common.cli import ASKING, DONE, FOUND_WANTING, Parser, run_command
 from common.errors import Interrupted
 from common.files import check_name
 from common.markdown import check_block
@@ -52,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     unfinished = {name: command for name, command in commands.items() if name not in finished}
     failed, interrupted = run_side_by_side(unfinished, args.jobs)
     if interrupted:
-        raise Interrupted("Interrupted: run the same command again to go on.")
+        message = "Interrupted: run the same command again to go on."
+        raise Interrupted(message, 128 + interrupted)
     if failed:
         text = f"{len(failed)} runs failed: {', '.join(failed)}"
         print(textwrap.fill(text, COLUMNS, break_on_hyphens=False), file=sys.stderr)
@@ -127,11 +128,11 @@ def trainer_command(args: argparse.Namespace, candidate: str, seed: int) -> list
     return [*command, *flags, "--seed", str(seed), *args.trainer_flags]
 
 
-def run_side_by_side(commands: Mapping[str, Sequence[str]], jobs: int) -> tuple[list[str], bool]:
-    """Run all commands, at most `jobs` at a time; return which failed, and whether there was a signal.
+def run_side_by_side(commands: Mapping[str, Sequence[str]], jobs: int) -> tuple[list[str], int]:
+    """Run all commands, at most `jobs` at a time; return which failed, and the signal that came or 0.
 
-    After Ctrl-C or SIGTERM nothing is started any more, each running process gets one SIGINT, on which the
-    trainer saves itself, and is waited for. A second Ctrl-C terminates them.
+    After Ctrl-C or another that asks to stop nothing is started any more, each running process gets one
+    SIGINT, on which the trainer saves itself, and is waited for. A second Ctrl-C terminates them.
     """
     waiting, running, failed = list(commands), {}, []
     forwarded = 0
@@ -157,7 +158,7 @@ def run_side_by_side(commands: Mapping[str, Sequence[str]], jobs: int) -> tuple[
                     headline = f"{name} failed with exit code {process.returncode}:"
                     tqdm.write(f"{headline}\n{last_words(output)}", sys.stderr)
                 output.close()
-    return failed, bool(signals)
+    return failed, signals[0] if signals else 0
 
 
 def start(command: Sequence[str]) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
@@ -179,12 +180,12 @@ def start(command: Sequence[str]) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
 
 @contextmanager
 def collected_signals() -> Iterator[list[int]]:
-    """A list that grows by each SIGINT, SIGTERM and SIGHUP instead of their ending the process.
+    """A list that grows by each signal that asks to stop instead of its ending the process.
 
     A signal that is ignored, as SIGHUP is under nohup, stays ignored.
     """
     signals: list[int] = []
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    handlers = {number: signal.getsignal(number) for number in ASKING}
     heeded = {number: handler for number, handler in handlers.items() if handler is not signal.SIG_IGN}
     for number in heeded:
         signal.signal(number, lambda caught, frame: signals.append(caught))

@@ -160,7 +160,7 @@ def train_epoch(run: Run, folder: RunFolder) -> None:
     title = f"epoch {state.epoch + 1}/{args.epochs}"
     with machine.progress_bar(title, len(run.loader), state.step) as bar:
         clock = time.perf_counter()
-        for batch in loader:
+        for batch in machine.batches(loader):
             adaptive.train_policy = state.updates % args.policy_every == 0
             share_done = state.updates / run.total_updates
             adaptive.temperature = geometric(args.temperature, args.temperature_end, share_done)

@@ -1,7 +1,13 @@
 """The machine a run is on: its devices, processes and precision, through accelerate."""
 
+import atexit
+import multiprocessing
 import os
-from contextlib import AbstractContextManager
+import signal
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -16,8 +22,9 @@ from accelerate.utils import (
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler, default_convert
 from tqdm import tqdm
 
+from common.errors import Interrupted, RunError, UserError
 from training.loader import EpochSampler, SharedBatches
-from training.signals import StopSignal, stop_on_signal
+from training.signals import StopSignal, end_without, held_back, is_launched, serve, stop_on_signal
 
 
 class Machine:
@@ -65,6 +72,11 @@ class Machine:
         self._workers = workers
         self._bars = bars
         self._agree_every = agree_every
+        if self.processes > 1 and is_launched():
+            words = (
+                f"The launcher of this process ({os.getppid()}) was ended, and with it this process, unsaved."
+            )
+            end_without(os.getppid(), words)
 
     @property
     def device_name(self) -> str:
@@ -121,6 +133,8 @@ class Machine:
         The loader gets a generator of its own, so that starting an iteration (evaluation!) draws nothing from
         the global one, which dropout and gate noise use.
         """
+        if self._workers:
+            atexit.register(end_workers)
         return DataLoader(
             dataset,
             batch_sampler=batches,
@@ -128,6 +142,7 @@ class Machine:
             num_workers=self._workers,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self._workers > 0,
+            worker_init_fn=partial(serve, os.getpid()),
             generator=torch.Generator(),
         )
 
@@ -136,14 +151,72 @@ class Machine:
         hidden = not (self._bars and self.is_main)
         return tqdm(total=total, initial=done, desc=title, unit="step", leave=False, disable=hidden)
 
-    def heeding_signals(self) -> AbstractContextManager[None]:
-        """A block in which Ctrl-C and SIGTERM ask for a stop between two steps."""
-        return stop_on_signal(self.stop)
+    def batches(self, loader: DataLoader) -> Iterator[Any]:
+        """The batches of a loader. A UserError in a process that reads them comes in its own words."""
+        iterator = iter(loader)
+        try:
+            with held_back(signal.SIGTERM, self._workers > 0):
+                first = list(islice(iterator, 1))  # which begins the workers
+            yield from chain(first, iterator)
+        except UserError as error:
+            kind = type(error)
+            # torch puts "Caught ... Original Traceback" before the words.
+            _, _, words = str(error).rpartition(f"{kind.__module__}.{kind.__qualname__}: ")
+            raise kind(words.strip()) from None
+
+    @contextmanager
+    def heeding_signals(self) -> Iterator[None]:
+        """A block in which a signal asks for a stop between two steps; see `training.signals`.
+
+        Interrupted leaves it with the exit code of the signal; of several processes one has something to say,
+        and none leaves before all do: a launcher ends the others as soon as one has ended. RunError if a
+        process that reads data was killed.
+        """
+        try:
+            with stop_on_signal(self.stop):
+                try:
+                    yield
+                except Interrupted as stop:
+                    self.accelerator.wait_for_everyone()
+                    raise Interrupted(str(stop) if self.is_main else "", self.stop.exit_code) from None
+        except BaseException as error:
+            end_workers()
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            reason = str(error).strip(" .")
+            raise RunError(
+                f"A process that reads data was killed ({reason}). Was memory short? What was saved before "
+                "is whole: run the same command again, with fewer --num_workers perhaps."
+            ) from None
 
     def should_stop(self, updates: int) -> bool:
         """Whether to stop after this step; several processes must agree, and ask each other now and then."""
-        asked = self.stop.is_due(updates)
-        if self.processes == 1 or updates % self._agree_every:
-            return asked and self.processes == 1
-        votes = torch.tensor(float(asked), device=self.device)
-        return self.accelerator.reduce(votes, "sum").item() > 0
+        return self._agreed(self.stop.is_due(updates), updates)
+
+    def should_stop_evaluating(self, batches: int) -> bool:
+        """The same after so many batches of an evaluation, in which all processes have equally many."""
+        return self._agreed(self.stop.requested, batches)
+
+    def _agreed(self, asked: bool, done: int) -> bool:
+        if self.processes == 1:
+            return asked
+        if done % self._agree_every:
+            return False
+        vote = torch.tensor([self.stop.number if asked else 0], device=self.device)
+        if number := int(self.accelerator.gather(vote).max()):
+            self.stop.request(number)
+        return number > 0
+
+
+def end_workers() -> None:
+    """End at once what reads data for this process.
+
+    torch asks them to end and waits for seconds, in vain if garbage collection came to their queues first;
+    Python then sends the signal that they do not heed, and waits for good.
+    """
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's raises an error for each
+    for worker in multiprocessing.active_children():
+        if worker.daemon:
+            worker.kill()
+            worker.join()
+    signal.signal(signal.SIGCHLD, handler)

@@ -4,13 +4,12 @@ A batch is assembled at once (`__getitems__`), as arrays: a loader over it colla
 `default_convert`, which makes tensors of them without a copy.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Container, Sequence
 from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from common.errors import DataError
 from vqadata.features import FeatureStores
 
 
@@ -26,11 +25,38 @@ def keep_images(records: list[dict[str, Any]], count: int) -> list[dict[str, Any
     return [record for record in records if record["img_id"] in kept]
 
 
+def images_fault(split: str, images: Collection[str], with_features: Container[str]) -> str | None:
+    """Which of a split's images have no features, in words; None if all have."""
+    missing = sorted(image for image in images if image not in with_features)
+    if not missing:
+        return None
+    first = ", ".join(missing[:3])
+    return f"{split}: {len(missing):,} of {len(images):,} images have no features, the first: {first}"
+
+
+def answers_fault(records: Sequence[dict[str, Any]], answers: Collection[str]) -> str | None:
+    """Why nothing can be learned from the answers of these records, nor scored against them; None if it can.
+
+    A question without label is one whose answers nobody told: it must not count as answered wrong. An empty
+    label says that none of its answers is among `answers`.
+    """
+    unlabelled = [record["question_id"] for record in records if "label" not in record]
+    if len(unlabelled) == len(records):
+        return f"none of its {len(records):,} questions has an answer"
+    if unlabelled:
+        count = f"{len(unlabelled):,} of its {len(records):,} questions"
+        return f"{count} have no label, the first: question_id {unlabelled[0]}"
+    vocabulary = set(answers)
+    if not any(vocabulary.intersection(record["label"]) for record in records):
+        return f"none of its {len(records):,} questions has an answer that is in the answer list"
+    return None
+
+
 class VqaDataset(Dataset):
     """Examples held as columns; N examples, T word pieces, A answers.
 
-    records: as `DataFolder` reads them. token_ids (N, T), token_lengths (N,): their questions, tokenised.
-    DataError if an image has no features.
+    records: as `DataFolder` reads them, of images that have features (see `images_fault`). token_ids (N, T),
+    token_lengths (N,): their questions, tokenised.
     """
 
     def __init__(
@@ -41,13 +67,6 @@ class VqaDataset(Dataset):
         stores: FeatureStores,
         answers: Sequence[str],
     ) -> None:
-        missing = {record["img_id"]: None for record in records if record["img_id"] not in stores}
-        if missing:
-            raise DataError(
-                f"{len(missing)} images have questions but no features, "
-                f"the first: {', '.join(list(missing)[:3])}. Prepare the features of their image set, "
-                "or choose other splits."
-            )
         self.stores = stores
         self.token_ids = token_ids
         self.token_lengths = token_lengths
@@ -58,7 +77,7 @@ class VqaDataset(Dataset):
             [record.get("question_type", "") for record in records], return_inverse=True
         )
         self.num_answers = len(answers)
-        self.labelled = any("label" in record for record in records)  # else there is nothing to score against
+        self.labelled = answers_fault(records, answers) is None  # else there is nothing to score against
         self._label_start, self._label_answer, self._label_score = _pack_labels(records, answers)
 
     def __len__(self) -> int:

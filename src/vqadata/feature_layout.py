@@ -1,6 +1,9 @@
 """What a feature store holds: its arrays, a row as bytes, and its checksums (see vqadata.features)."""
 
+from __future__ import annotations
+
 import hashlib
+import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -35,6 +38,11 @@ class Layout:
     dtype: str = "float16"
     image_sizes: bool = False
     detections: bool = False
+
+    @classmethod
+    def of(cls, manifest: Mapping[str, Any]) -> Layout:
+        """That of a finished store; KeyError if its manifest does not say all of it."""
+        return cls(**{field.name: manifest[field.name] for field in fields(cls)})
 
     def columns(self) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
         """All arrays: their type and the shape of one row. The last holds a checksum of the others' rows."""
@@ -95,8 +103,25 @@ def cast(source: np.ndarray, target: np.ndarray) -> None:
 def store_checksum(path: Path) -> str:
     """sha256 over the image ids and the checksum of each row: what identifies a store's content."""
     digest = hashlib.sha256((path / IMAGE_IDS).read_bytes())
-    digest.update(np.load(path / f"{CHECKSUMS}.npy").tobytes())
+    checksums = (path / f"{CHECKSUMS}.npy").read_bytes()
+    digest.update(checksums[10 + int.from_bytes(checksums[8:10], "little") :])  # all after the header
     return digest.hexdigest()
+
+
+def open_arrays(path: Path, manifest: Mapping[str, Any]) -> dict[str, np.memmap]:
+    """The arrays of a finished store, mapped, in the order of `Layout.columns`.
+
+    Their headers are for other programs: what they say is known, and numpy raises anything for a damaged one.
+    ValueError for a file that is too short.
+    """
+    arrays = {}
+    for name, (dtype, shape) in Layout.of(manifest).columns().items():
+        file, shape = path / f"{name}.npy", (manifest["images"], *shape)
+        header = file.stat().st_size - dtype.itemsize * math.prod(shape)
+        if header < 0:
+            raise ValueError(f"{file.name} is too short")
+        arrays[name] = np.memmap(file, dtype, "r", header, shape)
+    return arrays
 
 
 def check_sizes(path: Path, manifest: Mapping[str, Any]) -> None:
@@ -112,8 +137,7 @@ def check_sizes(path: Path, manifest: Mapping[str, Any]) -> None:
 
 def intact_rows(path: Path, manifest: Mapping[str, Any]) -> Iterator[bool]:
     """For each row of a finished store whether its bytes agree with its checksum; reads all of the store."""
-    layout = Layout(**{field.name: manifest[field.name] for field in fields(Layout)})
-    arrays = {name: np.load(path / f"{name}.npy", mmap_mode="r") for name in layout.columns()}
+    arrays = open_arrays(path, manifest)
     checksums = arrays.pop(CHECKSUMS)
     for row, checksum in enumerate(checksums):
         yield bool(crc32(array[row].tobytes() for array in arrays.values()) == checksum)

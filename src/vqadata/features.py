@@ -11,9 +11,10 @@
       object_ids.npy, object_scores.npy, attribute_ids.npy, attribute_scores.npy
                         (images, regions)                the detector's findings, if kept
 
-Opening reads ids and counts only, so a 30 GB store opens at once. A batch is read with plain reads into its
-own memory: all processes share the pages of the one file in the operating system's cache, and unlike pages of
-a memory map they do not count as the memory of a process, which stays small however much has been read.
+Opening reads ids, counts and checksums only, so a 30 GB store opens at once. A batch is read with plain reads
+into its own memory: all processes share the pages of the one file in the operating system's cache, and unlike
+pages of a memory map they do not count as the memory of a process, which stays small however much has been
+read.
 """
 
 from __future__ import annotations
@@ -28,7 +29,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from common.errors import StoreError
-from vqadata.feature_layout import FORMAT, IMAGE_IDS, MANIFEST, Layout, cast, pack_row
+from vqadata.feature_layout import (
+    CHECKSUMS,
+    FORMAT,
+    IMAGE_IDS,
+    MANIFEST,
+    Layout,
+    cast,
+    check_sizes,
+    crc32,
+    open_arrays,
+    pack_row,
+    store_checksum,
+)
 from vqadata.feature_writer import JOURNAL, StoreWriter
 
 DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, AttributeError)
@@ -95,29 +108,35 @@ def _damaged(path: Path, error: Exception) -> StoreError:
 
 
 class FeatureStore:
-    """One store opened for reading. `rows` maps an image id to its row; StoreError if it is not whole."""
+    """One store opened for reading. `rows` maps an image id to its row; StoreError if it is not whole.
+
+    Image ids and row checksums are held against the manifest at once, each row against its checksum when it
+    is read: a flipped bit is named and never becomes another number.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.manifest = read_manifest(path)
         try:
+            check_sizes(path, self.manifest)
+            if store_checksum(path) != self.manifest["checksum"]:
+                raise ValueError(f"{IMAGE_IDS} and {CHECKSUMS}.npy do not match its {MANIFEST}")
             image_ids = json.loads((path / IMAGE_IDS).read_text(encoding="utf-8"))
-            self.features = np.load(path / "features.npy", mmap_mode="r")
-            self.boxes = np.load(path / "boxes.npy", mmap_mode="r")
-            self.num_regions = np.load(path / "num_regions.npy")
+            layout, images = Layout.of(self.manifest), self.manifest["images"]
+            arrays = open_arrays(path, self.manifest)
+            if len(image_ids) != images or not all(isinstance(image_id, str) for image_id in image_ids):
+                raise ValueError(f"{IMAGE_IDS} is not a list of {images} image ids")
+            self.features = arrays.pop("features")
+            self.boxes = arrays["boxes"]
+            self.checksums = np.array(arrays.pop(CHECKSUMS))
+            self.num_regions = arrays["num_regions"] = np.array(arrays["num_regions"])
+            if not ((self.num_regions >= 1) & (self.num_regions <= layout.regions)).all():
+                raise ValueError(f"num_regions.npy is not within 1 and {layout.regions}")
             self._file = (path / "features.npy").open("rb", buffering=0)
-            shape = tuple(self.manifest[name] for name in ("images", "regions", "feature_size"))
-            if self.features.shape != shape:
-                raise ValueError(f"features.npy has the shape {self.features.shape}, not {shape}")
-            if not all(isinstance(image_id, str) for image_id in image_ids):
-                raise ValueError(f"{IMAGE_IDS} is not a list of image ids")
         except DAMAGE as error:
             raise _damaged(path, error) from None
-        rows = {len(self.features), len(self.boxes), len(self.num_regions), len(image_ids)}
-        if len(rows) != 1:
-            raise StoreError(
-                f"The feature store {path} is damaged: its arrays differ in length. Write it again."
-            )
+        self._others = list(arrays.values())  # what a checksum covers beside the features, in its order
+        self._padding = memoryview(bytes(self.features[0].nbytes if images else 0))
         self.rows: dict[str, int] = {image_id: row for row, image_id in enumerate(image_ids)}
 
     def __reduce__(self) -> tuple[type[FeatureStore], tuple[Path]]:
@@ -125,11 +144,25 @@ class FeatureStore:
         return FeatureStore, (self.path,)
 
     def read_features(self, row: int, out: np.ndarray) -> None:
-        """Fill `out` (n, D), of the store's type and contiguous, with the first n regions of a row."""
+        """Fill `out` (n, D), of the store's type and contiguous, with a row's n regions.
+
+        StoreError if the row, with its boxes and all else that is stored, does not match its checksum.
+        """
         offset = self.features.offset + row * self.features.strides[0]
-        if os.preadv(self._file.fileno(), [out], offset) != out.nbytes:
+        try:
+            count = os.preadv(self._file.fileno(), [out], offset)
+        except OSError as error:
+            raise _damaged(self.path, error) from None
+        if count != out.nbytes:
             raise StoreError(
                 f"{self._file.name} cannot be read at row {row}: was it cut short? Write it again."
+            )
+        padding = self._padding[out.nbytes :]
+        others = (array[row].tobytes() for array in self._others)
+        if crc32([out.data, padding, *others]) != self.checksums[row]:
+            raise StoreError(
+                f"The feature store {self.path} is damaged: the features, boxes or number of regions of "
+                f"image {list(self.rows)[row]} do not match their checksum. Write the store again."
             )
 
 
@@ -163,16 +196,22 @@ class FeatureStores:
         return np.array([self._where[image_id] for image_id in image_ids], np.int64).reshape(-1, 2)
 
     def digest(self, image_ids: Iterable[str]) -> str:
-        """temporary"""
+        """A sha256 that identifies the features of these images, wherever and among whatever they are stored.
+
+        It is made of their checksums, which are held against the features only when a row is read. KeyError
+        for an unknown image.
+        """
         digest = hashlib.sha256()
-        sums = [np.load(store.path / "row_crc32.npy") for store in self.stores]
         for image_id in sorted(set(image_ids)):
-            store, row = self._where[image_id]
-            digest.update(f"{image_id}\0{sums[store][row]}\0".encode())
+            number, row = self._where[image_id]
+            digest.update(f"{image_id!r} {self.stores[number].checksums[row]}\n".encode())
         return digest.hexdigest()
 
     def read(self, places: np.ndarray) -> Regions:
-        """The regions of the images at `places` (B, 2, from `locate`), padded to the most in the batch."""
+        """The regions of the images at `places` (B, 2, from `locate`), padded to the most in the batch.
+
+        StoreError, with store and image, if a row is damaged.
+        """
         counts = np.array([self.stores[store].num_regions[row] for store, row in places])
         size = int(counts.max())
         features = np.empty((len(places), size, self.feature_size), np.float32)

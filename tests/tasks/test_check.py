@@ -42,7 +42,8 @@ def folder(tmp_path: Path) -> Path:
     write_images(root / "features" / "val2014", val)
     for start, (split, images) in enumerate((("train", train), ("nominival", val[:1]), ("minival", val[1:]))):
         records = [
-            {"question_id": 10 * start + n, "img_id": image, "sent": "?"} for n, image in enumerate(images)
+            {"question_id": 10 * start + n, "img_id": image, "sent": "?", "label": {"yes": 1}}
+            for n, image in enumerate(images)
         ]
         (root / f"{split}.json").write_text(json.dumps(records))
     (root / "answers.json").write_text('["yes", "no"]')
@@ -61,6 +62,20 @@ def test_a_whole_data_set_can_be_trained_on(folder: Path, capsys: pytest.Capture
     assert "train2014: 2 images, float16, checksum" in text and "every row verified" in text
     assert "minival: features of all 2 images" in text
     assert f"missing    {folder / 'test.json'} (not needed for training)" in text
+
+
+def test_a_split_that_nobody_answered_can_neither_be_trained_on_nor_validated_on(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = folder / "minival.json"
+    records = json.loads(file.read_text())
+    for record in records:
+        del record["label"]
+    file.write_text(json.dumps(records))
+    (folder / "test.json").write_text(json.dumps([records[0] | {"question_id": 99}]))  # needs no answers
+    code, text = report(folder, capsys)
+    assert code == 1 and f"faulty     {file}: none of its 2 questions has an answer\n" in text
+    assert f"ok         {folder / 'test.json'}" in text and "cannot be trained on yet" in text
 
 
 def test_nothing_there_names_each_file_and_where_it_can_be_had(
@@ -147,7 +162,7 @@ def test_a_damaged_file_is_named(folder: Path, capsys: pytest.CaptureFixture[str
     ("name", "change", "verify", "words"),
     [
         ("boxes.npy", lambda data: data + b"!", False, "has .* bytes and should have"),
-        ("boxes.npy", lambda data: data[:-4], False, "is damaged"),
+        ("boxes.npy", lambda data: data[:-4], False, "has 220 bytes and should have 224"),
         ("row_crc32.npy", lambda data: b"", False, "has 0 bytes and should have"),
         ("row_crc32.npy", lambda data: data[:-1] + b"!", False, "do not match its manifest"),
         ("image_ids.json", lambda data: data.replace(b"0001", b"0007"), False, "do not match its manifest"),

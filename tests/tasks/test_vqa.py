@@ -185,7 +185,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(args: VqaArgs, tmp_path: Path
             lines.append(line)
             if line.startswith("epoch"):
                 process.send_signal(signal.SIGTERM)
-        assert process.wait() == 130
+        assert process.wait() == 143
     assert [line for line in lines if line.startswith("going on in epoch")]
 
 

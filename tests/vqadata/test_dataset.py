@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, default_convert
 
-from common.errors import DataError
-from vqadata.dataset import VqaDataset, keep_images
+from vqadata.dataset import VqaDataset, answers_fault, images_fault, keep_images
 from vqadata.feature_layout import Layout
 from vqadata.features import FeatureStores, write_store
 
@@ -94,13 +93,35 @@ def test_one_example_is_a_batch_of_one(dataset: VqaDataset) -> None:
         assert np.array_equal(column, batch[name] if name in batch else batch["inputs"][name]), name
 
 
-def test_images_without_features_are_counted_and_named(dataset: VqaDataset) -> None:
-    records = [record(1, f"image {number}", {}) for number in (5, 6, 5, 7, 8)] + RECORDS[:1]
-    tokens = np.ones((6, 4), np.int64)
-    with pytest.raises(
-        DataError, match="4 images have questions but no features, the first: image 5, image 6, im"
-    ):
-        VqaDataset(records, tokens, np.full(6, 4), dataset.stores, ANSWERS)
+def test_images_without_features_are_counted_and_named() -> None:
+    assert images_fault("train", ["b", "a"], {"a": 0, "b": 1, "c": 2}) is None
+    fault = images_fault("train", {"d": 7, "b": 1, "c": 3, "a": 0}, ["b"])
+    assert fault == "train: 3 of 4 images have no features, the first: a, c, d"
+    assert images_fault("train", list("abcde"), []).endswith("the first: a, b, c")
+
+
+@pytest.mark.parametrize(
+    ("labels", "fault"),
+    [
+        ([{"yes": 1.0}, {}], None),
+        ([{}, {"crimson": 1.0, "red": 0.3}], None),
+        ([None, None], "none of its 2 questions has an answer"),
+        ([{}, {}], "none of its 2 questions has an answer that is in the answer list"),
+        ([{"crimson": 1.0}], "none of its 1 questions has an answer that is in the answer list"),
+        ([{"yes": 1.0}, None, None], "2 of its 3 questions have no label, the first: question_id 1"),
+    ],
+)
+def test_questions_that_nobody_answered_are_told_from_those_with_a_rare_answer(
+    dataset: VqaDataset, labels: list[dict[str, float] | None], fault: str | None
+) -> None:
+    records = [record(number, "a", label) for number, label in enumerate(labels)]
+    for entry in records:
+        if entry["label"] is None:
+            del entry["label"]
+    assert answers_fault(records, ANSWERS) == fault
+    count = len(records)
+    made = VqaDataset(records, np.ones((count, 4), np.int64), np.full(count, 4), dataset.stores, ANSWERS)
+    assert made.labelled == (fault is None)
 
 
 def test_the_first_images_are_kept_with_all_their_questions() -> None:

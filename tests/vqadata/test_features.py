@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
+import os
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 
 from common.errors import StoreError
 from vqadata.feature_layout import Layout
-from vqadata.features import FeatureStore, FeatureStores, write_store
+from vqadata.features import FeatureStore, FeatureStores, Regions, write_store
 
 SIZE = 6
 Image = tuple[np.ndarray, np.ndarray]
@@ -138,10 +140,10 @@ def damage(path: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ("cut short", "is damaged"),
-        ("empty", "is damaged"),
-        ("no list", "is damaged"),
-        ("other length", "arrays differ in length"),
+        ("cut short", r"features\.npy has 247 bytes and should have 248"),
+        ("empty", r"boxes\.npy has 0 bytes and should have 288"),
+        ("no list", r"image_ids\.json has 4 bytes"),
+        ("other length", r"image_ids\.json has 5 bytes"),
         ("other format", "is of format 99; this code reads 1"),
         ("features.npy", r"features\.npy is missing"),
         ("image_ids.json", r"image_ids\.json is missing"),
@@ -166,6 +168,91 @@ def test_a_file_cut_short_while_it_is_open_is_noticed(tmp_path: Path) -> None:
         file.truncate(150)
     with pytest.raises(StoreError, match="cannot be read at row 1"):
         stores.read(stores.locate(["image 1"]))
+
+
+def flip(file: Path, place: int) -> None:
+    """Change one bit; `place` counts from the end if it is negative."""
+    content = bytearray(file.read_bytes())
+    content[place] ^= 0x10
+    file.write_bytes(content)
+
+
+def read_all(folder: Path) -> tuple[str, Regions]:
+    stores = FeatureStores(folder)
+    image_ids = [image_id for store in stores.stores for image_id in store.rows]
+    return stores.digest(image_ids), stores.read(stores.locate(image_ids))
+
+
+def test_any_flipped_bit_of_a_store_is_named_or_changes_nothing(tmp_path: Path) -> None:
+    """Every byte of every file, headers too; what is padding, or only tells the source, may change unseen."""
+    write(tmp_path / "a", random_images([2, 5]))
+    digest, whole = read_all(tmp_path)
+    seen: dict[str, int] = {}
+    for file in sorted((tmp_path / "a").iterdir()):
+        content = file.read_bytes()
+        for place in range(len(content)):
+            flip(file, place)
+            try:
+                found = read_all(tmp_path)
+                assert found[0] == digest and all(map(np.array_equal, found[1], whole)), (file.name, place)
+            except StoreError as error:
+                assert str(tmp_path) in str(error)
+                seen[file.name] = seen.get(file.name, 0) + 1
+            file.write_bytes(content)
+    assert seen.keys() == {path.name for path in (tmp_path / "a").iterdir()}
+    assert seen["image_ids.json"] == 22  # all of it
+
+
+def test_a_damaged_row_is_named_by_store_and_image_and_hinders_no_other(tmp_path: Path) -> None:
+    image_ids = write(tmp_path / "a", random_images([2, 5]))
+    flip(tmp_path / "a" / "features.npy", -1)
+    stores = FeatureStores(tmp_path)
+    assert stores.read(stores.locate(image_ids[:1])).mask.sum() == 2
+    with pytest.raises(StoreError, match=rf"{tmp_path}/a is damaged: .* of image image 1 do not match"):
+        stores.read(stores.locate(image_ids))
+
+
+def test_an_unreadable_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image_ids = write(tmp_path / "a", random_images([2]))
+    stores = FeatureStores(tmp_path)
+
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "preadv", fail)
+    with pytest.raises(StoreError, match=r"/a cannot be read: Input/output error"):
+        stores.read(stores.locate(image_ids))
+
+
+def test_the_digest_depends_on_the_images_asked_for_and_not_on_how_they_are_stored(tmp_path: Path) -> None:
+    images = random_images([2, 5, 3])
+    image_ids = write(tmp_path / "one" / "a", images)
+    layout = Layout(5, SIZE)
+    two = tmp_path / "two"
+    write_store(two / "b", [image_ids[2]], images[2:], layout)
+    write_store(two / "c", [image_ids[1], image_ids[0], "other"], [images[1], images[0], images[2]], layout)
+    first, second = FeatureStores(tmp_path / "one"), FeatureStores(two)
+    assert first.digest(image_ids) == second.digest([*reversed(image_ids), image_ids[0]])
+    assert first.digest(image_ids[:2]) == second.digest(image_ids[:2]) != first.digest(image_ids)
+    with pytest.raises(KeyError):
+        first.digest(["other"])
+
+
+@pytest.mark.parametrize("what", ["value", "box", "region count", "exchanged ids"])
+def test_the_digest_is_another_if_anything_about_an_image_changes(tmp_path: Path, what: str) -> None:
+    images = random_images([2, 5])
+    image_ids = write(tmp_path / "before" / "a", images)
+    features, boxes = (array.copy() for array in images[0])
+    if what == "value":
+        features[0, 0] += 1
+    elif what == "box":
+        boxes[1, 2] /= 2
+    elif what == "region count":  # as if a region of zeros were one
+        features, boxes = (np.concatenate([array, 0 * array[:1]]) for array in (features, boxes))
+    changed = [(features, boxes), images[1]]
+    write(tmp_path / "after" / "a", changed[::-1] if what == "exchanged ids" else changed)
+    before, after = (FeatureStores(tmp_path / name).digest(image_ids) for name in ("before", "after"))
+    assert before != after
 
 
 def read_sum(stores: FeatureStores, image_ids: list[str], results: multiprocessing.Queue) -> None:

@@ -234,6 +234,9 @@ def parse_args(argv: Sequence[str] | None = None) -> VqaArgs:
     parser = Parser(
         prog="vqa.py",
         description="Fine-tune LXMERT for visual question answering: standard, Frozen or adaptively.",
+        epilog="Exit codes: 0 done; 2 a mistake, in one sentence; 128 + the number of a signal that asked to "
+        "stop (130 Ctrl-C, 143 SIGTERM, 129 SIGHUP, 138 SIGUSR1, 140 SIGUSR2, 152 SIGXCPU): all is saved, "
+        "and the same command goes on.",
         argument_default=argparse.SUPPRESS,
     )
     group: Any = parser

@@ -52,7 +52,7 @@ def ask(args: VqaArgs, machine: Machine, best: Best) -> dict[str, Any]:
     record = {"question_id": 0, "img_id": args.image_id, "sent": args.question}
     ids, lengths = encode(load_same_tokenizer(best, weights), [args.question])
     dataset = VqaDataset([record], ids, lengths, stores, best.answers)
-    (batch,) = machine.loader(dataset, 1)
+    (batch,) = machine.batches(machine.loader(dataset, 1))
     inputs = {name: column.to(machine.device) for name, column in batch["inputs"].items()}
     output = machine.accelerator.prepare(model).eval()(**inputs)
     probability = output.outputs[0].float().sigmoid()

@@ -9,7 +9,7 @@ from common.errors import DataError
 from lxmert.tokens import encode
 from tasks.finetune.args import RECIPES, Recipe
 from training.machine import Machine
-from vqadata.dataset import VqaDataset, keep_images, split_names
+from vqadata.dataset import VqaDataset, answers_fault, images_fault, keep_images, split_names
 from vqadata.folder import DataFolder
 from vqadata.sample import ensure_scenes
 from vqadata.scenes import FEATURE_SIZE
@@ -75,14 +75,22 @@ def load_splits(
 ) -> list[VqaDataset]:
     """A data set for each flag, of all the splits it names; with `images`, of the first images of each split.
 
-    DataError for a record that cannot be used, and for a question id that comes twice.
+    DataError for a record that cannot be used, a question id that comes twice, an image without features, and
+    for questions without answers where a run learns from them or is scored against them.
     """
     records = folder.read_splits(name for splits in flags.values() for name in split_names(splits))
     if images is not None:
         records = {name: keep_images(split, images) for name, split in records.items()}
     stores = folder.open_features()
+    for split, rows in records.items():
+        if fault := images_fault(split, {row["img_id"] for row in rows}, stores):
+            raise DataError(f"{fault}. Prepare the features of their image set, or choose other splits.")
     datasets = []
-    for splits in flags.values():
+    for flag, splits in flags.items():
+        for name in split_names(splits) if flag != "test" else ():
+            if fault := answers_fault(records[name], answers):
+                advice = f"Choose other splits for --{flag}; --test {name} predicts without answers."
+                raise DataError(f"{folder.split_file(name)}: {fault}. {advice}")
         chosen = [record for name in split_names(splits) for record in records[name]]
         token_ids, lengths = encode(tokenizer, [record["sent"] for record in chosen])
         datasets.append(VqaDataset(chosen, token_ids, lengths, stores, answers))

@@ -72,7 +72,7 @@ def evaluate(machine: Machine, model: nn.Module, loader: DataLoader, exam: Exam)
     usage = Usage(len(exam.live), len(exam.dataset.question_types), machine.device)
     # Autocast around the whole loop: weights are rounded once for all batches and not once a batch.
     with accelerator.autocast(), machine.progress_bar("evaluation", len(loader)) as bar:
-        for batch in loader:
+        for batch in machine.batches(loader):
             output = model(**batch["inputs"])
             logits = output.outputs
             scores = score(logits, batch["target"])
@@ -87,7 +87,7 @@ def evaluate(machine: Machine, model: nn.Module, loader: DataLoader, exam: Exam)
             for column, values in zip(columns, (*answered, scores.squeeze(1)), strict=True):
                 column.append(values)
             bar.update()
-            if machine.stop.requested and machine.processes == 1:
+            if machine.should_stop_evaluating(len(columns[0])):
                 raise Interrupted("Interrupted; nothing was written.")
     ids, chosen, finite, scores = (torch.cat(column).cpu().numpy() for column in columns)
     if not finite.all():

@@ -10,8 +10,8 @@ from tqdm import tqdm
 from common.errors import DataError, StoreError, UserError
 from tasks.finetune.data import choose_recipe
 from tasks.prepare.command import Command, flag, path_flag, say
-from vqadata.dataset import split_names
-from vqadata.feature_layout import MANIFEST, check_sizes, intact_rows, store_checksum
+from vqadata.dataset import answers_fault, images_fault, split_names
+from vqadata.feature_layout import MANIFEST, intact_rows
 from vqadata.feature_writer import JOURNAL
 from vqadata.features import DAMAGE, FeatureStore
 from vqadata.files import is_there
@@ -109,6 +109,8 @@ def examine(folder: DataFolder, *, verify: bool = False) -> Iterator[Finding]:
     present = folder.splits() if folder.exists() else []
     for split in dict.fromkeys([*needed, *EXTRA_SPLITS.get(folder.name, []), *present]):
         finding, records = _split(folder, split, seen if split in needed else set())
+        if split in needed and records and (fault := answers_fault(records, answers or ())):
+            finding = Finding("faulty", f"{folder.split_file(split)}: {fault}", _question_source(folder.name))
         yield finding._replace(needed=split in needed)
         if records and is_there(folder.ground_truth_file(split)):
             finding = _ground_truth(folder, split, [record["question_id"] for record in records])
@@ -197,10 +199,7 @@ def _store(path: Path, source: str, verify: bool) -> tuple[Finding, set[str]]:
         return Finding("ignored", f"{path} is no feature store: {MANIFEST} is missing", again, False), set()
     try:
         store = FeatureStore(path)
-        check_sizes(path, store.manifest)
         checksum, dtype, faults = (store.manifest[name] for name in ("checksum", "dtype", "faults"))
-        if store_checksum(path) != checksum:
-            raise StoreError(f"{path} is damaged: its ids or row checksums do not match its manifest.")
         if verify:
             _verify(store)
     except StoreError as error:
@@ -230,18 +229,15 @@ def _coverage(
     folder: DataFolder, split: str, images: dict[str, int], with_features: Collection[str], needed: bool
 ) -> Finding:
     """Whether all images of a split have features; `images` have the first record about each."""
-    missing = sorted(image for image in images if image not in with_features)
-    if not missing:
+    what = images_fault(split, images, with_features)
+    if what is None:
         return Finding("ok", f"{split}: features of all {len(images):,} images", needed=needed)
+    missing = [image for image in images if image not in with_features]
     sets = [name for name in IMAGE_SETS if any(f"_{name}_" in image_id for image_id in missing)]
     advice = ". ".join(
         f"{folder.features / name}/: {_feature_source(folder.features.parent.name, name)}"
         + (f", {IMAGE_SETS[name]}" if sets else "")
         for name in sets or ["<image set>"]
-    )
-    what = (
-        f"{split}: {len(missing):,} of {len(images):,} images have no features, "
-        f"the first: {', '.join(missing[:3])}"
     )
     records = sorted((images[image], image) for image in missing) if needed and with_features else []
     file = folder.split_file(split)

@@ -1,0 +1,73 @@
+"""What of a data set a run refuses before it begins."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.helpers.small import write_dataset, write_pretrained
+
+from common.errors import DataError
+from lxmert.tokens import load_tokenizer
+from tasks.finetune.data import load_splits
+from vqadata.dataset import VqaDataset
+from vqadata.folder import DataFolder
+
+FLAGS = {"train": "train,nominival", "valid": "minival"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> DataFolder:
+    return DataFolder.at(write_dataset(tmp_path / "small"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return load_tokenizer(str(write_pretrained(tmp_path_factory.mktemp("model") / "model")))
+
+
+def change(folder: DataFolder, split: str, act: Callable[[dict[str, Any]], Any], count: int = 60) -> None:
+    """Do something to the first records of a split."""
+    records = json.loads(folder.split_file(split).read_text())
+    for record in records[:count]:
+        act(record)
+    folder.split_file(split).write_text(json.dumps(records))
+
+
+def load(folder: DataFolder, tokenizer: Any, flags: dict[str, str] = FLAGS) -> list[VqaDataset]:
+    return load_splits(folder, flags, tokenizer, folder.read_answers(), None)
+
+
+@pytest.mark.parametrize(("flag", "split"), [("valid", "minival"), ("train", "nominival")])
+@pytest.mark.parametrize("emptied", [False, True])
+def test_nothing_is_scored_against_or_learned_from_questions_without_answers(
+    folder: DataFolder, tokenizer: Any, flag: str, split: str, emptied: bool
+) -> None:
+    change(folder, split, lambda record: record.update(label={}) if emptied else record.pop("label"))
+    with pytest.raises(DataError, match=rf"{split}\.json: none of its \d+ questions has an answer.*--{flag}"):
+        load(folder, tokenizer)
+    (dataset,) = load(folder, tokenizer, {"test": split})  # for predictions
+    assert not dataset.labelled
+
+
+def test_a_question_without_label_is_not_one_answered_wrong(folder: DataFolder, tokenizer: Any) -> None:
+    change(folder, "minival", lambda record: record.update(label={}), 3)  # of which none is in the list
+    assert load(folder, tokenizer)[1].labelled
+    change(folder, "minival", lambda record: record.pop("label"), 3)
+    with pytest.raises(DataError, match=r"minival\.json: 3 of its 60 questions have no label, the first: qu"):
+        load(folder, tokenizer)
+
+
+def test_a_split_of_no_questions_is_refused(folder: DataFolder, tokenizer: Any) -> None:
+    folder.split_file("minival").write_text("[]")
+    with pytest.raises(DataError, match=r"minival\.json holds no questions"):
+        load(folder, tokenizer)
+
+
+def test_an_image_without_features_is_told_in_the_words_of_check(folder: DataFolder, tokenizer: Any) -> None:
+    change(folder, "nominival", lambda record: record.update(img_id="image_7"), 4)
+    with pytest.raises(DataError, match=r"^nominival: 1 of 5 images have no features, the first: image_7\."):
+        load(folder, tokenizer)
