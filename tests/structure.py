@@ -178,7 +178,9 @@ MEASURES = (
     Measure("files that validate records", 1, record_validators),
     Measure('ways to ask "is it adaptive?"', 1, adaptive_questions),
     Measure("files that know the name answers.json", 1, answers_files),
-    Measure("lines of src/", 10_507, lines, lambda places: sum(int(p.rsplit(" ", 1)[1]) for p in places)),
+    # A budget: raised knowingly, with what the lines are for. 10,507 after the house was put in order; 1,500
+    # more for what keeps runs whole: states, identity, finiteness, signals, several processes, W&B apart.
+    Measure("lines of src/", 12_000, lines, lambda places: sum(int(p.rsplit(" ", 1)[1]) for p in places)),
 )
 
 

@@ -20,7 +20,7 @@ MAY_IMPORT = {  # of the project, and of other libraries; each may import itself
         {"torch", "transformers", "numpy", "safetensors", "huggingface_hub", "tqdm"},
     ),
     "vqadata": ({"common"}, {"numpy", "torch", "PIL", "tqdm", "pybase64"}),
-    "training": ({"common"}, {"torch", "accelerate", "tqdm", "wandb"}),
+    "training": ({"common"}, {"torch", "accelerate", "numpy", "safetensors", "tqdm", "wandb"}),
     "report": ({"common"}, {"numpy", "matplotlib", "tqdm"}),
 }
 UNKNOWN_WORDS = {  # what a package has not one word of

@@ -13,7 +13,6 @@
 Where weights come from, the first that applies: own LAST/ > --load > pre-trained > random (--fromScratch).
 """
 
-import math
 import sys
 import time
 from collections.abc import Sequence
@@ -25,31 +24,25 @@ from accelerate.utils import set_seed
 from common.cli import run_command
 from common.errors import Interrupted
 from tasks.finetune import messages
-from tasks.finetune.args import VqaArgs, deciding, parse_args
+from tasks.finetune.args import VqaArgs, parse_args
 from tasks.finetune.ask import ask
 from tasks.finetune.best import Best
 from tasks.finetune.evaluate import evaluate
-from tasks.finetune.inputs import inputs_of
 from tasks.finetune.model import score, vqa_loss
-from tasks.finetune.run import Run
-from tasks.finetune.saving import check_steps, keep_best, restore_best, save
-from tasks.finetune.settle import settle
-from tasks.finetune.setup import Setup, set_up
-from tasks.finetune.state import TrainState
-from training.finite import BadSteps
-from training.machine import Machine
-from training.optim import (
-    JointOptimizer,
-    clip_gradients,
-    geometric,
-    make_optimizer,
-    make_schedule,
-    warm_up_then,
+from tasks.finetune.run import (
+    EVALUATION_BATCH,
+    Run,
+    check_steps,
+    keep_best,
+    prepare,
+    restore_best,
+    save,
 )
-from training.record import Record
+from tasks.finetune.settle import settle
+from tasks.finetune.setup import set_up
+from training.machine import Machine
+from training.optim import clip_gradients, geometric
 from training.run_folder import RunFolder, describe_environment
-
-EVALUATION_BATCH = 4  # times the training batch: no gradients, so there is room
 
 
 def main(args: VqaArgs) -> dict[str, Any]:
@@ -73,10 +66,9 @@ def main(args: VqaArgs) -> dict[str, Any]:
 def train(args: VqaArgs, machine: Machine, start: Best | None) -> dict[str, Any]:
     """Set up, run the epochs, leave a run folder."""
     # 1. Everything that can be refused is refused before anything is written.
-    Record(vars(args), {}, deciding).require_same_arguments(args.folder)
+    args.record({}).require_same_arguments(args.folder)
     set_seed(args.seed)
     setup = set_up(args, machine, start)
-    record = Record(vars(args), inputs_of(args, machine, setup, start), deciding)
 
     # 2. Optimizers and loaders, on the machine.
     run = prepare(args, machine, setup)
@@ -84,7 +76,7 @@ def train(args: VqaArgs, machine: Machine, start: Best | None) -> dict[str, Any]
 
     # 3. The run folder: begun, or taken up where the run stopped.
     options = {"keep": args.keep, "accept_changes": args.accept_changes}
-    with RunFolder.open(args.folder, record, machine.accelerator, **options) as folder:
+    with RunFolder.open(args.folder, args.record(setup.inputs), machine.accelerator, **options) as folder:
         resumed = folder.load_state(run.parts)
         tracker = folder.start_tracker(args.wandb)
         tracker.say(messages.start_message(vars(args), setup, machine))
@@ -117,33 +109,6 @@ def train(args: VqaArgs, machine: Machine, start: Best | None) -> dict[str, Any]
         folder.write("result.json", outcome)
         tracker.say(messages.summary_table(state, args.folder, args.valid))
     return outcome
-
-
-def prepare(args: VqaArgs, machine: Machine, setup: Setup) -> Run:
-    """The optimizers, their rates and the loaders: the model's rate rises and falls, the policy's stays."""
-    settings = (args.optim, args.lr), (args.policy_optim, args.policy_lr)
-    joint = JointOptimizer(
-        make_optimizer(name, part, lr, args.weight_decay)
-        for part, (name, lr) in zip(setup.model.children(), settings, strict=False)
-    )
-    train_set, valid_set = setup.datasets
-    lengths = train_set.token_lengths if args.group_by_length else None
-    model, optimizer, valid_loader = machine.accelerator.prepare(
-        setup.model, joint, machine.loader(valid_set, EVALUATION_BATCH * args.batch_size)
-    )
-    loader = machine.training_loader(train_set, args.batch_size, args.seed, lengths)
-    machine.seed_processes(args.seed)  # the model is built, and the same in all of them
-    total_updates = args.epochs * math.ceil(len(loader) / args.accumulate)
-    total_updates = min(total_updates, args.max_steps or total_updates)
-    schedule = make_schedule(joint, warm_up_then(args.schedule, total_updates, args.warmup))
-    question_types = len(train_set.question_types)
-    state = TrainState(
-        machine.device, setup.labels["live"], question_types, rank=machine.rank, noise=machine.gate_noise
-    )
-    bad_steps = BadSteps(args.max_bad_steps, machine.accelerator)
-    return Run(
-        args, machine, model, optimizer, schedule, total_updates, loader, valid_loader, state, bad_steps
-    )
 
 
 def train_epoch(run: Run, folder: RunFolder) -> None:

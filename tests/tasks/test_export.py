@@ -181,7 +181,12 @@ def test_best_stays_small(args: VqaArgs) -> None:
     """Tuned weights, head and policy, but nothing that the pre-trained file gives."""
     vqa.main(replace(args, strategy="SpotTune_Block"))
     best = RUN / "BEST"
-    assert {path.name for path in best.iterdir()} == {"model.safetensors", "model.json", "answers.json"}
+    assert {path.name for path in best.iterdir()} == {
+        "model.safetensors",
+        "model.json",
+        "answers.json",
+        "checksums.json",
+    }
     tensors = load_file(best / "model.safetensors")
     assert not [name for name in tensors if ".frozen." in name]
     origin = json.loads((best / "model.json").read_text())["pretrained"]

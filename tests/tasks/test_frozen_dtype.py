@@ -17,6 +17,7 @@ from torch import Tensor
 
 from adaptive.adapt import Adaptive
 from common.errors import Interrupted
+from common.files import CHECKSUMS
 from lxmert.loading import load_pretrained
 from tasks import vqa
 from tasks.export import export
@@ -86,7 +87,7 @@ def test_a_run_that_is_resumed_and_evaluated_keeps_its_frozen_copies(
         stop_after(3, patch)
         vqa.main(args)
     assert vqa.main(args)["best"] == whole["best"]
-    tensors = load_file("snap/vqa/run/LAST/model.safetensors")
+    tensors = load_file("snap/vqa/run/LAST/state.safetensors")
     dtypes = [t.dtype for name, t in tensors.items() if ".frozen." in name and t.dim() > 1]
     assert dtypes and set(dtypes) == {torch.bfloat16}
     assert read_best(Path("snap/vqa/run/BEST")).spec.frozen_dtype == "bf16"
@@ -110,6 +111,7 @@ def test_best_folders_from_before_the_flag_are_still_read(args: VqaArgs) -> None
     description = json.loads(file.read_text())
     del description["spec"]["frozen_dtype"]
     file.write_text(json.dumps(description))
+    (file.parent / CHECKSUMS).unlink()  # which such a folder doesn't have either
     test = VqaArgs(load="snap/vqa/run/BEST", test="minival", data=args.data, tqdm=False, wandb="off")
     assert vqa.main(test)["accuracy"] == outcome["best"]["val_accuracy"]
     export(Path("snap/vqa/run"), Path("out"))

@@ -173,7 +173,8 @@ def test_the_script_writes_a_loadable_folder(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "model/pretraining.json").read_text())["sha256"] in done.stdout
     assert {file.name for file in (tmp_path / "model").iterdir()} == {
-        *("model.safetensors", "config.json", "vocab.txt", "tokenizer_config.json", "pretraining.json")
+        *("model.safetensors", "config.json", "vocab.txt", "tokenizer_config.json", "pretraining.json"),
+        "checksums.json",
     }
     assert_loads_alike(tmp_path / "model")
 

@@ -64,8 +64,11 @@ def train_watched(args: VqaArgs, stop: int | None) -> None:
         masks.append(keep(*arguments))
         return masks[-1]
 
+    begin = StopSignal.__init__
+
     def start(self: StopSignal) -> None:
-        self.requested, self.after_update = False, stop
+        begin(self)
+        self.after_update = stop
 
     dropout._keep, StopSignal.__init__ = watched, start
     try:

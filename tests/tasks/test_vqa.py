@@ -57,7 +57,17 @@ def test_a_run_leaves_the_promised_folder(args: VqaArgs, strategy: str) -> None:
     folder = Path("snap/vqa/run")
     files = {path.name for path in folder.iterdir()}
     adaptive = strategy.startswith("SpotTune")
-    expected = {".lock", "args.json", "env.json", "train.log", "metrics.jsonl", "LAST", "BEST", "result.json"}
+    expected = {
+        ".lock",
+        "args.json",
+        "inputs.json",
+        "env.json",
+        "train.log",
+        "metrics.jsonl",
+        "LAST",
+        "BEST",
+        "result.json",
+    }
     assert files == expected | ({"usage.npz"} if adaptive else set())
     assert json.loads((folder / "result.json").read_text()) == outcome
     assert outcome["gap"] == pytest.approx(outcome["train_accuracy"] - outcome["val_accuracy"])
@@ -95,8 +105,8 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(
     assert {k: v for k, v in whole.items() if k not in differing} == {
         k: v for k, v in resumed.items() if k not in differing
     }
-    for part in ("LAST", "BEST"):
-        one, two = (load_file(folder / part / "model.safetensors") for folder in folders)
+    for part in ("LAST/state", "BEST/model"):
+        one, two = (load_file(folder / f"{part}.safetensors") for folder in folders)
         assert all((one[name] == two[name]).all() for name in one)
 
 

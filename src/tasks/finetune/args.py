@@ -21,6 +21,7 @@ from tasks.finetune.policies import POLICIES
 from tasks.finetune.spec import ModelSpec
 from tasks.finetune.strategies import STRATEGIES
 from training.optim import OPTIMIZERS
+from training.record import Record
 
 IMAGES_TINY, IMAGES_FAST = 512, 5000
 SCENES_MODEL = "snap/pretrained/lxmert-scenes"
@@ -178,6 +179,10 @@ class VqaArgs:
     def images(self) -> int | None:
         """How many images of each split are used; None: all."""
         return IMAGES_TINY if self.tiny else IMAGES_FAST if self.fast else None
+
+    def record(self, inputs: Mapping[str, Any]) -> Record:
+        """What a run folder remembers of a run with these arguments and inputs."""
+        return Record(vars(self), inputs, deciding)
 
     def completed(self, values: Mapping[str, Any]) -> VqaArgs:
         """The arguments with `values` for those that are None."""

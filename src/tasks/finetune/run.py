@@ -1,5 +1,6 @@
-"""A run that is set up: what its epochs work with, and what is saved of it."""
+"""A run that is set up: what its epochs work with, and how it is saved. Nothing that is no number ever is."""
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -8,11 +9,17 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
+from common.errors import RunError
 from tasks.finetune.args import VqaArgs
+from tasks.finetune.best import best_fault, save_best
+from tasks.finetune.setup import Setup
 from tasks.finetune.state import TrainState
-from training.finite import BadSteps
+from training.finite import BadSteps, require_finite, shown
 from training.machine import Machine
-from training.run_folder import Stateful
+from training.optim import JointOptimizer, make_optimizer, make_schedule, warm_up_then
+from training.run_folder import RunFolder, Stateful
+
+EVALUATION_BATCH = 4  # times the training batch: no gradients, so there is room
 
 
 class Run(NamedTuple):
@@ -49,3 +56,72 @@ class Run(NamedTuple):
         yield from (parameter for parameter in self.model.parameters() if parameter.requires_grad)
         for kept in self.optimizer.state.values():
             yield from (value for value in kept.values() if isinstance(value, Tensor))
+
+
+def prepare(args: VqaArgs, machine: Machine, setup: Setup) -> Run:
+    """The optimizers, their rates and the loaders: the model's rate rises and falls, the policy's stays."""
+    settings = (args.optim, args.lr), (args.policy_optim, args.policy_lr)
+    joint = JointOptimizer(
+        make_optimizer(name, part, lr, args.weight_decay)
+        for part, (name, lr) in zip(setup.model.children(), settings, strict=False)
+    )
+    train_set, valid_set = setup.datasets
+    lengths = train_set.token_lengths if args.group_by_length else None
+    model, optimizer, valid_loader = machine.accelerator.prepare(
+        setup.model, joint, machine.loader(valid_set, EVALUATION_BATCH * args.batch_size)
+    )
+    loader = machine.training_loader(train_set, args.batch_size, args.seed, lengths)
+    machine.seed_processes(args.seed)  # the model is built, and the same in all of them
+    total_updates = args.epochs * math.ceil(len(loader) / args.accumulate)
+    total_updates = min(total_updates, args.max_steps or total_updates)
+    schedule = make_schedule(joint, warm_up_then(args.schedule, total_updates, args.warmup))
+    question_types = len(train_set.question_types)
+    state = TrainState(
+        machine.device, setup.labels["live"], question_types, rank=machine.rank, noise=machine.gate_noise
+    )
+    bad_steps = BadSteps(args.max_bad_steps, machine.accelerator)
+    return Run(
+        args, machine, model, optimizer, schedule, total_updates, loader, valid_loader, state, bad_steps
+    )
+
+
+def check_steps(run: Run, folder: RunFolder) -> None:
+    """Say which steps since the last look were not finite; RunError if they are too many in all."""
+    if bad := run.bad_steps.settle():
+        folder.write("bad_steps.json", run.bad_steps.state_dict())
+        for step in bad:
+            folder.tracker.say(f"step {step.step} was left out, it is not finite: {shown(step.ids)}")
+        run.bad_steps.require_few(f"all questions of such steps are in {folder.path / 'bad_steps.json'}")
+
+
+def save(run: Run, folder: RunFolder) -> None:
+    """Save the state."""
+    check_steps(run, folder)
+    run.state.pool(run.machine.accelerator)
+    require_finite(run.learned(), run.state.updates)
+    folder.save_state(run.parts, run.state.updates)
+
+
+def keep_best(run: Run, folder: RunFolder, setup: Setup) -> None:
+    """Save the epoch that has just ended, as the best one."""
+    require_finite(run.learned(), run.state.updates)
+    if run.machine.is_main:
+        best = setup.as_best(folder.best, run.args.dataset, run.state.best.values())
+        save_best(best, run.machine.accelerator.unwrap_model(run.model), setup.weights)
+
+
+def restore_best(run: Run, folder: RunFolder, setup: Setup) -> None:
+    """Save the best epoch again if its folder is damaged.
+
+    RunError if that cannot be done, because the state that was loaded is a later one.
+    """
+    state = run.state
+    if not state.history or not (fault := best_fault(folder.best, state.best.epoch)):
+        return
+    if state.epoch > state.best.epoch or state.step:
+        raise RunError(
+            f"{fault}. It is the best epoch, number {state.best.epoch}, and the state in LAST is a later "
+            f"one: get {folder.best} from a copy, or choose another version name to train again."
+        )
+    keep_best(run, folder, setup)
+    folder.tracker.say(f"{fault}. It was written again from the state in LAST.")

@@ -1,5 +1,6 @@
 """What a run reads and builds before anything is written: all that can be refused is refused here."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -7,17 +8,33 @@ import numpy as np
 
 from adaptive.adapt import Adaptive
 from common.errors import UserError
-from lxmert.loading import Pretrained, load_pretrained, set_feature_size
+from common.files import sha256_of
+from lxmert.loading import (
+    FUNCTION_FIELDS,
+    TRAINING_FIELDS,
+    Pretrained,
+    load_pretrained,
+    set_feature_size,
+)
 from lxmert.tokens import fingerprint, load_tokenizer
 from lxmert.units import gate_labels
 from tasks.finetune.args import VqaArgs
-from tasks.finetune.best import Best, function_of, load_base_weights, load_best, load_same_tokenizer
+from tasks.finetune.best import (
+    WEIGHTS,
+    Best,
+    function_of,
+    load_base_weights,
+    load_best,
+    load_same_tokenizer,
+)
 from tasks.finetune.data import load_splits, open_data, require_data
 from tasks.finetune.evaluate import Exam
 from tasks.finetune.model import build, count_parameters
 from tasks.finetune.spec import ModelSpec
 from training.machine import Machine
+from training.run_folder import PROCESSES
 from vqadata.dataset import VqaDataset, split_names
+from vqadata.folder import DataFolder
 from vqadata.scoring import restrict
 
 
@@ -33,6 +50,7 @@ class Setup(NamedTuple):
     exam: Exam  # the last of the data sets, as questions to be answered
     loaded: list[str]  # messages
     tokenizer: str  # its fingerprint
+    inputs: dict[str, Any]  # of a run that trains: the identity of what decides its numbers
 
     @property
     def sizes(self) -> dict[str, dict[str, int]]:
@@ -76,4 +94,36 @@ def set_up(args: VqaArgs, machine: Machine, best: Best | None) -> Setup:
     truth = folder.ground_truth(split_names(list(args.splits.values())[-1]))
     truth = restrict(truth, datasets[-1].question_ids.tolist()) if truth else None
     exam = Exam(list(args.splits.values())[-1], datasets[-1], labels["live"], truth, answers)
-    return Setup(spec, weights, model, answers, datasets, labels, exam, loaded, fingerprint(tokenizer))
+    mark = fingerprint(tokenizer)
+    inputs: dict[str, Any] = {} if args.test else read_by(folder, args.splits, datasets)
+    inputs |= described_by(weights, mark) | {
+        "checkpoint of --load": sha256_of(best.folder / WEIGHTS) if best else None,
+        "precision": machine.precision,
+        PROCESSES: machine.processes,
+    }
+    return Setup(spec, weights, model, answers, datasets, labels, exam, loaded, mark, inputs)
+
+
+def read_by(folder: DataFolder, flags: dict[str, str], datasets: Sequence[VqaDataset]) -> dict[str, str]:
+    """A digest of each file of a data set that a run reads, and of the features of its images.
+
+    Where they lie is no part of it. flags: the splits that --train and --valid name, whose data sets
+    `datasets` are.
+    """
+    names = {flag: split_names(splits) for flag, splits in flags.items()}
+    files = [folder.answers_file, *(folder.split_file(name) for splits in names.values() for name in splits)]
+    files += [file for name in names["valid"] if (file := folder.ground_truth_file(name)).is_file()]
+    digests = {file.relative_to(folder.path).as_posix(): sha256_of(file) for file in files}
+    for use, dataset in zip(("training", "validation"), datasets, strict=True):
+        digests[f"features of the {use} images"] = dataset.stores.digest(dataset.images)
+    return digests
+
+
+def described_by(weights: Pretrained, tokenizer: str) -> dict[str, Any]:
+    """What identifies a pre-trained model; `tokenizer` is the fingerprint of its tokenizer."""
+    fields = (*FUNCTION_FIELDS, *TRAINING_FIELDS)
+    return {
+        **{f"config.json: {name}": getattr(weights.config, name) for name in fields},
+        "pre-trained weights (model.safetensors, pytorch_model.bin or _LXRT.pth)": weights.sha256,
+        "tokenizer (vocab.txt, tokenizer.json, tokenizer_config.json)": tokenizer,
+    }
