@@ -123,6 +123,14 @@ def latest_complete(folder: Path) -> Path | None:
     return next((path for path in (folder, aside_of(folder, "old")) if path.is_dir()), None)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a process that was killed left unfinished in a folder that is nobody else's now."""
+    for path in folder.glob(".*.*"):
+        named = folder / path.stem[1:]
+        if path.suffix == ".new" or (path.suffix == ".old" and named.exists()):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def flush(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -34,22 +34,30 @@ class BadSteps:
         self._limit = limit
         self._accelerator = accelerator
         self._count = torch.zeros((), device=accelerator.device)
-        self._batches: list[tuple[Tensor, Tensor]] = []  # of the step that is being accumulated
+        # Of the step that is being accumulated, and of those to be settled: ids, and whose logits are finite.
+        self._batches: list[tuple[Tensor, Tensor]] = []
+        self._losses: list[Tensor] = []
         self._pending: list[tuple[int, Tensor, list[tuple[Tensor, Tensor]]]] = []
 
     def watch(self, loss: Tensor, logits: Tensor, ids: Tensor) -> None:
         """Take note of a batch: its loss (), its logits (B, A), the ids (B,) of its examples."""
-        good = logits.detach().isfinite().all(1) & loss.detach().isfinite()
-        self._batches.append((ids, good))
+        self._batches.append((ids, logits.detach().isfinite().all(1)))
+        self._losses.append(loss.detach())
 
     def guard(self, optimizer: JointOptimizer, norms: Tensor, step: int) -> None:
-        """Let `optimizer` leave out the coming step if it is bad; norms: those of all gradients."""
-        good = torch.stack([norms.isfinite().all(), *(good.all() for _, good in self._batches)]).all()
+        """Let `optimizer` leave out the coming step if it is bad; norms: those of all gradients.
+
+        In fp16 gradients overflow now and then: the scaler leaves out such a step, which is not a bad one.
+        """
+        good = torch.stack(
+            [rows.all() for _, rows in self._batches] + [*torch.stack(self._losses).isfinite()]
+        )
+        good = good.all() & (norms.isfinite().all() if self._accelerator.scaler is None else True)
         bad = self._accelerator.reduce((~good).float(), "sum") > 0
         self._count += bad
         optimizer.skip = bad | (self._count > self._limit)
         self._pending.append((step, bad, self._batches))
-        self._batches = []
+        self._batches, self._losses = [], []
 
     def settle(self) -> list[BadStep]:
         """The bad steps since the last call; RunError if they are more than the limit allows in all."""

@@ -40,6 +40,7 @@ from common.files import (
     lock_file,
     read_json,
     read_text,
+    remove_leftovers,
     replace_folder,
     write_errors_explained,
     write_json,
@@ -110,6 +111,7 @@ class RunFolder:
             lock = (path / ".lock").open("a+", encoding="utf-8")
         with lock:
             unlockable = _take(lock, path)
+            remove_leftovers(path)
             begun = (path / ARGUMENTS).exists()
             folder = None
             try:

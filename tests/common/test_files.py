@@ -17,13 +17,16 @@ from tests.helpers.power import Disk, PowerCut
 from common import files
 from common.errors import DataError, UserError
 from common.files import (
+    CHECKSUMS,
     check_name,
+    fault_of,
     flush,
     latest_complete,
     lock_file,
     parse_json,
     read_json,
     read_text,
+    remove_leftovers,
     replace_file,
     replace_files,
     replace_folder,
@@ -265,3 +268,54 @@ def test_what_a_test_of_files_needs_is_really_json(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"epoch": 1})
     assert json.loads((tmp_path / "a.json").read_text()) == {"epoch": 1}
     shutil.rmtree(tmp_path)
+
+
+def test_what_a_killed_process_left_unfinished_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    for name in ("LAST", ".LAST.new", ".LAST.old", ".BEST.old", "predictions"):
+        (tmp_path / name / "inside").mkdir(parents=True)
+    for name in (".usage.npz.new", ".lock", "a.new", "b.old"):
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path)
+    kept = {"LAST", ".BEST.old", "predictions", ".lock", "a.new", "b.old"}  # BEST has no other copy
+    assert {path.name for path in tmp_path.iterdir()} == kept
+
+
+@pytest.mark.parametrize("damage", ["gone", "empty", "cut", "flipped"])
+@pytest.mark.parametrize("name", ["one.bin", "inside/two.json", CHECKSUMS])
+def test_every_damaged_file_of_a_folder_is_named(tmp_path: Path, name: str, damage: str) -> None:
+    folder = tmp_path / "BEST"
+    with replace_folder(folder) as fresh:
+        (fresh / "inside").mkdir()
+        (fresh / "one.bin").write_bytes(bytes(range(256)))
+        (fresh / "inside" / "two.json").write_text('{"three": 4}')
+    assert fault_of(folder) is None
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    changed = {"gone": None, "empty": b"", "cut": content[: len(content) // 2], "flipped": content}[damage]
+    (folder / name).unlink()
+    if changed is not None:
+        (folder / name).write_bytes(changed)
+    assert str(folder) in fault_of(folder) if name == CHECKSUMS else str(folder / name) in fault_of(folder)
+
+
+@pytest.mark.parametrize(
+    ("message", "words"), [("(os error 28)", "disk is full"), ("(os error 27)", "too large")]
+)
+def test_a_full_disk_is_one_sentence_whoever_finds_it(tmp_path: Path, message: str, words: str) -> None:
+    """A library in Rust raises an error of its own, with the system's number in its words."""
+    with pytest.raises(UserError, match=rf"LAST cannot be written: .*{words}"):  # noqa: SIM117
+        with replace_folder(tmp_path / "LAST"):
+            raise Exception(f"Error while serializing: I/O error: something {message}")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ZeroDivisionError), replace_folder(tmp_path / "LAST"):
+        _ = 1 / 0
+
+
+def test_a_replaced_folder_may_be_kept_under_another_name(tmp_path: Path) -> None:
+    for number in range(3):
+        with replace_folder(tmp_path / "LAST", tmp_path / "LAST-1") as fresh:
+            (fresh / "number").write_text(str(number))
+    assert {path.name: (path / "number").read_text() for path in tmp_path.iterdir()} == {
+        "LAST": "2",
+        "LAST-1": "1",
+    }

@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import get_linear_schedule_with_warmup
+from transformers import get_constant_schedule_with_warmup, get_linear_schedule_with_warmup
 
 from training.optim import (
     OPTIMIZERS,
@@ -15,7 +15,7 @@ from training.optim import (
     clip_gradients,
     make_optimizer,
     make_schedule,
-    warm_up_then_decay,
+    warm_up_then,
 )
 
 STEPS = 10
@@ -192,8 +192,31 @@ def test_the_schedule_is_of_the_first_optimizer_only() -> None:
 def test_the_rate_rises_and_falls_like_the_linear_schedule_of_transformers(steps: int, warmup: float) -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     reference = get_linear_schedule_with_warmup(optimizer, int(steps * warmup), steps).lr_lambdas[0]
-    factor = warm_up_then_decay(steps, warmup)
+    factor = warm_up_then("linear", steps, warmup)
     assert [factor(step) for step in range(steps + 3)] == [reference(step) for step in range(steps + 3)]
+    reference = get_constant_schedule_with_warmup(optimizer, int(steps * warmup)).lr_lambdas[0]
+    factor = warm_up_then("constant", steps, warmup)
+    assert [factor(step) for step in range(steps + 3)] == [reference(step) for step in range(steps + 3)]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_step_that_is_skipped_is_as_if_it_had_not_been(name: str) -> None:
+    """The next one is that of an optimizer which never saw it: momentum and counts of steps included."""
+    torch.manual_seed(1)
+    module = nn.Linear(3, 3)
+    other = copy.deepcopy(module)
+    joint, plain = (JointOptimizer([make_optimizer(name, part, 0.1, 0.01)]) for part in (module, other))
+    for number in range(4):
+        gradients = [torch.randn_like(parameter) for parameter in module.parameters()]
+        bad = number == 2
+        for part, optimizer in ((module, joint), (other, plain)):
+            for parameter, gradient in zip(part.parameters(), gradients, strict=True):
+                parameter.grad = gradient * (float("nan") if bad else 1.0)
+            if part is other and bad:
+                continue
+            joint.skip = torch.tensor(bad)
+            optimizer.step()
+        assert all(map(torch.equal, module.parameters(), other.parameters()))
 
 
 def test_each_module_is_clipped_by_itself() -> None:

@@ -38,8 +38,10 @@ class Run(NamedTuple):
 
     @property
     def goes_on(self) -> bool:
-        """Whether there is an epoch to train."""
+        """Whether there is an epoch to train, or to end."""
         args, state = self.args, self.state
+        if state.step:  # the one under way, if only its evaluation is missing
+            return True
         patient = args.patience is None or state.epochs_without_best < args.patience
         return state.epoch < args.epochs and state.updates < self.total_updates and patient
 

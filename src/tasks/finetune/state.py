@@ -56,7 +56,7 @@ class TrainState:
 
         examples: how many of them count, all or none. Nothing here waits for the device.
         """
-        gates = gates.detach()
+        gates = gates.detach().nan_to_num(0.0)  # of a policy that is not finite: the step is left out
         share = (gates @ self._live_weights).mean()
         mean = torch.stack([loss.detach().float(), scores.mean(), share, torch.ones_like(share)])
         # A step that is not finite is left out, see training.finite; it must not spoil the means either.
