@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Check the code: ruff's rules, its format, and the whole test suite including the slow tests.
+# Check the code: ruff's rules, its format, the whole test suite including the slow tests, and the quick form of
+# run/faults.bash.
 #
 #   bash run/test.bash [pytest flags]
 #
@@ -38,4 +39,6 @@ step "ruff check" "$PYTHON" -m ruff check .
 step "ruff format" "$PYTHON" -m ruff format --check .
 # The odd expansion: bash 3.2 takes an empty array for an unset variable.
 step "pytest" "$PYTHON" -m pytest ${workers[@]+"${workers[@]}"} "$@"
+# What happens to long runs, done to small ones; a part of it, the rest is for run/faults.bash.
+(($#)) || step "faults" bash run/faults.bash --quick
 ((failures == 0))
