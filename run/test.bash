@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# Check the code: ruff's rules, its format, the whole test suite including the slow tests, and the quick form of
-# run/faults.bash.
+# Check the code: ruff's rules and format, all tests including the slow ones, the quick form of run/faults.bash.
 #
 #   bash run/test.bash [pytest flags]
 #
