@@ -245,6 +245,12 @@ SENT: dict[str, Callable[[dict[str, Any], Place], Any]] = {
     "pre-trained model absolute": lambda b, p: b["spec"].update(pretrained=str(p.root.parent / "outside")),
     "pre-trained model in the parent": lambda b, p: b["spec"].update(pretrained="../outside"),
     "pre-trained model with escapes": lambda b, p: b["spec"].update(pretrained=f"unc-nlp/x{ESCAPE}"),
+    "pre-trained model with a null": lambda b, p: b["spec"].update(pretrained="model\0"),
+    "pre-trained model too long": lambda b, p: b["spec"].update(pretrained="a" * 300),
+    "pre-trained model in a long path": lambda b, p: b["spec"].update(pretrained="a/" * 3000),
+    "pre-trained file with a null": lambda b, p: b["spec"].update(pretrained=None, load_lxmert="model\0"),
+    "data set too long": lambda b, p: b.update(dataset="a" * 300),
+    "data set with a null": lambda b, p: b.update(dataset="vqav2\0"),
     "source with escapes": lambda b, p: b["pretrained"].update(source=f"x{ESCAPE}", sha256="0" * 64),
     "strategy with escapes": lambda b, p: b["spec"].update(strategy=f"x{ESCAPE}"),
 }
@@ -257,6 +263,43 @@ FIRST: dict[str, dict[str, Any]] = {
     "question ids": {"question_id": f"x{ESCAPE}"},
     "names of fields": {f"x{ESCAPE}": 1, "label": ESCAPE},
 }
+
+
+# Paths that lead nowhere, in files that say where something else is, and in flags.
+NOWHERE = {"too long": "a" * 300, "in a long path": "a/" * 3000, "a null": "a\0b", "escapes": ESCAPE}
+
+
+def pointing(kind: str, path: str) -> Case:
+    """features.json says where a data set's features are."""
+
+    def prepare(place: Place) -> None:
+        (place.data / "features.json").write_text(json.dumps({"folder": path}))
+
+    return Case(f"features.json: {kind}", bears("data", train, must_refuse=True, prepare=prepare))
+
+
+def long_path(flag: str, begun: str, *command: str) -> Case:
+    """A path that is longer than the disk allows, wherever a command takes one."""
+
+    def act(place: Place) -> Outcome:
+        module, *flags = command
+        return place.call(module, *flags, *([flag] if flag != "argument" else []), "a" * 300)
+
+    return Case(f"{command[0]} {flag}: too long a path", bears(begun, act, must_refuse=True))
+
+
+LONG_PATHS = (
+    *(long_path(flag, "data", "tasks.vqa", *COMMAND) for flag in ("--data", "--output", "--pretrained")),
+    long_path("--load", "finished", "tasks.vqa", *EVALUATION),
+    long_path("--loadLXMERT", "data", "tasks.vqa", "--data", "data", "--wandb", "off"),
+    long_path("argument", "data", "tasks.vqa_prepare", "check"),
+    long_path("--from", "data", "tasks.vqa_prepare", "own", "--name", "x"),
+    long_path("--data", "data", "tasks.vqa_prepare", "own", "--name", "x", "--from", "data/vqav2"),
+    long_path("argument", "finished", "tasks.vqa_report", "policy"),
+    long_path("argument", "finished", "tasks.vqa_report", "results"),
+    long_path("--to", "finished", "tasks.export", "run"),
+    long_path("--run", "finished", "tasks.export", "--to", "x"),
+)
 
 
 def cases(place: Place) -> list[Case]:
@@ -274,6 +317,8 @@ def cases(place: Place) -> list[Case]:
     return [
         *REFUSED,
         *every(3, map(prepared_names, REMOVED)),
+        *every(4, (pointing(kind, path) for kind, path in NOWHERE.items())),
+        *every(4, LONG_PATHS),
         *every(4, (sent_best(what, edit) for what, edit in SENT.items())),
         *every(3, terminal),
     ]
