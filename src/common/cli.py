@@ -10,6 +10,7 @@
 """
 
 import argparse
+import errno
 import signal
 import sys
 from collections.abc import Callable
@@ -54,6 +55,12 @@ def run_command(command: Callable[[], int | None], interrupted: str) -> int:
             return command() or DONE
         except UserError as error:
             print(f"error: {printable(str(error))}", file=sys.stderr)
+            return MISTAKE
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            # Whoever looks first at a path of the user's meets it: no place can know what it was for.
+            print(f"error: {printable(str(error.filename))[:60]}...: {error.strerror}.", file=sys.stderr)
             return MISTAKE
         except Interrupted as stop:
             if str(stop):

@@ -52,6 +52,7 @@ from training.tracker import Curves, Tracker, open_tracker
 
 BEST, STATE, METRICS = "BEST", "state", "metrics.jsonl"
 RECORDED = {"arguments": ARGUMENTS, "inputs": INPUTS}
+GIT_PATIENCE = 10  # seconds
 PROCESSES = "number of processes"  # among the inputs
 PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "numpy")
 UNLOCKABLE = "cannot be locked on this disk: make sure yourself that no other run works in it"
@@ -110,8 +111,9 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             lock = (path / ".lock").open("a+", encoding="utf-8")
         with lock:
-            unlockable = _take(lock, path)
-            remove_leftovers(path)
+            with write_errors_explained(path, RunError):
+                unlockable = _take(lock, path)
+                remove_leftovers(path)
             begun = (path / ARGUMENTS).exists()
             folder = None
             try:
@@ -228,8 +230,8 @@ def _take(lock: IO[str], path: Path) -> list[str]:
         lock.seek(0)
         raise RunError(f"{path} is in use by another run ({lock.read().strip()}). Wait for it or stop it.")
     lock.truncate(0)
-    lock.write(f"{socket.gethostname()}, process {os.getpid()}, since {datetime.now():%Y-%m-%d %H:%M}\n")
-    lock.flush()
+    who = f"{socket.gethostname()}, process {os.getpid()}, since {datetime.now():%Y-%m-%d %H:%M}\n"
+    os.write(lock.fileno(), who.encode())  # at once: on a full disk, a buffer would fail again when closed
     return [f"{path} {UNLOCKABLE}."] if locked is None else []
 
 
@@ -280,9 +282,8 @@ def describe_environment(machine: Machine) -> dict[str, Any]:
 def _git(*arguments: str) -> str | None:
     here = Path(__file__).parent
     try:
-        done = subprocess.run(
-            ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None  # a copy without its history, or no git
-    return done.stdout.strip()
+        command = ["git", "-C", str(here), *arguments]
+        done = subprocess.run(command, capture_output=True, check=True, timeout=GIT_PATIENCE)
+    except (OSError, subprocess.SubprocessError):
+        return None  # a copy without its history, or no git, or one that hangs
+    return done.stdout.decode(errors="replace").strip()

@@ -129,3 +129,16 @@ def test_closed_streams_are_not_given_to_the_next_file(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(SRC)}, timeout=30)
     assert done.returncode == 0
     assert (tmp_path / "state").read_text() == ""
+
+
+def test_a_path_that_is_too_long_is_one_sentence_of_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(lambda: (tmp_path / ("a" * 300)).exists() and 0, "") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "too long" in error and error.count("\n") == 1 and len(error) < 110
+
+
+def test_another_error_of_the_system_is_a_bug_and_keeps_its_traceback(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        run_command(lambda: (tmp_path / "missing").read_text() and 0, "")

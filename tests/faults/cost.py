@@ -49,13 +49,12 @@ class Watch:
 
 
 def watch_saving() -> None:
-    """Measure the trainer's two savings and all of fsync; what was spent is in a file at the end."""
+    """Measure the trainer's two savings, checks included, and all of fsync; it is in a file at the end."""
     from tasks import vqa
-    from training.run_folder import RunFolder
 
     watch, begin = Watch(), time.perf_counter()
-    RunFolder.save_state = watch.around("saving", RunFolder.save_state)
-    vqa.save_best = watch.around("saving", vqa.save_best)
+    vqa.save = watch.around("saving", vqa.save)
+    vqa.keep_best = watch.around("saving", vqa.keep_best)
     os.fsync = watch.around("fsync", os.fsync, nested=True)
     spent = Path.cwd() / SPENT
 

@@ -126,6 +126,10 @@ def cases(place: Place) -> list[Case]:
     def nothing(_: Place) -> None:
         pass
 
+    def rate(place: Place) -> list[str]:
+        """The step itself was finite, and what it left was not: no question is to blame."""
+        return ["--policy_lr", *any_ids(place)]
+
     def weights(place: Place) -> list[str]:
         return ["model.safetensors", *any_ids(place)]
 
@@ -153,7 +157,7 @@ def cases(place: Place) -> list[Case]:
     ]
     rates = [
         Case("--lr 1e30", stops(nothing, any_ids, "--lr", "1e30"), quick=True),
-        Case("--policy_lr 1e38", stops(nothing, any_ids, "--policy_lr", "1e38")),
+        Case("--policy_lr 1e38", stops(nothing, rate, "--policy_lr", "1e38")),
         Case("NaN in a pre-trained weight", stops(spoil_pretrained, weights), quick=True),
         Case(
             "--accumulate 2, NaN in a feature",

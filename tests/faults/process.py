@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from tests.helpers.paths import ROOT, SRC
 
-from common.cli import run_command
+from common.cli import ASKING, run_command
 
 TRACEBACK = "Traceback (most recent call last)"
 Hook = Callable[[], None]  # done in the process of a run, before it begins
@@ -153,6 +153,8 @@ def _call(what: Start) -> int:
         else:
             os.environ[name] = value
     sys.argv = [what.module, *what.argv]
+    for number in ASKING:  # whoever started the driver may ignore some, as nohup does
+        signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         for hook in what.hooks:

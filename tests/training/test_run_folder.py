@@ -318,3 +318,15 @@ def test_a_copy_without_history_has_no_commit(elsewhere: Path) -> None:
 def test_a_machine_without_git_has_no_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert describe_environment(Machine("fp32"))["commit"] is None
+
+
+@pytest.mark.parametrize("git", ["sleep 60", "printf '\\377'; exit 0", "exit 1"])
+def test_git_that_hangs_or_says_nonsense_costs_the_commit_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, git: str
+) -> None:
+    stand_in = tmp_path / "git"
+    stand_in.write_text(f"#!/bin/sh\n{git}\n")
+    stand_in.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(run_folder, "GIT_PATIENCE", 0.2)
+    assert describe_environment(Machine("fp32"))["commit"] in (None, "�")
