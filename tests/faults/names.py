@@ -285,7 +285,8 @@ def long_path(flag: str, begun: str, *command: str) -> Case:
         module, *flags = command
         return place.call(module, *flags, *([flag] if flag != "argument" else []), "a" * 300)
 
-    return Case(f"{command[0]} {flag}: too long a path", bears(begun, act, must_refuse=True))
+    name = " ".join((command[0].removeprefix("tasks."), *command[1:2], flag))
+    return Case(f"{name}: too long a path", bears(begun, act, must_refuse=True))
 
 
 LONG_PATHS = (
