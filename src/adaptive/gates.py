@@ -19,6 +19,13 @@ class Rows(NamedTuple):
     tuned: Tensor  # (B - n,) indices
 
 
+class Plan(NamedTuple):
+    """Who runs what in a forward pass, known to the host."""
+
+    order: Tensor  # (G, B) rows: of each gate the frozen ones first, then the tuned ones
+    tuned: list[int]  # how many rows of each gate are tuned
+
+
 class Gates:
     """The gates of the forward pass under way, shared by all pairs of one model.
 
@@ -30,6 +37,7 @@ class Gates:
         self.total = total
         self.dense = dense
         self._values: Tensor | None = None
+        self._plan: Plan | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """What copying and pickling take along: no gates, for a copy has no forward pass under way."""
@@ -39,12 +47,17 @@ class Gates:
         """Set the gates (B, G), each 0 or 1, of the coming forward pass. ValueError if G is not `total`."""
         if gates.shape[1:] != (self.total,):
             raise ValueError(f"gates have the shape {tuple(gates.shape)}; expected (batch, {self.total})")
-        hard = gates.detach() > 0.5
         self._values = gates
-        # Per gate the frozen rows first, then the tuned ones, each in their order.
-        self._order = hard.to(torch.uint8).argsort(dim=0, stable=True).t().contiguous()
-        # One transfer from the device serves all pairs: nothing else in a forward pass has to wait for it.
-        self._tuned: list[int] = hard.sum(0).tolist()
+        self._plan = None
+
+    @property
+    def plan(self) -> Plan:
+        """Made when a pair first asks for it: one wait for the device, then, serves all pairs of the pass."""
+        if self._plan is None:
+            hard = self._values.detach() > 0.5
+            order = hard.to(torch.uint8).argsort(dim=0, stable=True).t().contiguous()
+            self._plan = Plan(order, hard.sum(0).tolist())
+        return self._plan
 
     def detach(self) -> None:
         """Let go of the policy's graph at the end of the forward pass; the values stay, as a leaf.
@@ -65,12 +78,12 @@ class Gates:
 
     def share_tuned(self, start: int, width: int) -> float:
         """The share of decisions of `width` gates that are for tuned: 0.0 and 1.0 are exact."""
-        return sum(self._tuned[start : start + width]) / (width * len(self._values))
+        return sum(self.plan.tuned[start : start + width]) / (width * len(self._values))
 
     def rows(self, gate: int) -> Rows:
         """The rows that chose each copy at one gate."""
-        frozen = len(self._values) - self._tuned[gate]
-        return Rows(self._order[gate, :frozen], self._order[gate, frozen:])
+        frozen = len(self._values) - self.plan.tuned[gate]
+        return Rows(self.plan.order[gate, :frozen], self.plan.order[gate, frozen:])
 
 
 def _refuse_gradient(grad: Tensor) -> None:
