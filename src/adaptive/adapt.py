@@ -7,40 +7,39 @@
 Load the pre-trained weights before `adapt`: the frozen copies are copies of what is there.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from adaptive.copies import full_copy
+from adaptive.copies import Copies, full_copy
 from adaptive.gates import Gates
-from adaptive.pair import GatedPair
 from adaptive.policy import choose_gates, sample_gates
 
 
 def adapt(
     model: nn.Module,
     units: Sequence[tuple[Sequence[str], int]],
-    frozen_dtype: torch.dtype | None = None,
-    copies: Callable[[nn.Module, torch.dtype | None], tuple[nn.Module, nn.Module]] = full_copy,
+    copies: Copies | None = None,
 ) -> Gates:
-    """Swap the submodules of each unit, (their names, width), for `GatedPair`s, in place.
+    """Swap the submodules of each unit, (their names, width), for what `copies` makes of them, in place.
 
     Gates are numbered in the order of the units; a unit takes as many as it is wide, and its submodules share
     them, as do all calls of a module within one forward pass. AttributeError for an unknown name. `copies`
-    makes both copies of a submodule, the frozen one with its matrices in `frozen_dtype` (None: as they are).
+    is `full_copy()`, which makes `GatedPair`s, if it is not given; `low_rank(rank)` is the other choice.
 
     A submodule must be a function of its arguments (no cache that it writes to) with the batch as the first
     dimension of every tensor that differs between examples; for its outputs see `routing.map_tensors`.
     """
+    copies = copies or full_copy()
     gates = Gates(sum(width for _, width in units))
     start = 0
     for names, width in units:
         for name in names:
             parent, _, child = name.rpartition(".")
-            pair = GatedPair(*copies(model.get_submodule(name), frozen_dtype), gates, start, width)
-            setattr(model.get_submodule(parent), child, pair)
+            adapted = copies(model.get_submodule(name), gates, start, width)
+            setattr(model.get_submodule(parent), child, adapted)
         start += width
     return gates
 

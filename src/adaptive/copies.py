@@ -1,48 +1,75 @@
-"""Where the two copies of a gated module come from, and how the frozen one fits into half the memory.
+"""Where the tuned side of a module comes from: a copy of its own, or a low-rank update of the frozen one.
 
-Its matrices may be stored in a 16-bit type; its arithmetic is then that of autocast to that type. So where
-autocast to it is on anyway, no number changes: autocast would round the same matrices at each call. Vectors
-(biases, layer norms) stay as they are: they weigh next to nothing.
+Each function here makes what `adapt` puts in the place of a module, given the gates that it shares.
 """
 
 import copy
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from adaptive.routing import map_tensors
+from adaptive.gates import Gates
+from adaptive.low_rank import GatedDropout, GatedSlices, LowRank
+from adaptive.pair import GatedPair, Sliced
+from adaptive.storage import cast_matrices
 
-
-def full_copy(module: nn.Module, frozen_dtype: torch.dtype | None = None) -> tuple[nn.Module, nn.Module]:
-    """A duplicate of `module` to freeze, its matrices in `frozen_dtype` (None: as they are), and `module`."""
-    frozen = copy.deepcopy(module)
-    if frozen_dtype is not None:
-        cast_matrices(frozen, frozen_dtype)
-    return frozen, module
+Copies = Callable[[nn.Module, Gates | None, int, int], nn.Module]  # module, gates, first gate, how many
 
 
-def cast_matrices(module: nn.Module, dtype: torch.dtype) -> None:
-    """Convert the floating-point matrices of a module in place, one by one."""
-    for matrix in _matrices(module):
-        matrix.data = matrix.data.to(dtype)
+def full_copy(frozen_dtype: torch.dtype | None = None) -> Copies:
+    """A `GatedPair` of the module, to be tuned, and of a duplicate, frozen.
 
-
-def call_in_dtype(call: Callable, module: nn.Module, like: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """The output of `call`, a method of `module`, in the type in which `like` would return it.
-
-    Where autocast is on, it decides about both. Else, if the matrices of `module` are stored in 16 bits and
-    those of `like` in more, the call runs under autocast to that type and its output is cast back.
+    The matrices of the frozen one are stored in `frozen_dtype` (None: as they are).
     """
-    matrix = next(_matrices(module), None)
-    if matrix is None or matrix.dtype == torch.float32 or torch.is_autocast_enabled(matrix.device.type):
-        return call(*args, **kwargs)
-    target = next(_matrices(like), matrix).dtype
-    with torch.autocast(matrix.device.type, matrix.dtype, enabled=matrix.dtype != target):
-        output = call(*args, **kwargs)
-    return map_tensors(lambda value: value.to(target) if value.dtype == matrix.dtype else value, output)
+
+    def copies(module: nn.Module, gates: Gates, start: int, width: int) -> nn.Module:
+        frozen = copy.deepcopy(module)
+        if frozen_dtype is not None:
+            cast_matrices(frozen, frozen_dtype)
+        return GatedPair(frozen, module, gates, start, width)
+
+    return copies
 
 
-def _matrices(module: nn.Module) -> Iterator[Tensor]:
-    return (p for p in module.parameters() if p.dim() > 1 and p.is_floating_point())
+def low_rank(rank: int, alpha: float | None = None, frozen_dtype: torch.dtype | None = None) -> Copies:
+    """The module itself, frozen, with a `LowRank` update of every Linear in it whose weights were to train.
+
+    alpha: the update is scaled by alpha / rank (None: by 1). Biases, layer norms and whatever else there is
+    stay frozen. Its dropout modules apply to what runs tuned only, as with full copies. Without gates (None)
+    everything runs tuned: plain LoRA. A Linear that is in several places stays one, with the gates of the
+    first. ValueError for a rank that is not positive.
+    """
+    if rank < 1:
+        raise ValueError(f"a rank is at least 1, not {rank}")
+    scale = 1.0 if alpha is None else alpha / rank
+    made: dict[int, nn.Module] = {}  # by the id of what they replace
+
+    def copies(module: nn.Module, gates: Gates | None, start: int, width: int) -> nn.Module:
+        def replaced(part: nn.Module, inside_slices: bool = False) -> nn.Module:
+            if id(part) in made:
+                return made[id(part)]
+            sliced = gates is not None and isinstance(part, Sliced)
+            for name, child in list(part.named_children()):
+                setattr(part, name, replaced(child, inside_slices or sliced))
+            fresh = part
+            if isinstance(part, nn.Linear) and part.weight.requires_grad:
+                fresh = LowRank(part, rank, scale, gates, start, width)
+            elif sliced:
+                fresh = GatedSlices(part, gates, start, width)
+            elif gates is not None and isinstance(part, nn.Dropout) and not inside_slices:
+                fresh = GatedDropout(part, gates, start, width)
+            made[id(part)] = fresh
+            kept.append(part)
+            return fresh
+
+        kept: list[nn.Module] = []
+        fresh = replaced(module)
+        for part in kept:
+            for parameter in part.parameters(recurse=False):
+                parameter.requires_grad_(False)
+            if frozen_dtype is not None and isinstance(part, nn.Linear):
+                cast_matrices(part, frozen_dtype)
+        return fresh
+
+    return copies

@@ -48,15 +48,15 @@ class Gates:
         if gates.shape[1:] != (self.total,):
             raise ValueError(f"gates have the shape {tuple(gates.shape)}; expected (batch, {self.total})")
         self._values = gates
+        self._tuned = gates.detach() > 0.5
         self._plan = None
 
     @property
     def plan(self) -> Plan:
         """Made when a pair first asks for it: one wait for the device, then, serves all pairs of the pass."""
         if self._plan is None:
-            hard = self._values.detach() > 0.5
-            order = hard.to(torch.uint8).argsort(dim=0, stable=True).t().contiguous()
-            self._plan = Plan(order, hard.sum(0).tolist())
+            order = self._tuned.to(torch.uint8).argsort(dim=0, stable=True).t().contiguous()
+            self._plan = Plan(order, self._tuned.sum(0).tolist())
         return self._plan
 
     def detach(self) -> None:
@@ -75,6 +75,15 @@ class Gates:
             raise RuntimeError("a gated pair was called without gates: call Adaptive, not its model")
         values = self._values if torch.is_grad_enabled() else self._values.detach()
         return values[:, start : start + width]
+
+    def tuned(self, start: int, width: int) -> Tensor:
+        """Where the gates of one unit are 1, bool (B, w), without a gradient."""
+        return self._tuned[:, start : start + width]
+
+    def constant(self, start: int, width: int) -> tuple[bool, ...] | None:
+        """Which of `width` gates are 1, if each of them is the same for all examples; else None."""
+        counts, batch = self.plan.tuned[start : start + width], len(self._values)
+        return tuple(count == batch for count in counts) if {*counts} <= {0, batch} else None
 
     def share_tuned(self, start: int, width: int) -> float:
         """The share of decisions of `width` gates that are for tuned: 0.0 and 1.0 are exact."""

@@ -7,9 +7,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from adaptive.copies import call_in_dtype
 from adaptive.gates import FROZEN, TUNED, Gates
 from adaptive.routing import map_tensors, merge, mix, per_slice, split, with_gate_gradient
+from adaptive.storage import call_in_dtype
 
 
 @runtime_checkable

@@ -18,20 +18,32 @@ class Dropout(nn.Dropout):
     def forward(self, input: Tensor) -> Tensor:
         return dropout(input, self.p) if self.training else input
 
+    def only(self, input: Tensor, where: Tensor) -> Tensor:
+        """Dropout where `where` is true; its shape broadcasts to that of the input."""
+        return dropout(input, self.p, where) if self.training else input
 
-def dropout(input: Tensor, rate: float) -> Tensor:
-    """The input with a share of its elements, `rate`, set to 0 and the others scaled to the same mean."""
+
+def dropout(input: Tensor, rate: float, where: Tensor | None = None) -> Tensor:
+    """The input with a share of its elements, `rate`, set to 0 and the others scaled to the same mean.
+
+    where: bool, of a shape that broadcasts to that of the input; only there, None: everywhere.
+    """
     if input.device.type != "cpu" or rate >= 1:
-        return F.dropout(input, rate)
+        thinned = F.dropout(input, rate)
+        return thinned if where is None else torch.where(where, thinned, input)
     dropped = round(rate * STEPS)
     if not dropped:
         return input
-    # As the rate that is really drawn: the mean stays exact.
-    return input * _keep(input.shape, dropped) * (STEPS / (STEPS - dropped))
+    numbers = _numbers(input.shape)
+    scale = STEPS / (STEPS - dropped)  # as the rate that is really drawn: the mean stays exact
+    if where is None:
+        return input * (numbers >= dropped - STEPS // 2) * scale
+    keep = (numbers >= dropped - STEPS // 2).logical_or_(~where)
+    return input * keep * torch.where(where, scale, 1.0).to(input.dtype)
 
 
-def _keep(shape: torch.Size, dropped: int) -> Tensor:
-    """True with a probability of 1 - dropped / STEPS."""
+def _numbers(shape: torch.Size) -> Tensor:
+    """Whole numbers from -STEPS / 2 to STEPS / 2 - 1, each as likely as any other."""
     size = shape.numel()
     numbers = torch.empty(-(-size // 4), dtype=torch.int64).random_(-(2**63), None)
-    return (numbers.view(torch.int16)[:size] >= dropped - STEPS // 2).view(shape)
+    return numbers.view(torch.int16)[:size].view(shape)

@@ -16,7 +16,7 @@ from transformers import LxmertConfig
 
 from kernels.attention import attention
 from kernels.dropout import Dropout
-from kernels.linear import Linear
+from kernels.linear import Linear, linears
 
 LAYER_NORM_EPS = 1e-12
 
@@ -104,7 +104,9 @@ class Attention(nn.Module):
 
     def project(self, hidden: Tensor, context: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, S, H), keys and values (B, C, H)."""
-        return self.query(hidden), self.key(context), self.value(context)
+        if hidden is context:
+            return linears(hidden, self.query, self.key, self.value)
+        return (self.query(hidden), *linears(context, self.key, self.value))
 
     def combine(
         self,

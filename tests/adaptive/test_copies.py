@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from adaptive.adapt import adapt
-from adaptive.copies import cast_matrices, full_copy
+from adaptive.copies import full_copy
 from adaptive.gates import Gates
 from adaptive.pair import GatedPair
+from adaptive.storage import cast_matrices
 
 BATCH, TOKENS, SIZE, SLICES = 6, 3, 32, 4
 BF16 = torch.bfloat16
@@ -78,7 +79,7 @@ def moved(model: nn.Module) -> nn.Module:
 def toy(frozen_dtype: torch.dtype | None, dense: bool = False) -> tuple[nn.Module, Gates]:
     torch.manual_seed(0)
     model = Toy()
-    gates = adapt(model, UNITS, frozen_dtype)
+    gates = adapt(model, UNITS, full_copy(frozen_dtype))
     gates.dense = dense
     return moved(model), gates
 
@@ -118,27 +119,28 @@ def results(
 
 def test_a_full_copy_tunes_the_module_itself_and_freezes_a_duplicate() -> None:
     layer = Layer()
-    frozen, tuned = full_copy(layer)
-    assert tuned is layer
-    storages = {p.data_ptr() for p in tuned.parameters()} & {p.data_ptr() for p in frozen.parameters()}
+    pair = full_copy()(layer, Gates(1), 0, 1)
+    assert pair.tuned is layer
+    storages = {p.data_ptr() for p in layer.parameters()} & {p.data_ptr() for p in pair.frozen.parameters()}
     assert not storages
-    assert all(torch.equal(frozen.state_dict()[name], t) for name, t in layer.state_dict().items())
+    assert all(torch.equal(pair.frozen.state_dict()[name], t) for name, t in layer.state_dict().items())
 
 
-def test_adapt_takes_the_copies_from_the_function_it_is_given() -> None:
-    """And hands it the type of the frozen ones; what comes back is what the gates choose between."""
+def test_adapt_puts_in_place_what_the_function_it_is_given_makes() -> None:
+    """And hands it the gates of the unit."""
     requested = []
 
-    def constant(module: nn.Module, frozen_dtype: torch.dtype | None) -> tuple[nn.Module, nn.Module]:
-        requested.append((module, frozen_dtype))
-        return module, nn.Sequential(module, nn.Threshold(torch.inf, -1.0))
+    def constant(module: nn.Module, gates: Gates, start: int, width: int) -> nn.Module:
+        requested.append((module, gates, start, width))
+        return GatedPair(module, nn.Sequential(module, nn.Threshold(torch.inf, -1.0)), gates, start, width)
 
-    model = nn.Sequential(layer := nn.Linear(SIZE, SIZE))
-    gates = adapt(model, [(["0"], 1)], BF16, constant)
-    assert requested == [(layer, BF16)]
+    model = nn.Sequential(nn.Linear(SIZE, SIZE), layer := nn.Linear(SIZE, SIZE))
+    gates = adapt(model, [(["0"], 2), (["1"], 1)], constant)
+    assert requested[1] == (layer, gates, 2, 1)
     x = torch.randn(2, SIZE)
-    gates.fill(torch.tensor([[0.0], [1.0]]))
-    assert torch.allclose(model(x), torch.stack([layer(x)[0], -torch.ones(SIZE)]), atol=1e-6)
+    gates.fill(torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, 1.0]]))
+    frozen = model[0].frozen(x[:1])
+    assert torch.allclose(model(x), torch.cat([layer(frozen), -torch.ones(1, SIZE)]), atol=1e-6)
 
 
 def bytes_of(model: nn.Module, copy: str) -> int:
@@ -148,7 +150,7 @@ def bytes_of(model: nn.Module, copy: str) -> int:
 
 def test_the_frozen_copies_take_half_the_bytes_and_the_tuned_ones_stay() -> None:
     big = nn.Sequential(*(nn.TransformerEncoderLayer(256, 4, 1024) for _ in range(2)))
-    adapt(big, [(["0"], 1), (["1"], 1)], BF16)
+    adapt(big, [(["0"], 1), (["1"], 1)], full_copy(BF16))
     assert bytes_of(big, "frozen") == pytest.approx(bytes_of(big, "tuned") / 2, rel=0.01)
     for name, parameter in big.named_parameters():
         held = ".frozen." in name and parameter.dim() > 1
@@ -197,7 +199,7 @@ def test_a_frozen_copys_input_gets_the_gradient_of_the_rounded_function() -> Non
     layer = Layer()
     alone = copy.deepcopy(layer).requires_grad_(False)
     cast_matrices(alone, BF16)
-    pair = GatedPair(*full_copy(layer, BF16), gates := Gates(1), 0)
+    pair = full_copy(BF16)(layer, gates := Gates(1), 0, 1)
     x = torch.randn(BATCH, TOKENS, SIZE)
     gradients = []
     for run in (pair, alone):
@@ -216,7 +218,7 @@ def test_a_frozen_copys_input_gets_the_gradient_of_the_rounded_function() -> Non
 @pytest.mark.parametrize("width", [1, 2])
 def test_outputs_have_the_type_of_the_tuned_copys(amp: bool, gate: float, width: int) -> None:
     """A part of a layer hands bf16 on under autocast, and fp32 without it."""
-    pair = GatedPair(*full_copy(nn.Linear(SIZE, SIZE), BF16), gates := Gates(width), 0, width)
+    pair = full_copy(BF16)(nn.Linear(SIZE, SIZE), gates := Gates(width), 0, width)
     gates.fill(torch.full((BATCH, width), gate))
     with autocast(amp):
         assert pair(torch.randn(BATCH, SIZE)).dtype == (BF16 if amp else torch.float32)
@@ -227,7 +229,7 @@ def test_a_model_in_another_type_as_a_whole_stays_in_it(dtype: torch.dtype) -> N
     """All gates 0 is then the layer itself, bit for bit and without autocast."""
     torch.manual_seed(0)
     layer = Layer().to(dtype)
-    pair = GatedPair(*full_copy(layer), gates := Gates(1), 0)
+    pair = full_copy()(layer, gates := Gates(1), 0, 1)
     gates.fill(torch.zeros(BATCH, 1))
     x = torch.randn(BATCH, TOKENS, SIZE, dtype=dtype)
     assert torch.equal(pair(x)[0], layer(x)[0]) and pair(x)[0].dtype == dtype

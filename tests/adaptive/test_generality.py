@@ -363,7 +363,7 @@ def test_each_example_keeps_its_attention_mask(
     tokens = 2 * HEADS if width > 1 and attention == "eager" else TOKENS
     shape = tuple(tokens if length == TOKENS else length for length in shape)
     gates = Gates(width)
-    pair = GatedPair(*full_copy(module(bert_config(attention)).eval()), gates, 0, width)
+    pair = full_copy()(module(bert_config(attention)).eval(), gates, 0, width)
     with torch.no_grad():
         for parameter in pair.tuned.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

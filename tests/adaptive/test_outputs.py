@@ -12,6 +12,7 @@ from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from adaptive.adapt import adapt
+from adaptive.copies import full_copy
 from adaptive.routing import map_tensors
 
 BATCH, SIZE = 5, 4
@@ -91,7 +92,7 @@ def test_routed_equals_dense_in_every_container(
     for dense in (False, True):
         torch.manual_seed(0)
         model = nn.Sequential(Part(CONTAINERS[name]))
-        gates = adapt(model, [(["0"], 1)], frozen_dtype)
+        gates = adapt(model, [(["0"], 1)], full_copy(frozen_dtype))
         gates.dense = dense
         nn.init.normal_(model[0].tuned.a.weight)
         leaf = torch.tensor(gate, requires_grad=True)

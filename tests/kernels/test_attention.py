@@ -60,21 +60,29 @@ def test_dropout_keeps_the_mean() -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "rate", "tuned", "fused"),
-    [
-        (torch.float32, 0.0, None, True),
-        (torch.float32, 0.0, torch.ones(4, HEADS, dtype=torch.bool), True),
-        (torch.float32, 0.1, None, False),
-        (torch.bfloat16, 0.0, None, False),
-    ],
+    ("dtype", "rate", "fused"),
+    [(torch.float32, 0.0, True), (torch.float32, 0.1, False), (torch.bfloat16, 0.0, False)],
 )
 def test_a_cpu_takes_the_fused_way_in_fp32_without_dropout(
-    dtype: torch.dtype, rate: float, tuned: Tensor | None, fused: bool
+    dtype: torch.dtype, rate: float, fused: bool
 ) -> None:
-    assert module._fused(make()[0].to(dtype), rate, tuned) == fused
+    assert module._fused(make()[0].to(dtype), rate) == fused
 
 
-def test_other_devices_take_it_unless_only_some_heads_get_dropout() -> None:
-    query = make()[0].to("meta")
-    assert module._fused(query.bfloat16(), 0.1, None)
-    assert not module._fused(query, 0.1, torch.ones(4, HEADS, dtype=torch.bool))
+def test_other_devices_always_take_it() -> None:
+    assert module._fused(make()[0].to("meta").bfloat16(), 0.1)
+
+
+@pytest.mark.parametrize("heads", [HEADS, 1])
+def test_fused_and_step_by_step_agree_on_heads_without_dropout(
+    heads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the others get dropout both ways; one mark may stand for all heads of an example."""
+    tuned = torch.arange(4 * heads).view(4, heads) % 3 < 1
+    inputs = make()
+    plain = attention(*inputs, 0.0)
+    for fused in (True, False):
+        monkeypatch.setattr(module, "_fused", lambda query, rate, fused=fused: fused)
+        torch.manual_seed(0)
+        moved = (attention(*inputs, 0.5, tuned) - plain).abs().amax(dim=(2, 3)) > 1e-4
+        assert torch.equal(moved, tuned.expand(4, HEADS))

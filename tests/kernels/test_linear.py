@@ -16,9 +16,10 @@ SHAPES = [(3, SIZE), (2, 5, SIZE), (1, SIZE), (SIZE,), (0, SIZE)]
 
 
 @pytest.fixture(autouse=True)
-def one_dnn() -> None:
+def one_dnn(monkeypatch: pytest.MonkeyPatch) -> None:
     if linear._one_dnn is None:
         pytest.skip("this PyTorch has no oneDNN, so Linear is nn.Linear")
+    monkeypatch.setattr(linear, "_has_fast_blas", lambda: False)
 
 
 def pair(bias: bool = True) -> tuple[Linear, nn.Linear]:
@@ -92,3 +93,25 @@ def test_only_what_a_gradient_needs_is_saved(input_needs: bool, weight_needs: bo
         ours(input)
     assert (ours.weight.shape in saved) == input_needs
     assert (input.shape in saved) == weight_needs
+
+
+def test_an_intel_cpu_multiplies_through_its_own_blas(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, _ = pair()
+    input = torch.randn(3, SIZE)
+    assert any("mkldnn" in name for name in multiplications(ours, input))
+    monkeypatch.setattr(linear, "_has_fast_blas", lambda: True)
+    assert not any("mkldnn" in name for name in multiplications(ours, input))
+
+
+@pytest.mark.parametrize("fast_blas", [False, True])
+def test_the_gradient_of_the_input_is_added_to_what_is_there(
+    fast_blas: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear, "_has_fast_blas", lambda: fast_blas)
+    ours, plain = pair()
+    grad, total = torch.randn(3, SIZE), torch.ones(3, SIZE)
+    expected = grad @ plain.weight
+    assert torch.allclose(ours.input_gradient(grad), expected, atol=1e-5)
+    result = ours.input_gradient(grad, total)
+    assert result is total
+    assert torch.allclose(total, 1 + expected, atol=1e-5)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adaptive.adapt import Adaptive, adapt
+from adaptive.copies import full_copy
 from lxmert.loading import Pretrained, answer_rows, fill
 from lxmert.modeling import AnswerHead, LxmertModel
 from lxmert.units import Unit, list_units, unused_modules
@@ -73,7 +74,7 @@ def build(
         policy = POLICIES[spec.policy](spec, model.lxmert, sum(unit.width for unit in units))
         held_in = precision if spec.frozen_dtype == "auto" else spec.frozen_dtype
         frozen_dtype = torch.bfloat16 if held_in == "bf16" else None
-        gates = adapt(model.lxmert, [(unit.modules, unit.width) for unit in units], frozen_dtype)
+        gates = adapt(model.lxmert, [(unit.modules, unit.width) for unit in units], full_copy(frozen_dtype))
         gates.dense = dense
         return Adaptive(model, policy, gates, spec.temperature), units, messages
     for name in strategy.keeps:

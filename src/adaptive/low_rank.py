@@ -1,0 +1,241 @@
+"""Low-rank tuned copies (LoRA, Hu et al. 2022, arXiv:2106.09685) with a gate: y = W x + b + g scale B A x.
+
+The tuned copy of a Linear is the frozen one plus a product of two thin matrices, so that one pass serves
+both: a gate of 0 leaves the frozen output as it is, bit for bit, and a gate of 1 is the Linear with the
+weight W + scale B A. There is nothing to route, and shapes do not depend on the gates.
+
+The gate's gradient is the derivative of this very formula in g, the sum over the Linears of a unit of
+<dL/dy, scale B A x>. That of `GatedPair` is <dL/dz, tuned(x) - frozen(x)> for the output z of the whole unit:
+for a unit of several layers another estimator of what a change of the gate would do.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from adaptive.gates import Gates
+from adaptive.pair import Sliced
+from adaptive.routing import per_slice
+from adaptive.storage import call_in_dtype
+
+
+class LowRank(nn.Module):
+    """A frozen Linear and a low-rank update of it, taken where the gates are 1.
+
+    With width w, a gate decides over each of w equal slices of the output's last dimension. gates None: the
+    update is always taken. `down` (r, in) starts random and `up` (out, r) at zero, so that training starts
+    from the pre-trained function.
+    """
+
+    def __init__(
+        self, frozen: nn.Linear, rank: int, scale: float, gates: Gates | None, start: int = 0, width: int = 1
+    ) -> None:
+        super().__init__()
+        if frozen.out_features % width:
+            raise ValueError(f"size {frozen.out_features} does not fall into {width} equal slices")
+        where = {"device": frozen.weight.device, "dtype": frozen.weight.dtype}
+        self.down = nn.Parameter(torch.empty(rank, frozen.in_features, **where))
+        self.up = nn.Parameter(torch.zeros(frozen.out_features, rank, **where))
+        nn.init.normal_(self.down, std=frozen.in_features**-0.5)
+        self.frozen = frozen
+        self.scale = scale
+        self.gates = gates
+        self.start = start
+        self.width = width
+        self._merged: tuple[Any, nn.Module] | None = None
+
+    def train(self, mode: bool = True) -> LowRank:
+        self._merged = None  # it would be out of date, and takes memory
+        return super().train(mode)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, ..., in) -> (B, ..., out)."""
+        (output,) = self.together(input, [self])
+        return output
+
+    @staticmethod
+    def together(input: Tensor, layers: Sequence[LowRank]) -> tuple[Tensor, ...]:
+        """The outputs of several layers of one unit for the same input, their `down` in one product."""
+        first = layers[0]
+        choice = None if first.training or torch.is_grad_enabled() else first._constant_choice()
+        if choice is not None:
+            return tuple(layer._merge(choice)(input) for layer in layers)
+        gate = None if first.gates is None else first.gates.of(first.start, first.width)
+        factors = [factor for layer in layers for factor in (layer.down, layer.up)]
+        return _LowRankProduct.apply(layers, input, gate, *factors)
+
+    def call_frozen(self, input: Tensor) -> Tensor:
+        return call_in_dtype(self.frozen, self.frozen, self, input)
+
+    def _constant_choice(self) -> tuple[bool, ...] | None:
+        """Which slices run tuned, if these are the same in all examples of the batch."""
+        if self.gates is None:
+            return (True,)
+        return None if torch.compiler.is_compiling() else self.gates.constant(self.start, self.width)
+
+    def _call_merged(self, input: Tensor, tuned: tuple[bool, ...]) -> Tensor:
+        """One product with a weight that is tuned in these slices. It is kept until training goes on."""
+        if not any(tuned):
+            return self.call_frozen(input)
+        weight = self.frozen.weight
+        key = (tuned, *((id(tensor), tensor._version) for tensor in (weight, self.down, self.up)))
+        if self._merged is None or self._merged[0] != key:
+            rows = torch.tensor(tuned, device=weight.device).repeat_interleave(len(weight) // len(tuned))
+            update = self.scale * (self.up * rows[:, None]) @ self.down
+            linear = copy.copy(self.frozen)
+            merged = nn.Parameter((weight + update).to(weight.dtype), requires_grad=False)
+            linear._parameters = {**self.frozen._parameters, "weight": merged}
+            self._merged = key, linear
+        return call_in_dtype(self._merged[1], self._merged[1], self, input)
+
+
+class GatedDropout(nn.Module):
+    """Dropout of the examples that run tuned."""
+
+    def __init__(self, dropout: nn.Dropout, gates: Gates, start: int, width: int) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.gates = gates
+        self.start = start
+        self.width = width
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, ..., w * n) -> the same shape."""
+        if not self.training:
+            return input
+        tuned = per_slice(self.gates.tuned(self.start, self.width), input)
+        if isinstance(self.dropout, Selective):
+            return self.dropout.only(input, tuned)
+        return torch.where(tuned, self.dropout(input), input)
+
+
+@runtime_checkable
+class Selective(Protocol):
+    """A dropout that can do without a mask for what is not dropped."""
+
+    def only(self, input: Tensor, where: Tensor) -> Tensor:
+        """Dropout where `where`, of a shape that broadcasts to that of the input, is true."""
+        ...
+
+
+class GatedSlices(nn.Module):
+    """A `Sliced` module whose dropout is that of the slices that run tuned."""
+
+    def __init__(self, sliced: Sliced, gates: Gates, start: int, width: int) -> None:
+        super().__init__()
+        self.frozen = sliced
+        self.gates = gates
+        self.start = start
+        self.width = width
+
+    def forward(self, *args: Any) -> Tensor:
+        tuned = self.gates.tuned(self.start, self.width) if self.training else None
+        return self.frozen.combine(self.frozen.project(*args), tuned, *args)
+
+
+class _LowRankProduct(torch.autograd.Function):
+    """y_i = W_i x + b_i + g scale B_i A_i x for n layers of one unit, in few passes over x and y.
+
+    Inputs: the layers; x (B, ..., in); gates (B, w) or None; A_1 (r, in), B_1 (out, r), A_2, B_2, ...
+    With w = 1 a gate weighs the numbers A x of its example, else the rows of B that make its slice.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, layers: Sequence[LowRank], input: Tensor, gate: Tensor | None, *factors: Tensor
+    ) -> tuple[Tensor, ...]:
+        outputs = tuple(layer.call_frozen(input) for layer in layers)
+        dtype, scale = outputs[0].dtype, layers[0].scale
+        downs, ups = factors[::2], [up.to(dtype) for up in factors[1::2]]
+        down = (torch.cat(downs) if len(downs) > 1 else downs[0]).to(dtype)
+        rows = input.reshape(len(input), -1, input.shape[-1]).to(dtype)  # (B, S, in)
+        hidden = rows @ down.t()  # (B, S, n r)
+        if gate is not None:
+            gate = gate.to(dtype)
+        gated = _gate_rows(hidden, gate)
+        for output, up, part in zip(outputs, ups, gated.split(len(down) // len(downs), -1), strict=True):
+            if _is_sliced(gate):
+                output.view(*rows.shape[:2], -1).baddbmm_(part, _gate_slices(up, gate).mT, alpha=scale)
+            else:
+                output.view(-1, len(up)).addmm_(part.flatten(0, 1), up.t(), alpha=scale)
+        ctx.layers, ctx.shape = layers, input.shape
+        ctx.save_for_backward(rows, hidden, gate, down, *ups)
+        return outputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        rows, hidden, gate, down, *ups = ctx.saved_tensors
+        layers, scale, sliced = ctx.layers, ctx.layers[0].scale, _is_sliced(gate)
+        exact = torch.promote_types(hidden.dtype, torch.float32)  # in which gates' gradients are added up
+        parts = _gate_rows(hidden, gate).split(len(down) // len(ups), -1)
+        grad_rows, grad_gate, grad_parts, grad_ups = None, None, [], []
+        for layer, grad, up, part in zip(layers, grads, ups, parts, strict=True):
+            flat = grad.reshape(-1, len(up))
+            if ctx.needs_input_grad[1]:
+                grad_rows = _input_gradient(layer.frozen, flat, grad_rows)
+            if sliced:
+                by_example = flat.view(*rows.shape[:2], -1)
+                grad_parts.append(
+                    torch.baddbmm(part, by_example, _gate_slices(up, gate), beta=0, alpha=scale)
+                )
+                grad_each = torch.bmm(by_example.mT, part).mul_(scale).view(*gate.shape, -1, up.shape[1])
+                grad_ups.append((grad_each * gate[:, :, None, None]).sum(0).view_as(up))
+                of_layer = (grad_each * up.view(gate.shape[1], -1, up.shape[1])).sum((2, 3), dtype=exact)
+                grad_gate = of_layer if grad_gate is None else grad_gate + of_layer
+            else:
+                flat_part = part.flatten(0, 1)
+                grad_parts.append(torch.addmm(flat_part, flat, up, beta=0, alpha=scale).view_as(part))
+                grad_ups.append(torch.addmm(up, flat.t(), flat_part, beta=0, alpha=scale))
+        grad_hidden = torch.cat(grad_parts, -1) if len(grad_parts) > 1 else grad_parts[0]
+        if gate is not None and not sliced:
+            grad_gate = (grad_hidden * hidden).sum((1, 2), dtype=exact)[:, None]
+            grad_hidden = _gate_rows(grad_hidden, gate)
+        flat_hidden = grad_hidden.flatten(0, 1)
+        grad_downs = (flat_hidden.t() @ rows.flatten(0, 1)).split(len(down) // len(ups))
+        if grad_rows is not None:
+            grad_rows = grad_rows.addmm_(flat_hidden, down).view(ctx.shape)
+        factors = [grad for pair in zip(grad_downs, grad_ups, strict=True) for grad in pair]
+        return None, grad_rows, grad_gate, *factors
+
+
+def _is_sliced(gate: Tensor | None) -> bool:
+    return gate is not None and gate.shape[1] > 1
+
+
+def _gate_rows(hidden: Tensor, gate: Tensor | None) -> Tensor:
+    """(B, S, r) weighed by gates (B, 1), one an example; as it is where these are None or of slices."""
+    return hidden if gate is None or _is_sliced(gate) else hidden * gate[:, :, None]
+
+
+def _gate_slices(up: Tensor, gate: Tensor) -> Tensor:
+    """(out, r) for each example, the rows of each of w slices weighed by its gate (B, w): (B, out, r)."""
+    return (up.view(gate.shape[1], -1, up.shape[1]) * gate[:, :, None, None]).flatten(1, 2)
+
+
+@runtime_checkable
+class _OwnProduct(Protocol):
+    """A Linear that knows a faster product than PyTorch's."""
+
+    def input_gradient(self, grad: Tensor, total: Tensor | None) -> Tensor: ...
+
+
+def _input_gradient(frozen: nn.Linear, grad: Tensor, total: Tensor | None) -> Tensor:
+    """grad (N, out) @ weight, added in place to `total` (N, in) if there is one, in the type of `grad`."""
+    weight = frozen.weight
+    if weight.dtype != grad.dtype:  # of frozen weights in 16 bits the arithmetic is that of 16 bits
+        product = (
+            (grad.to(weight.dtype) @ weight).to(grad.dtype)
+            if grad.dtype == torch.float32
+            else grad @ weight.to(grad.dtype)
+        )
+        return product if total is None else total.add_(product)
+    if isinstance(frozen, _OwnProduct):
+        return frozen.input_gradient(grad, total)
+    return grad @ weight if total is None else total.addmm_(grad, weight)
