@@ -65,7 +65,7 @@ class LowRank(nn.Module):
         first = layers[0]
         choice = None if first.training or torch.is_grad_enabled() else first._constant_choice()
         if choice is not None:
-            return tuple(layer._merge(choice)(input) for layer in layers)
+            return tuple(layer._call_merged(input, choice) for layer in layers)
         gate = None if first.gates is None else first.gates.of(first.start, first.width)
         factors = [factor for layer in layers for factor in (layer.down, layer.up)]
         return _LowRankProduct.apply(layers, input, gate, *factors)

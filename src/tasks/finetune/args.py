@@ -18,7 +18,7 @@ from common.cli import Parser
 from common.errors import UserError
 from common.files import check_name
 from tasks.finetune.policies import POLICIES
-from tasks.finetune.spec import ModelSpec
+from tasks.finetune.spec import LORA, RANK, YOUNGER, ModelSpec
 from tasks.finetune.strategies import STRATEGIES
 from training.optim import OPTIMIZERS
 from training.record import Record
@@ -91,6 +91,21 @@ class VqaArgs:
         "Type in which adaptive strategies hold their frozen copies: bf16 halves their memory. auto takes it "
         "where the arithmetic is in bf16 and it changes no number.",
         choices=("auto", "fp32", "bf16"),
+    )
+
+    tuned: str | None = flag(
+        None,
+        "The tuned side of a layer: full is a copy of all its weights, lora the frozen weights with a "
+        "low-rank update of each matrix, faster and at half the memory.",
+        choices=("full", LORA),
+    )
+    rank: int | None = flag(None, f"Rank of the updates of --tuned {LORA}. Default: {RANK}.")
+    alpha: float | None = flag(None, "They are scaled by alpha / rank. Default: the rank, so by 1.")
+    embeddings: str | None = flag(
+        None,
+        "Whether the embeddings of words and regions train, or stay as pre-trained and without dropout. "
+        f"Default: train with --tuned full, frozen with --tuned {LORA}.",
+        choices=("train", "frozen"),
     )
 
     batch_size: int | None = flag(None, "Examples a step and process.", old="batchSize", section="training")
@@ -205,7 +220,7 @@ def deciding(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
     Epochs may be raised where no step done would have been another one.
     """
-    compared = {name: value for name, value in arguments.items() if name not in FREE_FIELDS}
+    compared = {n: value for n, value in (YOUNGER | dict(arguments)).items() if n not in FREE_FIELDS}
     compared |= {name: bool(compared.get(name)) for name in PATH_FIELDS}
     constant = arguments.get("schedule") == "constant" and not arguments.get("warmup")
     if constant and arguments.get("temperature_end") is None:
@@ -219,18 +234,25 @@ class Recipe:
 
     batch_size: int
     lr: float
+    lora_lr: float  # with --tuned lora
     epochs: int
     train: str
     valid: str
     pretrained: str
 
+    def values(self, low_rank: bool) -> dict[str, Any]:
+        """The arguments that it settles, for low-rank or full copies."""
+        values = dataclasses.asdict(self)
+        lora_lr = values.pop("lora_lr")
+        return values | ({"lr": lora_lr} if low_rank else {})
+
 
 # scenes: found by trial on this data. vqav2: LXMERT's published recipe. vqacpv2: the same, validated on
 # a part held out of its training split, because VQA-CP has no validation split.
 RECIPES = {
-    "scenes": Recipe(64, 1e-3, 14, "train,nominival", "minival", SCENES_MODEL),
-    "vqav2": Recipe(32, 5e-5, 4, "train,nominival", "minival", RELEASED_MODEL),
-    "vqacpv2": Recipe(32, 5e-5, 4, "cp_train", "cp_val", RELEASED_MODEL),
+    "scenes": Recipe(64, 1e-3, 3e-3, 14, "train,nominival", "minival", SCENES_MODEL),
+    "vqav2": Recipe(32, 5e-5, 1.5e-4, 4, "train,nominival", "minival", RELEASED_MODEL),
+    "vqacpv2": Recipe(32, 5e-5, 1.5e-4, 4, "cp_train", "cp_val", RELEASED_MODEL),
 }
 
 
@@ -276,6 +298,7 @@ def validate(args: VqaArgs) -> None:
     positive = (
         "batch_size", "lr", "epochs", "clip", "accumulate", "save_every", "log_every",
         "policy_lr", "policy_every", "temperature", "temperature_end", "max_steps", "patience", "keep",
+        "rank", "alpha",
     )  # fmt: skip
     for name in positive:
         value = getattr(args, name)
@@ -296,6 +319,10 @@ def validate(args: VqaArgs) -> None:
         (question is None or args.load, "--question needs --load, the BEST folder that is to answer it"),
         (question is None or question.strip(), "--question is empty: give a question in quotes"),
         (question is None or not args.test, "--question and --test exclude each other: one question, or all"),
+        (
+            args.load or args.tuned == LORA or (args.rank, args.alpha) == (None, None),
+            f"--rank and --alpha are those of low-rank copies: add --tuned {LORA}",
+        ),
         (not (args.tiny and args.fast), "--tiny and --fast exclude each other"),
     ):
         if not holds:

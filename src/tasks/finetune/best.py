@@ -34,7 +34,7 @@ from lxmert.loading import FUNCTION_FIELDS, Pretrained, check_match, load_pretra
 from lxmert.sources import read_tensors
 from lxmert.tokens import fingerprint, load_tokenizer
 from tasks.finetune.args import VqaArgs, validate
-from tasks.finetune.spec import LOCATIONS, ModelSpec
+from tasks.finetune.spec import LOCATIONS, YOUNGER, ModelSpec
 from vqadata.folder import ANSWERS
 from vqadata.records import read_answers
 
@@ -213,7 +213,7 @@ def _own_tensors(model: nn.Module, pretrained: Pretrained) -> dict[str, Tensor]:
 def _read_spec(entries: dict[str, Any], folder: Path) -> ModelSpec:
     """The spec of a description, by the rules of the command line; UserError if it breaks one."""
     kinds = typing.get_type_hints(ModelSpec)
-    entries = {"frozen_dtype": ModelSpec.frozen_dtype, **entries}  # younger than format 1
+    entries = YOUNGER | entries
     _require(entries, kinds)
     if unknown := entries.keys() - kinds.keys():
         raise UserError(f"{DESCRIPTION} says something unknown of the model: {', '.join(sorted(unknown))}")

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adaptive.adapt import Adaptive, adapt
-from adaptive.copies import full_copy
+from adaptive.copies import full_copy, low_rank
 from lxmert.loading import Pretrained, answer_rows, fill
 from lxmert.modeling import AnswerHead, LxmertModel
 from lxmert.units import Unit, list_units, unused_modules
 from tasks.finetune.policies import POLICIES
-from tasks.finetune.spec import ModelSpec
+from tasks.finetune.spec import LORA, ModelSpec
 from tasks.finetune.strategies import STRATEGIES
 from vqadata.answers import convert_answer
 
@@ -68,17 +68,26 @@ def build(
     for name in unused_modules(weights.config):
         model.lxmert.get_submodule(name).requires_grad_(False)
 
+    if spec.embeddings == "frozen":
+        freeze(lxmert.embeddings)
+        freeze(lxmert.encoder.visn_fc)
+
     strategy = STRATEGIES[spec.strategy]
+    held_in = precision if spec.frozen_dtype == "auto" else spec.frozen_dtype
+    frozen_dtype = torch.bfloat16 if held_in == "bf16" else None
+    low = spec.tuned == LORA
+    copies = low_rank(spec.rank, spec.alpha, frozen_dtype) if low else full_copy(frozen_dtype)
     if strategy.adaptive:
         units = list_units(weights.config, strategy.granularity)
-        policy = POLICIES[spec.policy](spec, model.lxmert, sum(unit.width for unit in units))
-        held_in = precision if spec.frozen_dtype == "auto" else spec.frozen_dtype
-        frozen_dtype = torch.bfloat16 if held_in == "bf16" else None
-        gates = adapt(model.lxmert, [(unit.modules, unit.width) for unit in units], full_copy(frozen_dtype))
+        policy = POLICIES[spec.policy](spec, lxmert, sum(unit.width for unit in units))
+        gates = adapt(lxmert, [(unit.modules, unit.width) for unit in units], copies)
         gates.dense = dense
         return Adaptive(model, policy, gates, spec.temperature), units, messages
     for name in strategy.keeps:
-        freeze(model.lxmert.get_submodule(name))
+        freeze(lxmert.get_submodule(name))
+    if low:
+        for (name,), *_ in list_units(weights.config, "layer"):
+            copies(lxmert.get_submodule(name), None, 0, 1)
     return Adaptive(model), [], messages
 
 

@@ -14,7 +14,7 @@ from common.errors import UserError
 from tasks.finetune.args import VqaArgs
 from tasks.finetune.best import Best, read_best
 from tasks.finetune.data import SCENES, choose_dataset, choose_recipe
-from tasks.finetune.spec import FIXED, LOCATIONS, ModelSpec
+from tasks.finetune.spec import FIXED, LOCATIONS, LORA, ModelSpec
 from training.record import recorded_arguments
 from vqadata.folder import DataFolder
 
@@ -49,7 +49,7 @@ def settle(args: VqaArgs, say: Callable[[str], None]) -> tuple[VqaArgs, Best | N
         if args.dataset == SCENES and not recorded:
             say(BANNER.format(data=args.data))
     recipe = choose_recipe(DataFolder(Path(args.data), args.dataset))
-    args = args.completed(dataclasses.asdict(recipe))
+    args = args.completed(recipe.values(args.tuned == LORA))
     spec = ModelSpec.of(args)
     return args.completed(dataclasses.asdict(spec)), best._replace(spec=spec) if best else None
 
