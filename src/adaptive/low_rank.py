@@ -1,7 +1,7 @@
 """Low-rank tuned copies (LoRA, Hu et al. 2022, arXiv:2106.09685) with a gate: y = W x + b + g scale B A x.
 
 The tuned copy of a Linear is the frozen one plus a product of two thin matrices, so that one pass serves
-both: a gate of 0 leaves the frozen output as it is, bit for bit, and a gate of 1 is the Linear with the
+both: a gate of 0 leaves the frozen output as it is, bit for bit. and a gate of 1 is the Linear with the
 weight W + scale B A. There is nothing to route, and shapes do not depend on the gates.
 
 The gate's gradient is the derivative of this very formula in g, the sum over the Linears of a unit of
@@ -150,23 +150,25 @@ class _LowRankProduct(torch.autograd.Function):
     def forward(
         ctx: FunctionCtx, layers: Sequence[LowRank], input: Tensor, gate: Tensor | None, *factors: Tensor
     ) -> tuple[Tensor, ...]:
-        outputs = tuple(layer.call_frozen(input) for layer in layers)
-        dtype, scale = outputs[0].dtype, layers[0].scale
+        frozen = [layer.frozen for layer in layers]
+        own = all(isinstance(linear, OwnProduct) and linear.accepts(input) for linear in frozen)
+        # With products of its own it starts out from the bias and the update, else from the frozen output.
+        starts = [linear.bias for linear in frozen] if own else [layer.call_frozen(input) for layer in layers]
+        dtype = starts[0].dtype
         downs, ups = factors[::2], [up.to(dtype) for up in factors[1::2]]
         down = (torch.cat(downs) if len(downs) > 1 else downs[0]).to(dtype)
         rows = input.reshape(len(input), -1, input.shape[-1]).to(dtype)  # (B, S, in)
+        gate = None if gate is None else gate.to(dtype)
         hidden = rows @ down.t()  # (B, S, n r)
-        if gate is not None:
-            gate = gate.to(dtype)
-        gated = _gate_rows(hidden, gate)
-        for output, up, part in zip(outputs, ups, gated.split(len(down) // len(downs), -1), strict=True):
-            if _is_sliced(gate):
-                output.view(*rows.shape[:2], -1).baddbmm_(part, _gate_slices(up, gate).mT, alpha=scale)
-            else:
-                output.view(-1, len(up)).addmm_(part.flatten(0, 1), up.t(), alpha=scale)
+        outputs = []
+        parts = _gate_rows(hidden, gate).split(len(down) // len(downs), -1)
+        for linear, start, part, up in zip(frozen, starts, parts, ups, strict=True):
+            total = _add_update(start.view(-1, len(up)), part, up, gate, layers[0].scale)
+            total = linear.onto(total, rows.flatten(0, 1)) if own else total
+            outputs.append(total.view(*input.shape[:-1], -1))
         ctx.layers, ctx.shape = layers, input.shape
         ctx.save_for_backward(rows, hidden, gate, down, *ups)
-        return outputs
+        return tuple(outputs)
 
     @staticmethod
     @once_differentiable
@@ -175,34 +177,45 @@ class _LowRankProduct(torch.autograd.Function):
         layers, scale, sliced = ctx.layers, ctx.layers[0].scale, _is_sliced(gate)
         exact = torch.promote_types(hidden.dtype, torch.float32)  # in which gates' gradients are added up
         parts = _gate_rows(hidden, gate).split(len(down) // len(ups), -1)
-        grad_rows, grad_gate, grad_parts, grad_ups = None, None, [], []
-        for layer, grad, up, part in zip(layers, grads, ups, parts, strict=True):
-            flat = grad.reshape(-1, len(up))
-            if ctx.needs_input_grad[1]:
-                grad_rows = _input_gradient(layer.frozen, flat, grad_rows)
+        grads = tuple(grad.reshape(*rows.shape[:2], -1) for grad in grads)
+        grad_gate, grad_parts, grad_ups = None, [], []
+        for grad, up, part in zip(grads, ups, parts, strict=True):
             if sliced:
-                by_example = flat.view(*rows.shape[:2], -1)
-                grad_parts.append(
-                    torch.baddbmm(part, by_example, _gate_slices(up, gate), beta=0, alpha=scale)
-                )
-                grad_each = torch.bmm(by_example.mT, part).mul_(scale).view(*gate.shape, -1, up.shape[1])
-                grad_ups.append((grad_each * gate[:, :, None, None]).sum(0).view_as(up))
-                of_layer = (grad_each * up.view(gate.shape[1], -1, up.shape[1])).sum((2, 3), dtype=exact)
+                grad_parts.append(torch.baddbmm(part, grad, _gate_slices(up, gate), beta=0, alpha=scale))
+                by_slice = torch.bmm(grad.mT, part).mul_(scale).view(*gate.shape, -1, up.shape[1])
+                grad_ups.append((by_slice * gate[:, :, None, None]).sum(0).view_as(up))
+                of_layer = (by_slice * up.view(*by_slice.shape[1:])).sum((2, 3), dtype=exact)
                 grad_gate = of_layer if grad_gate is None else grad_gate + of_layer
             else:
-                flat_part = part.flatten(0, 1)
+                flat, flat_part = grad.flatten(0, 1), part.flatten(0, 1)
                 grad_parts.append(torch.addmm(flat_part, flat, up, beta=0, alpha=scale).view_as(part))
-                grad_ups.append(torch.addmm(up, flat.t(), flat_part, beta=0, alpha=scale))
+                # This way round a CPU takes half the time.
+                grad_ups.append(torch.addmm(up.t(), flat_part.t(), flat, beta=0, alpha=scale).t())
         grad_hidden = torch.cat(grad_parts, -1) if len(grad_parts) > 1 else grad_parts[0]
         if gate is not None and not sliced:
             grad_gate = (grad_hidden * hidden).sum((1, 2), dtype=exact)[:, None]
             grad_hidden = _gate_rows(grad_hidden, gate)
-        flat_hidden = grad_hidden.flatten(0, 1)
+        flat_hidden, grad_rows = grad_hidden.flatten(0, 1), None
         grad_downs = (flat_hidden.t() @ rows.flatten(0, 1)).split(len(down) // len(ups))
-        if grad_rows is not None:
-            grad_rows = grad_rows.addmm_(flat_hidden, down).view(ctx.shape)
+        if ctx.needs_input_grad[1]:
+            grad_rows = flat_hidden @ down
+            for layer, grad in zip(layers, grads, strict=True):
+                grad_rows = _add_input_gradient(grad_rows, layer.frozen, grad.flatten(0, 1))
+            grad_rows = grad_rows.view(ctx.shape)
         factors = [grad for pair in zip(grad_downs, grad_ups, strict=True) for grad in pair]
         return None, grad_rows, grad_gate, *factors
+
+
+def _add_update(start: Tensor, part: Tensor, up: Tensor, gate: Tensor | None, scale: float) -> Tensor:
+    """start (N, out) + scale part (B, S, r) up.T, with gates of slices; in place, but for start (1, out)."""
+    if _is_sliced(gate):
+        start = start.expand(part.shape[0] * part.shape[1], -1) if len(start) == 1 else start
+        weights = _gate_slices(up, gate).mT
+        return torch.baddbmm(start.view(*part.shape[:2], -1), part, weights, alpha=scale).flatten(0, 1)
+    rows = part.flatten(0, 1)
+    if len(start) == 1:
+        return torch.addmm(start, rows, up.t(), alpha=scale)
+    return start.addmm_(rows, up.t(), alpha=scale)
 
 
 def _is_sliced(gate: Tensor | None) -> bool:
@@ -220,22 +233,31 @@ def _gate_slices(up: Tensor, gate: Tensor) -> Tensor:
 
 
 @runtime_checkable
-class _OwnProduct(Protocol):
-    """A Linear that knows a faster product than PyTorch's."""
+class OwnProduct(Protocol):
+    """A Linear that knows faster products than PyTorch's."""
 
-    def input_gradient(self, grad: Tensor, total: Tensor | None) -> Tensor: ...
+    bias: Tensor | None
+
+    def accepts(self, input: Tensor) -> bool:
+        """Whether it does for this input; else the two below are not called."""
+        ...
+
+    def onto(self, total: Tensor, input: Tensor) -> Tensor:
+        """total (N, out) + input (N, in) @ weight.T: bit for bit the output if `total` is the bias."""
+        ...
+
+    def input_gradient(self, grad: Tensor, total: Tensor) -> Tensor:
+        """total (N, in) + grad (N, out) @ weight."""
+        ...
 
 
-def _input_gradient(frozen: nn.Linear, grad: Tensor, total: Tensor | None) -> Tensor:
-    """grad (N, out) @ weight, added in place to `total` (N, in) if there is one, in the type of `grad`."""
+def _add_input_gradient(total: Tensor, frozen: nn.Linear, grad: Tensor) -> Tensor:
+    """total (N, in) + grad (N, out) @ weight, in place, in the type of `grad`."""
     weight = frozen.weight
-    if weight.dtype != grad.dtype:  # of frozen weights in 16 bits the arithmetic is that of 16 bits
-        product = (
-            (grad.to(weight.dtype) @ weight).to(grad.dtype)
-            if grad.dtype == torch.float32
-            else grad @ weight.to(grad.dtype)
-        )
-        return product if total is None else total.add_(product)
-    if isinstance(frozen, _OwnProduct):
+    if isinstance(frozen, OwnProduct) and frozen.accepts(grad):
         return frozen.input_gradient(grad, total)
-    return grad @ weight if total is None else total.addmm_(grad, weight)
+    if weight.dtype == grad.dtype:
+        return total.addmm_(grad, weight)
+    # What is stored in 16 bits is multiplied in 16 bits, as in the forward pass; see adaptive.storage.
+    dtype = weight.dtype if grad.dtype == torch.float32 else grad.dtype
+    return total.add_(grad.to(dtype) @ weight.to(dtype))

@@ -17,7 +17,7 @@ from lxmert.modeling import Attention
 from tasks.finetune.args import VqaArgs
 from tasks.finetune.model import VqaModel, build
 from tasks.finetune.policies import POLICIES
-from tasks.finetune.spec import ModelSpec
+from tasks.finetune.spec import LORA, ModelSpec
 from tasks.finetune.strategies import STRATEGIES
 
 ANSWERS = 3129  # of the published VQA v2 vocabulary
@@ -33,6 +33,8 @@ class Variant(NamedTuple):
     policy: str = ModelSpec.policy
     share: float = 0.5
     policy_every: int = 1
+    tuned: str = ModelSpec.tuned
+    embeddings: str | None = None  # as `tuned` has it
     against: tuple[str, ...] = ()  # the rows that its ratios refer to
 
     @property
@@ -63,6 +65,7 @@ def list_variants(default_policy: str) -> list[Variant]:
             for policy in policies:
                 name, against = f"{strategy.name}, {policy} policy, {precision}", (reference.name, standard)
                 variants.append(Variant(name, strategy.name, precision, policy=policy, against=against))
+        variants += low_rank_variants(precision, standard)
         rare = Variant("", "SpotTune_Block", precision, policy="light", policy_every=4, against=(standard,))
         variants.append(rare._replace(name=f"SpotTune_Block, light policy every 4th step, {precision}"))
     block = Variant("", "SpotTune_Block", policy=default_policy, against=(dense_block.name,))
@@ -72,11 +75,27 @@ def list_variants(default_policy: str) -> list[Variant]:
     return variants
 
 
+def low_rank_variants(precision: str, standard: str) -> list[Variant]:
+    """Fine-tuning with low-rank copies; the embeddings frozen, as is the default, or not."""
+    rows = [
+        ("LoRA (standard)", "standard"),
+        ("SpotTune_Block + LoRA, light policy", "SpotTune_Block"),
+        ("SpotTune + LoRA, light policy", "SpotTune"),
+    ]
+    variants = []
+    for embeddings, note in ((None, ""), ("train", ", embeddings train")):
+        for name, strategy in rows:
+            row = Variant(f"{name}{note}, {precision}", strategy, precision, policy="light", tuned=LORA)
+            variants.append(row._replace(embeddings=embeddings, against=(standard,)))
+    return variants
+
+
 def build_variant(variant: Variant, config: LxmertConfig) -> nn.Module:
     """A model with random weights: speed does not depend on them."""
     if variant.strategy == "huggingface":
         return HuggingFace(config)
-    spec = ModelSpec.of(VqaArgs(strategy=variant.strategy, from_scratch=True, policy=variant.policy))
+    chosen = {name: getattr(variant, name) for name in ("strategy", "policy", "tuned", "embeddings")}
+    spec = ModelSpec.of(VqaArgs(from_scratch=True, **chosen))
     if variant.dense:
         spec = dataclasses.replace(spec, policy_llayers=min(2, config.l_layers))
     weights = Pretrained(config, {}, None, None, "", "random weights", "", [])

@@ -36,8 +36,8 @@ class ModelSpec(Origin):
         strategy = STRATEGIES[self.strategy]
         if self.frozen_dtype == "bf16" and not (strategy.adaptive or self.tuned == LORA):
             raise UserError(
-                f"--frozen-dtype {self.frozen_dtype} is for frozen copies; --strategy {self.strategy} makes "
-                "none, leave it out"
+                f"--frozen-dtype {self.frozen_dtype} is for the frozen copies of adaptive strategies and of "
+                f"--tuned {LORA}; --strategy {self.strategy} makes no copies, leave it out"
             )
         if self.tuned == LORA and strategy.keeps:
             raise UserError(
