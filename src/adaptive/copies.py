@@ -14,6 +14,8 @@ from adaptive.low_rank import GatedDropout, GatedSlices, LowRank
 from adaptive.pair import GatedPair, Sliced
 from adaptive.storage import cast_matrices
 
+# Which names of submodules copies put into the names of parameters, see `plain_name`.
+PARTS = (".tuned", ".frozen", ".sliced")
 Copies = Callable[[nn.Module, Gates | None, int, int], nn.Module]  # module, gates, first gate, how many
 
 
@@ -73,3 +75,15 @@ def low_rank(rank: int, alpha: float | None = None, frozen_dtype: torch.dtype | 
         return fresh
 
     return copies
+
+
+def plain_name(name: str) -> str:
+    """The name that a parameter of an adapted model had before; that of a low-rank factor for its Linear."""
+    for part in PARTS:
+        name = f".{name}.".replace(f"{part}.", ".").strip(".")
+    return name
+
+
+def is_tuned_side(name: str) -> bool:
+    """Whether a parameter of this name is one that copies added: of a tuned copy, or a low-rank factor."""
+    return ".tuned." in name or name.endswith((".down", ".up"))

@@ -129,14 +129,14 @@ class GatedSlices(nn.Module):
 
     def __init__(self, sliced: Sliced, gates: Gates, start: int, width: int) -> None:
         super().__init__()
-        self.frozen = sliced
+        self.sliced = sliced
         self.gates = gates
         self.start = start
         self.width = width
 
     def forward(self, *args: Any) -> Tensor:
         tuned = self.gates.tuned(self.start, self.width) if self.training else None
-        return self.frozen.combine(self.frozen.project(*args), tuned, *args)
+        return self.sliced.combine(self.sliced.project(*args), tuned, *args)
 
 
 class _LowRankProduct(torch.autograd.Function):

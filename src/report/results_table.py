@@ -8,7 +8,7 @@ import statistics
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from common import markdown
 from common.errors import RunError
@@ -99,14 +99,19 @@ def make_rows(runs: Sequence[Run], order: Sequence[str] = ()) -> list[Row]:
             raise RunError(f"the runs have different {what} ({', '.join(values)}): compare like with like.")
     groups: dict[tuple[bool, str], list[Run]] = {}
     for run in runs:
-        groups.setdefault((run.result["from_scratch"], run.result["strategy"]), []).append(run)
+        groups.setdefault((run.result["from_scratch"], run.label), []).append(run)
     places = {name: place for place, name in enumerate(order)}
-    ordered = sorted(groups, key=lambda group: (not group[0], places.get(group[1], len(places)), group[1]))
+
+    def place(group: tuple[bool, str]) -> tuple[Any, ...]:
+        strategy, *rest = group[1].split(" + ")  # after the copies of its own, the low-rank ones
+        return not group[0], places.get(strategy, len(places)), strategy, len(group[1]), rest
+
+    ordered = sorted(groups, key=place)
     return [_row(*group, groups[group]) for group in ordered]
 
 
-def _row(from_scratch: bool, strategy: str, runs: Sequence[Run]) -> Row:
-    name = f"{strategy} from scratch".removeprefix("standard ") if from_scratch else strategy
+def _row(from_scratch: bool, label: str, runs: Sequence[Run]) -> Row:
+    name = f"{label} from scratch".removeprefix("standard ") if from_scratch else label
     seeds = sorted(run.result["seed"] for run in runs)
     if len(set(seeds)) < len(seeds):
         raise RunError(f"{name} has two runs with the same seed (seeds {seeds}): leave one of them out.")

@@ -42,6 +42,11 @@ class Run:
         """Whether gates decided which copy ran: only then is there a share tuned."""
         return self.result["share_tuned"] is not None
 
+    @property
+    def label(self) -> str:
+        """The way of fine-tuning, as rows of tables name it."""
+        return self.result.get("label", self.result["strategy"])  # older runs have no label
+
     @cached_property
     def result(self) -> dict[str, Any]:
         """result.json: accuracies in %, gap in points, seconds, share tuned 0..1 or None without gates."""

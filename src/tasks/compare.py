@@ -34,6 +34,9 @@ TRAINER = Path(__file__).with_name("vqa.py")
 COLUMNS = 79
 LAST_WORDS = 12  # lines shown of a run that failed
 POLL_SECONDS = 0.2
+LOW_RANK = [
+    strategy.name for strategy in STRATEGIES.values() if not strategy.keeps
+]  # they can have such copies
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,10 +66,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def candidates() -> dict[str, tuple[str, list[str]]]:
-    """What can be compared, each with its sentence and the trainer's flags."""
+    """What can be compared, each with its sentence and the trainer's flags; `low_rank` gives more."""
     scratch = "standard, without pre-trained weights", ["--strategy=standard", "--fromScratch"]
     strategies = {s.name: (s.about, [f"--strategy={s.name}"]) for s in STRATEGIES.values()}
     return {"from scratch": scratch} | strategies
+
+
+def trainer_flags(name: str) -> list[str] | None:
+    """The trainer's flags for a candidate, or for one with low-rank copies, such as SpotTune-LoRA8."""
+    known = candidates()
+    strategy, low_rank, rank = name.partition("-LoRA")
+    if low_rank and rank.isdecimal() and int(rank) and strategy in LOW_RANK:
+        return [*known[strategy][1], "--tuned=lora", f"--rank={int(rank)}"]
+    return known[name][1] if name in known else None
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
@@ -80,7 +92,9 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         prog="compare.bash",
         description="Fine-tune with every strategy and every seed, then print the results table.",
         epilog="\n".join(["strategies:", *about_each])
-        + "\n\nFlags after -- are handed to the trainer: compare.bash --seeds 0 -- --epochs 3.\n"
+        + f"\n\nWith low-rank copies: {', '.join(f'{name}-LoRA8' for name in LOW_RANK)},\n"
+        "or of another rank."
+        "\n\nFlags after -- are handed to the trainer: compare.bash --seeds 0 -- --epochs 3.\n"
         "Give runs with other trainer flags another --prefix.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -101,13 +115,14 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def strategy_list(text: str) -> list[str]:
-    """ "from_scratch,Frozen" -> ["from scratch", "Frozen"], without repetitions."""
+    """ "from_scratch,SpotTune-LoRA8" -> ["from scratch", "SpotTune-LoRA8"], without repetitions."""
     known = {name.replace(" ", "_"): name for name in candidates()}
-    names = list(dict.fromkeys(part.strip().replace(" ", "_") for part in text.split(",")))
+    names = [part.strip().replace(" ", "_") for part in text.split(",")]
+    names = list(dict.fromkeys(known.get(name, name) for name in names))
     for name in names:
-        if name not in known:
+        if trainer_flags(name) is None:
             raise argparse.ArgumentTypeError(f"unknown strategy {name!r}; there are: {', '.join(known)}")
-    return [known[name] for name in names]
+    return names
 
 
 def seed_list(text: str) -> list[int]:
@@ -123,9 +138,8 @@ def run_name(prefix: str, candidate: str, seed: int) -> str:
 
 
 def trainer_command(args: argparse.Namespace, candidate: str, seed: int) -> list[str]:
-    _, flags = candidates()[candidate]
     command = [sys.executable, str(TRAINER), "--version", run_name(args.prefix, candidate, seed)]
-    return [*command, *flags, "--seed", str(seed), *args.trainer_flags]
+    return [*command, *trainer_flags(candidate), "--seed", str(seed), *args.trainer_flags]
 
 
 def run_side_by_side(commands: Mapping[str, Sequence[str]], jobs: int) -> tuple[list[str], int]:

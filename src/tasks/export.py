@@ -4,9 +4,11 @@
     bash run/export.bash --run <folder> --to demo_export
 
 - standard and Frozen: a model that transformers' LxmertForQuestionAnswering
-  loads with `from_pretrained`, the answers as its label map, and a tokenizer
+  loads with `from_pretrained`, low-rank updates merged into its weights, the
+  answers as its label map, and a tokenizer
 - adaptive strategies, which transformers does not know: a BEST folder with the
-  pre-trained model in it
+  pre-trained model in it; with --plain, if each gate was the same for all
+  validation questions, the model for transformers that this makes
 
 README.md in it says what it was trained on, how well it does and what its
 scores are worth.
@@ -21,6 +23,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from adaptive.copies import is_tuned_side, plain_name
 from common.cli import Parser, run_command
 from common.errors import UserError
 from common.files import check_name, replace_folder, sha256_of
@@ -30,6 +33,7 @@ from lxmert.tokens import load_tokenizer
 from lxmert.units import unused_modules
 from report.run import RUNS, Run
 from tasks.finetune.best import ENCODER, HEAD, INSIDE, WEIGHTS, Best, load_base_weights, read_best, write_best
+from tasks.finetune.fold import constant_gates, fold
 from tasks.finetune.spec import LOCATIONS
 from tasks.finetune.strategies import STRATEGIES
 
@@ -61,6 +65,7 @@ USE_ADAPTIVE = """\
 
 in the repository of this project: transformers has no class for a model with two copies and a policy.
 `pretrained/` is the frozen side, `model.safetensors` what training changed, policy included."""
+FOLDED = "; its gates were the same for all validation questions, so what they chose is all there is here"
 CARD = """\
 # {name}: LXMERT fine-tuned for visual question answering
 
@@ -89,34 +94,41 @@ def main(argv: Sequence[str] | None = None) -> None:
     run.add_argument("version", nargs="?", help="the name of a run, whose folder is snap/vqa/<version>")
     run.add_argument("--run", type=Path, metavar="FOLDER", help="a run folder elsewhere")
     parser.add_argument("--to", type=Path, metavar="DIR", required=True, help="a new folder, to be written")
+    parser.add_argument("--plain", action="store_true", help="for transformers, where gates are constant")
     args = parser.parse_args(argv)
-    export(args.run or RUNS / check_name("version", args.version), args.to)
+    export(args.run or RUNS / check_name("version", args.version), args.to, args.plain)
     print(f"wrote {args.to}; see {args.to / 'README.md'}")
 
 
-def export(run: Path, to: Path) -> None:
+def export(run: Path, to: Path, plain: bool = False) -> None:
     """Write the best epoch of a run folder to the new folder `to`, whole or not at all.
 
-    UserError if the run, or the pre-trained file that it started from, cannot be used, or if `to` exists.
+    plain: an adaptive run as a plain LXMERT, if its gates are constant. UserError if they are not, if the run
+    or the pre-trained file that it started from cannot be used, or if `to` exists.
     """
     if to.exists():
         raise UserError(f"{to} exists already; name a new folder, or delete it.")
     best = read_best(run / "BEST")
-    card = model_card(Run(run), best, to)
+    gated = STRATEGIES[best.spec.strategy].adaptive
+    gates = constant_gates(Run(run), best) if gated and plain else None
+    adaptive = gated and not plain
+    card = model_card(Run(run), best, to, plain)
     pretrained = load_base_weights(best)
     file = best.folder / WEIGHTS
     tensors = read_tensors(file)
     head = {name.removeprefix(HEAD): t for name, t in tensors.items() if name.startswith(HEAD)}
-    encoder = pretrained.encoder | {  # of a pair, the frozen copy
-        name.removeprefix(ENCODER).replace(".frozen.", "."): tensor
+    encoder = pretrained.encoder | {  # of a module that is adapted, the frozen side
+        plain_name(name.removeprefix(ENCODER)): tensor
         for name, tensor in tensors.items()
-        if name.startswith(ENCODER) and ".tuned." not in name
+        if name.startswith(ENCODER) and not is_tuned_side(name)
     }
+    if not adaptive:
+        encoder = fold(encoder, best, tensors, pretrained.config, gates)
     fine_tuned = {"encoder": encoder, "answer_head": head, "answers": best.answers, "initialised": ()}
     pretrained = pretrained._replace(source=str(file), **fine_tuned)
     check_complete(pretrained)
     with replace_folder(to) as folder:
-        if STRATEGIES[best.spec.strategy].adaptive:
+        if adaptive:
             write_adaptive(folder, best, tensors, pretrained)
         else:
             write_question_answering(folder, pretrained)
@@ -132,7 +144,7 @@ def write_adaptive(folder: Path, best: Best, tensors: Mapping[str, Tensor], pret
     own = {
         name: tensor
         for name, tensor in tensors.items()
-        if ".frozen." not in name and not name.replace(".tuned.", ".").startswith(inherited)
+        if ".frozen." not in name and not plain_name(name).startswith(inherited)
     }
     spec = replace(best.spec, **dict.fromkeys(LOCATIONS) | {"pretrained": INSIDE, "from_scratch": False})
     write_best(best._replace(folder=folder, spec=spec, pretrained_sha256=sha256_of(inside / WEIGHTS)), own)
@@ -164,7 +176,7 @@ def write_hugging_face(
     load_tokenizer(model.tokenizer).save_pretrained(folder)
 
 
-def model_card(run: Run, best: Best, to: Path) -> str:
+def model_card(run: Run, best: Best, to: Path, plain: bool) -> str:
     """README.md of an exported model: data, strategy, scores, origin, and what the scores are worth."""
     splits = f"trained on {run.arguments.get('train')}, validated on {run.arguments.get('valid')}"
     strategy, spec = STRATEGIES[best.spec.strategy], best.spec
@@ -180,12 +192,14 @@ def model_card(run: Run, best: Best, to: Path) -> str:
     return CARD.format(
         name=run.name,
         data=f"{best.dataset}, {splits}, {len(best.answers):,} answers",
-        strategy=strategy.name + (", frozen copies in bf16" if spec.frozen_dtype == "bf16" else ""),
+        strategy=spec.title
+        + (", frozen weights in bf16" if spec.frozen_dtype == "bf16" else "")
+        + (FOLDED if strategy.adaptive and plain else ""),
         start=f"{random}`{best.pretrained_source}` (sha256 `{best.pretrained_sha256}`)",
         commit=f"`{commit}`" + (" with uncommitted changes" if changed else ""),
         scores="\n".join(scores),
         worth=WORTH.get(best.dataset, OTHER),
-        use=(USE_ADAPTIVE if strategy.adaptive else USE_PLAIN).format(to=to, version=run.name),
+        use=(USE_ADAPTIVE if strategy.adaptive and not plain else USE_PLAIN).format(to=to, version=run.name),
     )
 
 

@@ -98,7 +98,7 @@ def train(args: VqaArgs, machine: Machine, start: Best | None) -> dict[str, Any]
                     keep_best(run, folder, setup)
                 save(run, folder)
                 if machine.is_main:  # after the save: what only shows must not spoil what was learned
-                    messages.show_policy(folder, f"{args.strategy} on {args.dataset}", setup, state)
+                    messages.show_policy(folder, f"{setup.spec.title} on {args.dataset}", setup, state)
         except Interrupted:
             save(run, folder)
             advice = f"all is saved in {args.folder / 'LAST'}. Run the same command again to go on."

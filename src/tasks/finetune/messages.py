@@ -33,7 +33,7 @@ def start_message(what: Mapping[str, Any], setup: Setup, machine: Machine) -> st
     parameters, gates = setup.sizes["parameters"], setup.sizes["gates"]
     train, valid = map(len, setup.datasets)
     lines = [
-        f"{what['strategy']} on {what['dataset']}: {train:,} training, {valid:,} validation questions",
+        f"{setup.spec.title} on {what['dataset']}: {train:,} training, {valid:,} validation questions",
         f"{what['epochs']} epochs, batch {shared}{what['batch_size']}, seed {what['seed']}",
         f"{processes} process{'es' * (processes > 1)} on {machine.device_name}, {machine.precision}, "
         f"{threads} thread{'s' * (threads > 1)}{each}",
@@ -71,6 +71,7 @@ def result_of(what: Mapping[str, Any], state: TrainState, setup: Setup) -> dict[
     best = state.best
     return {
         **{name: what[name] for name in IDENTITY},
+        "label": setup.spec.title,
         **vars(state.history[-1]),
         "best": {"epoch": best.epoch, "val_accuracy": best.val_accuracy},
         **setup.sizes,
