@@ -88,12 +88,13 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         textwrap.fill(about, COLUMNS, initial_indent=f"  {name:15} ", subsequent_indent=" " * 18)
         for name, (about, _) in candidates().items()
     ]
+    low_rank = [f"{name}-LoRA8" for name in LOW_RANK]
     parser = Parser(
         prog="compare.bash",
         description="Fine-tune with every strategy and every seed, then print the results table.",
         epilog="\n".join(["strategies:", *about_each])
-        + f"\n\nWith low-rank copies: {', '.join(f'{name}-LoRA8' for name in LOW_RANK)},\n"
-        "or of another rank."
+        + "\n"
+        + textwrap.fill(f"with low-rank copies, of this or another rank: {', '.join(low_rank)}", COLUMNS)
         "\n\nFlags after -- are handed to the trainer: compare.bash --seeds 0 -- --epochs 3.\n"
         "Give runs with other trainer flags another --prefix.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
