@@ -95,7 +95,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         epilog="\n".join(["strategies:", *about_each])
         + "\n"
         + textwrap.fill(f"with low-rank copies, of this or another rank: {', '.join(low_rank)}", COLUMNS)
-        "\n\nFlags after -- are handed to the trainer: compare.bash --seeds 0 -- --epochs 3.\n"
+        + "\n\nFlags after -- are handed to the trainer: compare.bash --seeds 0 -- --epochs 3.\n"
         "Give runs with other trainer flags another --prefix.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
