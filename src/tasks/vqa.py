@@ -72,7 +72,7 @@ def train(args: VqaArgs, machine: Machine, start: Best | None) -> dict[str, Any]
 
     # 2. Optimizers and loaders, on the machine.
     run = prepare(args, machine, setup)
-    state = run.state
+    args, state = run.args, run.state
 
     # 3. The run folder: begun, or taken up where the run stopped.
     options = {"keep": args.keep, "accept_changes": args.accept_changes}

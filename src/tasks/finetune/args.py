@@ -150,11 +150,12 @@ class VqaArgs:
     temperature_end: float | None = flag(
         None, "Temperature at the last step, reached geometrically. Default: it stays."
     )
-    routing: str = flag(
-        "routed",
-        "How gates are carried out: routed runs each example in the copies it chose, dense computes both "
-        "copies for all (the same numbers up to rounding, for comparison).",
-        choices=("routed", "dense"),
+    routing: str | None = flag(
+        None,
+        "How the gates of full copies are carried out: routed runs each example in the copies it chose, "
+        "dense computes both copies for all (the same numbers up to rounding), auto is the faster one in a "
+        "few steps at the start, and stays. Default: routed on a CPU, else auto.",
+        choices=("auto", "routed", "dense"),
     )
 
     precision: str = flag(
@@ -322,6 +323,10 @@ def validate(args: VqaArgs) -> None:
         (
             args.load or args.tuned == LORA or (args.rank, args.alpha) == (None, None),
             f"--rank and --alpha are those of low-rank copies: add --tuned {LORA}",
+        ),
+        (
+            args.tuned != LORA or args.routing is None,
+            f"--routing is for copies of all weights; with --tuned {LORA} there is nothing to route",
         ),
         (not (args.tiny and args.fast), "--tiny and --fast exclude each other"),
     ):

@@ -46,8 +46,8 @@ def fold(
     spec, folded = best.spec, dict(encoder)
     chosen = {}  # by the name of a gated module, bool (w,)
     start = 0
-    granularity = STRATEGIES[spec.strategy].granularity
-    for unit in list_units(config, granularity) if granularity else ():
+    strategy = STRATEGIES[spec.strategy]
+    for unit in list_units(config, strategy.granularity) if strategy.adaptive else ():
         chosen |= dict.fromkeys(unit.modules, torch.from_numpy(gates[start : start + unit.width]))
         start += unit.width
 

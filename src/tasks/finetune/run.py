@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 from accelerate.optimizer import AcceleratedOptimizer
@@ -12,8 +13,11 @@ from torch.utils.data import DataLoader
 from common.errors import RunError
 from tasks.finetune.args import VqaArgs
 from tasks.finetune.best import best_fault, save_best
+from tasks.finetune.routing import settle_routing
 from tasks.finetune.setup import Setup
+from tasks.finetune.spec import LORA
 from tasks.finetune.state import TrainState
+from tasks.finetune.strategies import STRATEGIES
 from training.finite import BadSteps, require_finite, shown
 from training.machine import Machine
 from training.optim import JointOptimizer, make_optimizer, make_schedule, warm_up_then
@@ -61,7 +65,10 @@ class Run(NamedTuple):
 
 
 def prepare(args: VqaArgs, machine: Machine, setup: Setup) -> Run:
-    """The optimizers, their rates and the loaders: the model's rate rises and falls, the policy's stays."""
+    """The optimizers, their rates and the loaders: the model's rate rises and falls, the policy's stays.
+
+    The run's arguments are those given, with --routing settled.
+    """
     settings = (args.optim, args.lr), (args.policy_optim, args.policy_lr)
     joint = JointOptimizer(
         make_optimizer(name, part, lr, args.weight_decay)
@@ -82,6 +89,10 @@ def prepare(args: VqaArgs, machine: Machine, setup: Setup) -> Run:
         machine.device, setup.labels["live"], question_types, rank=machine.rank, noise=machine.gate_noise
     )
     bad_steps = BadSteps(args.max_bad_steps, machine.accelerator)
+    if STRATEGIES[args.strategy].adaptive and args.tuned != LORA:
+        routing, words = settle_routing(args.routing, machine, model, optimizer, loader)
+        args = replace(args, routing=routing)
+        setup.loaded.extend(words)
     return Run(
         args, machine, model, optimizer, schedule, total_updates, loader, valid_loader, state, bad_steps
     )

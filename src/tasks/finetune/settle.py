@@ -33,17 +33,21 @@ def settle(args: VqaArgs, say: Callable[[str], None]) -> tuple[VqaArgs, Best | N
     contradicts the checkpoint, or if there is no such data set.
     """
     best = read_best(Path(args.load)) if args.load else None
+    trains = args.test is None and args.question is None
     if best:
         saved = {name: getattr(best.spec, name) for name in FIXED}
-        if args.test is None and args.question is None and args.dataset != "auto":
+        if trains and args.dataset != "auto":
             saved["dataset"] = best.dataset  # evaluation may be on other data, training may not
         refuse_contradictions(vars(args), saved, args.load)
         moved = any(getattr(args, name) for name in LOCATIONS)
         kept = (*FIXED, "temperature", "dropout", *(() if moved else LOCATIONS))
         args = args.completed({name: getattr(best.spec, name) for name in kept})
         args = replace(args, dataset=best.dataset) if args.dataset == "auto" else args
+    # The same command goes on with the data set and the routing of its run, whatever they would be now.
+    if trains and args.routing in (None, "auto"):
+        recorded = recorded_arguments(args.folder) or {}
+        args = replace(args, routing=recorded.get("routing", args.routing))
     if args.dataset == "auto":
-        # The same command goes on with the data set of its run, whatever else came to be meanwhile.
         recorded = recorded_arguments(args.folder) or {}
         args = replace(args, dataset=recorded.get("dataset") or choose_dataset(Path(args.data)))
         if args.dataset == SCENES and not recorded:
