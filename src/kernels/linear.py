@@ -37,7 +37,8 @@ class Linear(nn.Linear):
     def accepts(self, input: Tensor) -> bool:
         """Whether `onto` and `input_gradient` are for this input: in fp32, on a CPU, with a bias."""
         return (
-            self.bias is not None
+            not torch.compiler.is_compiling()
+            and self.bias is not None
             and input.device.type == "cpu"
             and input.dtype == self.weight.dtype == torch.float32
             and not torch.is_autocast_enabled("cpu")
@@ -61,7 +62,8 @@ class Linear(nn.Linear):
 
     def _through_one_dnn(self, input: Tensor) -> bool:
         return (
-            _one_dnn is not None
+            not torch.compiler.is_compiling()
+            and _one_dnn is not None
             and not _has_fast_blas()
             and input.device.type == "cpu"
             and input.dtype == self.weight.dtype == torch.float32

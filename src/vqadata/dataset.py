@@ -67,6 +67,7 @@ class VqaDataset(Dataset):
         stores: FeatureStores,
         answers: Sequence[str],
     ) -> None:
+        self.length_step = 1  # batches are as long as the next multiple of it
         self.stores = stores
         self.token_ids = token_ids
         self.token_lengths = token_lengths
@@ -87,14 +88,15 @@ class VqaDataset(Dataset):
         return self.__getitems__([index])
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
-        """A batch of B examples, trimmed to its longest question and fullest image.
+        """A batch of B examples, trimmed to its longest question, see `length_step`, and its fullest image.
 
         inputs: what the model is called with: input_ids, attention_mask (B, T); visual_feats (B, R, D);
         visual_pos (B, R, 4); visual_attention_mask (B, R). target (B, A); question_id, question_type (B,).
         """
         indices = np.asarray(indices)
         lengths = self.token_lengths[indices]
-        longest = int(lengths.max())
+        longest = -(-int(lengths.max()) // self.length_step) * self.length_step
+        longest = min(longest, self.token_ids.shape[1])
         regions = self.stores.read(self.places[indices])
         return {
             "inputs": {

@@ -71,7 +71,8 @@ def evaluate(machine: Machine, model: nn.Module, loader: DataLoader, exam: Exam)
     columns: tuple[list[Tensor], ...] = ([], [], [], [])
     usage = Usage(len(exam.live), len(exam.dataset.question_types), machine.device)
     # Autocast around the whole loop: weights are rounded once for all batches and not once a batch.
-    with accelerator.autocast(), machine.progress_bar("evaluation", len(loader)) as bar:
+    bar = machine.progress_bar("evaluation", len(loader))
+    with accelerator.autocast(), torch.compiler.set_stance("force_eager"), bar as bar:
         for batch in machine.batches(loader):
             output = model(**batch["inputs"])
             logits = output.outputs

@@ -23,6 +23,8 @@ from training.machine import Machine
 from training.optim import JointOptimizer, make_optimizer, make_schedule, warm_up_then
 from training.run_folder import RunFolder, Stateful
 
+COMPILER = "inductor"
+LENGTH_STEP = 4  # of compiled models: word pieces by which the lengths of batches differ
 EVALUATION_BATCH = 4  # times the training batch: no gradients, so there is room
 
 
@@ -76,6 +78,10 @@ def prepare(args: VqaArgs, machine: Machine, setup: Setup) -> Run:
     )
     train_set, valid_set = setup.datasets
     lengths = train_set.token_lengths if args.group_by_length else None
+    if args.compile:
+        # One compiled function a shape; evaluation, which has other shapes, runs without.
+        train_set.length_step = LENGTH_STEP
+        setup.model.model.compile(backend=COMPILER, fullgraph=True, dynamic=False)
     model, optimizer, valid_loader = machine.accelerator.prepare(
         setup.model, joint, machine.loader(valid_set, EVALUATION_BATCH * args.batch_size)
     )

@@ -30,7 +30,8 @@ from tasks.finetune.best import (
 from tasks.finetune.data import load_splits, open_data, require_data
 from tasks.finetune.evaluate import Exam
 from tasks.finetune.model import build, count_parameters
-from tasks.finetune.spec import ModelSpec
+from tasks.finetune.spec import LORA, ModelSpec
+from tasks.finetune.strategies import STRATEGIES
 from training.machine import Machine
 from training.run_folder import PROCESSES
 from vqadata.dataset import VqaDataset, split_names
@@ -81,6 +82,11 @@ def set_up(args: VqaArgs, machine: Machine, best: Best | None) -> Setup:
             "something else; train from the pre-trained model instead"
         )
     spec = ModelSpec.of(args)
+    if args.compile and STRATEGIES[spec.strategy].adaptive and spec.tuned != LORA:
+        raise UserError(
+            f"--compile needs shapes that do not depend on the gates, and {spec.strategy} runs each example "
+            f"in the copies it chose: add --tuned {LORA}, or leave --compile out"
+        )
     weights = load_base_weights(best) if best else load_pretrained(spec)
     tokenizer = load_same_tokenizer(best, weights) if best else load_tokenizer(weights.tokenizer)
     datasets = load_splits(folder, args.splits, tokenizer, answers, args.images)
