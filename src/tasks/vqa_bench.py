@@ -145,7 +145,7 @@ def measure(
     """
     torch.manual_seed(seed)
     warm_up, *timed = (trim(batch) if variant.trimmed else batch for batch in batches)
-    with process_peak() as process, attention_step_by_step(variant.dense):
+    with process_peak(device) as process, attention_step_by_step(variant.dense):
         model = build_variant(variant, config).to(device)
         step = training_step(variant, model, device)
         step(0, *warm_up)
