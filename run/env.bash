@@ -2,9 +2,11 @@
 # The environment of the launchers, which source this file: it is not run by itself.
 #
 # Goes to the repository root and exports PYTHON (absolute path) and PYTHONPATH. Which Python:
-#   1. the `python3` on the PATH (an active virtual environment, conda, ...) if it has all of requirements.txt;
+#   1. the `python3` on the PATH (an active virtual environment, conda, ...) if it has all of requirements.txt:
+#      it is used as it is, so that a PyTorch built for a GPU stays;
 #   2. else .venv in the repository root, if it is complete;
-#   3. else .venv is made and filled, which downloads PyTorch and takes a few minutes, once.
+#   3. else .venv is made and filled with what run/constraints.txt pins, which downloads PyTorch and takes a
+#      few minutes, once.
 
 set -euo pipefail
 
@@ -66,8 +68,11 @@ fingerprint() {
 import hashlib
 import sys
 
-with open("requirements.txt", "rb") as file:
-    print(hashlib.sha256(file.read()).hexdigest(), "%d.%d" % sys.version_info[:2])
+digest = hashlib.sha256()
+for name in ("requirements.txt", "run/constraints.txt"):
+    with open(name, "rb") as file:
+        digest.update(file.read())
+print(digest.hexdigest(), "%d.%d" % sys.version_info[:2])
 PYTHON
 }
 
@@ -103,7 +108,7 @@ make_venv() {
     fi
     say "Installing requirements.txt into .venv: a few minutes, once."
     rm -f "$stamp"
-    "$venv_python" -m pip install --disable-pip-version-check -r requirements.txt >&2 ||
+    "$venv_python" -m pip install --disable-pip-version-check -r requirements.txt -c run/constraints.txt >&2 ||
         fail "installing requirements.txt into .venv failed (see pip's messages above):" \
             "check the network connection and the free disk space, then start again."
     fingerprint >"$stamp"

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Check the code: ruff's rules and format, all tests including the slow ones, the quick form of run/faults.bash.
+# Where there is a GPU, its tests come after the others, which run on the CPU everywhere.
 #
 #   bash run/test.bash [pytest flags]
 #
 #   bash run/test.bash                          everything, one worker a core
 #   bash run/test.bash -m 'not slow'            without the slow tests
 #   bash run/test.bash tests/adaptive -x --pdb  part of it, in a debugger, in one process
+#   bash run/test.bash -m gpu                   the tests that need a GPU, in one process
 #
 # Takes less than five minutes on two CPU cores. The exit code is 0 if everything passed.
 
@@ -19,6 +21,8 @@ for flag in "$@"; do
     case "$flag" in
         # Output and debuggers need the terminal, which workers do not have; -n is the user's own choice.
         -s | --capture=no | --pdb | --trace | -n* | --numprocesses*) workers=() ;;
+        # A worker a core would fill a GPU with the contexts of as many processes.
+        gpu | gpu\ * | tests/gpu*) workers=() ;;
     esac
 done
 
@@ -38,6 +42,9 @@ step "ruff check" "$PYTHON" -m ruff check .
 step "ruff format" "$PYTHON" -m ruff format --check .
 # The odd expansion: bash 3.2 takes an empty array for an unset variable.
 step "pytest" "$PYTHON" -m pytest ${workers[@]+"${workers[@]}"} "$@"
+if (($# == 0)) && nvidia-smi -L 2>/dev/null | grep -q '^GPU '; then
+    step "pytest on the GPU" "$PYTHON" -m pytest -m gpu
+fi
 # What happens to long runs, done to small ones; a part of it, the rest is for run/faults.bash.
 (($#)) || step "faults" bash run/faults.bash --quick
 ((failures == 0))

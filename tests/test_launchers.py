@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 from tests.helpers.paths import ROOT
 
 RUN = ROOT / "run"
@@ -29,11 +30,14 @@ case "$*" in
     "-c import ensurepip"*) exit {no_venv} ;;
     "-m venv --clear .venv") echo venv >>calls; mkdir -p .venv/bin; cp "$0" .venv/bin/python ;;
     "-m pip --version") ;;
-    "-m pip install"*) sleep {pip_seconds}; echo install >>calls; echo "pip was here"; [[ ! -e offline ]] ;;
+    "-m pip install"*)
+        sleep {pip_seconds}; echo install >>calls; echo "pip got $*"; [[ ! -e offline ]] ;;
     -) script="$(cat)"; [[ $script == *hashlib* ]] && {python} - <<<"$script" ;;
     *) exec {python} "$@" ;;
 esac
 """
+
+PIP_FLAGS = "--disable-pip-version-check -r requirements.txt -c run/constraints.txt"
 
 NVIDIA_SMI = """#!{bash}
 printf 'GPU %s: NVIDIA A100\\n' 0 1
@@ -179,6 +183,34 @@ def test_satisfying_python_on_the_path_is_used_as_it_is(sandbox: Sandbox) -> Non
     assert not (sandbox.root / ".venv").exists()
 
 
+@pytest.mark.parametrize("torch", ["2.9.1+cu128", "2.14.1+rocm7.0", "2.8.0", "3.0.0"])
+def test_a_pytorch_built_for_a_gpu_is_used_if_it_is_neither_too_old_nor_too_new(
+    sandbox: Sandbox, torch: str
+) -> None:
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    (requirement,) = (line for line in lines if line.startswith("torch"))
+    sandbox.write("requirements.txt", f"{requirement}\n")
+    metadata = f"Metadata-Version: 2.1\nName: torch\nVersion: {torch}\n"
+    sandbox.write(f"src/torch-{torch}.dist-info/METADATA", metadata)  # the first place where it is looked for
+    sandbox.command("python3", UNEQUIPPED_PYTHON.replace("[[ $script == *hashlib* ]] && ", ""))
+    done = sandbox.launch("run/vqa_finetune.bash", "cpu", "v")
+    accepted = not torch.startswith(("2.8", "3"))
+    assert sandbox.calls() == ([] if accepted else ["venv", "install"])
+    assert ("the python3 on the PATH lacks torch" in done.stderr) != accepted
+
+
+def test_what_is_pinned_is_required_and_in_its_range() -> None:
+    required, pinned = (
+        [Requirement(line.split("#")[0]) for line in file.read_text().splitlines() if line.split("#")[0]]
+        for file in (ROOT / "requirements.txt", RUN / "constraints.txt")
+    )
+    ranges = {requirement.name: requirement.specifier for requirement in required}
+    assert "torch" in {pin.name for pin in pinned}
+    for pin in pinned:
+        (version,) = pin.specifier
+        assert version.operator == "==" and version.version in ranges[pin.name]
+
+
 @pytest.mark.parametrize("requirement", ["pytest<1", "no-such-package-anywhere"])
 def test_python_that_lacks_a_requirement_is_not_used(sandbox: Sandbox, requirement: str) -> None:
     sandbox.write("requirements.txt", f"# comment\n\n{requirement}  # comment\n")
@@ -187,12 +219,15 @@ def test_python_that_lacks_a_requirement_is_not_used(sandbox: Sandbox, requireme
     assert f"because the python3 on the PATH lacks {requirement}." in done.stderr
 
 
-def test_environment_is_made_once_and_filled_again_when_requirements_change(sandbox: Sandbox) -> None:
+@pytest.mark.parametrize("file", ["requirements.txt", "run/constraints.txt"])
+def test_environment_is_made_once_and_filled_again_when_what_it_gets_changes(
+    sandbox: Sandbox, file: str
+) -> None:
     sandbox.command("python3", UNEQUIPPED_PYTHON)
     for _ in range(2):
         assert trainer_call(sandbox.launch("run/vqa_finetune.bash", "cpu", "v"))[1:] == ["--version", "v"]
     assert sandbox.calls() == ["venv", "install"]
-    sandbox.write("requirements.txt", "pytest>=2\n")
+    sandbox.write(file, "pytest>=2\n")
     trainer_call(sandbox.launch("run/vqa_finetune.bash", "cpu", "v"))
     assert sandbox.calls() == ["venv", "install", "install"]
 
@@ -203,7 +238,7 @@ def test_failed_installation_says_so_and_is_repeated(sandbox: Sandbox) -> None:
     done = sandbox.launch("run/vqa_finetune.bash", "cpu", "v")
     *before, sentence = done.stderr.splitlines()
     assert done.returncode == 2
-    assert "pip was here" in before
+    assert f"pip got -m pip install {PIP_FLAGS}" in before
     assert sentence.startswith("error: installing requirements.txt into .venv failed")
     assert not (sandbox.root / ".venv" / "installed").exists()
 
@@ -349,11 +384,20 @@ def test_every_check_runs_and_any_failure_is_in_the_exit_code(
     assert re.match(rf"{expected}-m pytest -n \w+, 1 thread\npytest passed in \d+ s\n", done.stdout)
 
 
-@pytest.mark.parametrize("flag", ["--pdb", "-s", "-n0"])
-def test_interactive_flags_run_the_tests_in_one_process(sandbox: Sandbox, flag: str) -> None:
+@pytest.mark.parametrize("flag", ["--pdb", "-s", "-n0", "gpu", "gpu and not slow", "tests/gpu/test_step.py"])
+def test_interactive_flags_and_those_for_the_gpu_run_the_tests_in_one_process(
+    sandbox: Sandbox, flag: str
+) -> None:
     sandbox.command("python3", CHECKING_PYTHON, ruff_exit=0)
     done = sandbox.launch("run/test.bash", "tests/adaptive", flag)
     assert f"-m pytest tests/adaptive {flag}, 1 thread\n" in done.stdout
+
+
+def test_a_gpu_is_tested_after_the_rest_and_by_itself(sandbox: Sandbox) -> None:
+    sandbox.command("python3", CHECKING_PYTHON, ruff_exit=0)
+    sandbox.command("nvidia-smi", NVIDIA_SMI)
+    assert "-m pytest -m gpu, 1 thread\npytest on the GPU passed in" in sandbox.launch("run/test.bash").stdout
+    assert "on the GPU" not in sandbox.launch("run/test.bash", "-x").stdout
 
 
 def test_continuous_integration_runs_the_test_launcher_in_the_root(sandbox: Sandbox, tmp_path: Path) -> None:

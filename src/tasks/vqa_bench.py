@@ -3,6 +3,7 @@
     bash run/vqa_bench.bash            base size, about forty minutes
     bash run/vqa_bench.bash --quick    small size, under two minutes
     bash run/vqa_bench.bash --steps 2 --repeats 2 --readme README.md
+    bash run/vqa_bench.bash --batch 32,128,256 --steps 20    a table per size
     bash run/vqa_bench.bash --from-json snap/bench.json --readme README.md
 
 All variants run in this one process, on the same batches. run/BENCHMARKS.md
@@ -32,7 +33,7 @@ from common.files import read_json, write_json
 from common.markdown import aligned, check_pages, write_pages
 from tasks.bench.memory import process_peak, tensor_peak
 from tasks.bench.picture import draw_speed
-from tasks.bench.table import FIGURES, HIGHLIGHTS, all_rows, highlights, medians
+from tasks.bench.table import FIGURES, HIGHLIGHTS, all_tables, highlights, medians
 from tasks.bench.variants import ANSWERS, Variant, attention_step_by_step, build_variant, list_variants
 from tasks.finetune.model import vqa_loss
 from tasks.finetune.policies import POLICIES
@@ -58,31 +59,35 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.readme:
         check_pages(args.readme, "performance")
     if args.from_json:
-        measured = read_measured(args.from_json)
+        tables = read_measured(args.from_json)
     else:
         variants = select_variants(args.policy, args.only)
         if args.readme:
             require_highlights([variant.name for variant in variants])
-        measured = measure_all(variants, args)
-    print(aligned([line[:-1] for line in medians(measured)]))
+        tables = [measure_all(variants, args, batch) for batch in args.batch]
+    for measured in tables:
+        print(f"batch {measured['arguments']['batch']}")
+        print(aligned([line[:-1] for line in medians(measured)]))
     if not args.from_json:
-        write_json(args.json, measured)
+        write_json(args.json, tables)
     if args.readme:
-        require_highlights([row["name"] for row in measured["rows"]])
-        draw_speed(measured, args.readme.parent / PICTURE)
+        first = tables[0]
+        require_highlights([row["name"] for row in first["rows"]])
+        draw_speed(first, args.readme.parent / PICTURE)
         block = f"![Speed in training and evaluation, relative to the references]({PICTURE})\n\n"
-        write_pages(args.readme, "performance", block + highlights(measured), all_rows(measured))
+        write_pages(args.readme, "performance", block + highlights(first), all_tables(tables))
 
 
-def read_measured(path: Path) -> dict[str, Any]:
-    """What an earlier benchmark wrote."""
-    measured = read_json(path)
+def read_measured(path: Path) -> list[dict[str, Any]]:
+    """What an earlier benchmark wrote: a table per batch size, or one alone as it was written before."""
+    content = read_json(path)
+    tables = content if isinstance(content, list) else [content]
     fields, figures = {"hardware", "versions", "arguments", "rows"}, {"name", "against", *FIGURES}
-    if not isinstance(measured, dict) or not measured.keys() >= fields:
+    if not tables or not all(isinstance(table, dict) and table.keys() >= fields for table in tables):
         raise UserError(f"{path} was not written by this benchmark: it needs {', '.join(sorted(fields))}.")
-    if not all(row.keys() >= figures for row in measured["rows"]):
+    if not all(row.keys() >= figures for table in tables for row in table["rows"]):
         raise UserError(f"a row of {path} lacks one of {', '.join(sorted(figures))}: measure again.")
-    return measured
+    return tables
 
 
 def select_variants(policy: str, only: str) -> list[Variant]:
@@ -100,8 +105,8 @@ def require_highlights(names: Sequence[str]) -> None:
         raise UserError(f"the README shows {', '.join(missing)} too: measure all variants, without --only.")
 
 
-def measure_all(variants: Sequence[Variant], args: argparse.Namespace) -> dict[str, Any]:
-    """All figures of all variants, and what they were measured with."""
+def measure_all(variants: Sequence[Variant], args: argparse.Namespace, batch: int) -> dict[str, Any]:
+    """All figures of all variants at one batch size, and what they were measured with."""
     torch.manual_seed(args.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = LxmertConfig(
@@ -113,10 +118,11 @@ def measure_all(variants: Sequence[Variant], args: argparse.Namespace) -> dict[s
         num_qa_labels=ANSWERS,
     )
     rows: list[dict[str, Any]] = [{"name": v.name, "against": v.against} for v in variants]
-    with tqdm(total=len(variants) * (1 + args.repeats), unit="run", ncols=79) as bar:
+    title = f"batch {batch}"
+    with tqdm(desc=title, total=len(variants) * (1 + args.repeats), unit="run", ncols=79) as bar:
         for repeat in range(args.repeats):
             generator = torch.Generator().manual_seed(args.seed + repeat)
-            batches = make_batches(args.batch, args.steps, config, generator, device)
+            batches = make_batches(batch, args.steps, config, generator, device)
             for variant, row in zip(variants, rows, strict=True):
                 bar.set_postfix_str(variant.name)
                 for figure, value in measure(variant, config, batches, args.seed, device).items():
@@ -129,9 +135,9 @@ def measure_all(variants: Sequence[Variant], args: argparse.Namespace) -> dict[s
             bar.update()
     return {
         "hardware": {"device": str(device), "processor": processor(), "threads": torch.get_num_threads()},
-        "versions": {name: version(name) for name in ("torch", "transformers")},
+        "versions": {"torch": str(torch.__version__), "transformers": version("transformers")},
         "python": platform.python_version(),
-        "arguments": {name: str(value) for name, value in vars(args).items()},
+        "arguments": {name: str(value) for name, value in (vars(args) | {"batch": batch}).items()},
         "rows": rows,
     }
 
@@ -145,10 +151,13 @@ def measure(
     """
     torch.manual_seed(seed)
     warm_up, *timed = (trim(batch) if variant.trimmed else batch for batch in batches)
-    with process_peak() as process, attention_step_by_step(variant.dense):
+    # Each length asks a GPU's driver for memory the first time; there a step costs too little to save on it.
+    before = [warm_up, *timed] if device.type == "cuda" else [warm_up]
+    with process_peak(device) as process, attention_step_by_step(variant.dense):
         model = build_variant(variant, config).to(device)
         step = training_step(variant, model, device)
-        step(0, *warm_up)
+        for batch in before:
+            step(0, *batch)
         train = examples_per_second(step, timed, device, variant.policy_every)
         model.eval()
         with torch.no_grad(), autocast(variant, device):
@@ -265,6 +274,11 @@ def layer_counts(text: str) -> tuple[int, ...]:
     return counts
 
 
+def batch_sizes(text: str) -> list[int]:
+    """ "32,128" -> [32, 128]."""
+    return [positive(part) for part in text.split(",")]
+
+
 def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
@@ -275,7 +289,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog="vqa_bench.bash", description=__doc__)
     flag = parser.add_argument
     flag("--quick", action="store_true", help="hidden size 256, 3/2/2 layers, once, two steps")
-    flag("--batch", type=positive, default=32, help="examples per step (default: %(default)s)")
+    flag("--batch", type=batch_sizes, default="32", metavar="N[,N...]", help="examples per step; default: 32")
     flag("--steps", type=positive, default=3, help="timed steps of a repeat (default: %(default)s)")
     flag("--repeats", type=positive, default=3, help="how often all is measured (default: %(default)s)")
     flag("--hidden", type=positive, default=768, help="hidden size (default: %(default)s)")

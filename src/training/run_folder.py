@@ -270,7 +270,8 @@ def describe_environment(machine: Machine) -> dict[str, Any]:
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: version(name) for name in PACKAGES},
+        # torch names its build itself; the metadata of its packages may leave it out.
+        "packages": {name: version(name) for name in PACKAGES} | {"torch": str(torch.__version__)},
         "device": str(machine.device),
         "precision": machine.precision,
         "processes": machine.processes,

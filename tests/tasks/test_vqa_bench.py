@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,7 +36,8 @@ def test_a_small_benchmark_measures_every_row_and_is_shown_again_without_measuri
     for page in (readme, full):
         page.write_text("before\n<!-- performance:begin -->\nold\n<!-- performance:end -->\nafter\n")
     vqa_bench.main([*SIZES, "--json", str(file), "--readme", str(readme)])
-    rows = {row["name"]: row for row in json.loads(file.read_text())["rows"]}
+    (table,) = json.loads(file.read_text())
+    rows = {row["name"]: row for row in table["rows"]}
     assert list(rows) == [variant.name for variant in list_variants("lxmert")]
     assert all(row[figure][0] > 0 for row in rows.values() for figure in ("train", "evaluation", "tensors"))
     printed, short, long = capsys.readouterr().out, readme.read_text(), full.read_text()
@@ -50,6 +52,71 @@ def test_a_small_benchmark_measures_every_row_and_is_shown_again_without_measuri
     vqa_bench.main(["--from-json", str(file), "--readme", str(readme)])
     assert (capsys.readouterr().out, readme.read_text(), full.read_text()) == (printed, short, long)
     assert picture.read_bytes() == before
+
+
+def measured_at(batch: int) -> dict[str, Any]:
+    """As if every figure of every variant were the batch size."""
+    figures = {figure: [batch] for figure in ("train", "evaluation", "tensors", "process")}
+    return {
+        "hardware": {"processor": "a processor", "threads": 2},
+        "versions": {"torch": "1", "transformers": "2"},
+        "arguments": {"batch": str(batch), "repeats": "1"},
+        "rows": [
+            {"name": variant.name, "against": variant.against} | figures
+            for variant in list_variants("lxmert")
+        ],
+    }
+
+
+def test_each_batch_size_gets_a_table_and_the_readme_shows_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(vqa_bench, "measure_all", lambda variants, args, batch: measured_at(batch))
+    file, readme, full = tmp_path / "bench.json", tmp_path / "README.md", tmp_path / "run" / "BENCHMARKS.md"
+    full.parent.mkdir()
+    for page in (readme, full):
+        page.write_text("<!-- performance:begin -->\n<!-- performance:end -->\n")
+    vqa_bench.main(["--batch", "32,128,256", "--json", str(file), "--readme", str(readme)])
+    printed, short, long = capsys.readouterr().out, readme.read_text(), full.read_text()
+    for batch in (32, 128, 256):
+        assert f"\n**Batch {batch}**\n" in long and f"batch {batch}\n" in printed
+        assert long.count(f"| standard, fp32 | {batch}.0 | {batch}.0 |") == 1
+    assert "| standard, fp32 | 32.0 | 32.0 |" in short and "128" not in short
+    vqa_bench.main(["--from-json", str(file), "--readme", str(readme)])
+    assert (capsys.readouterr().out, readme.read_text(), full.read_text()) == (printed, short, long)
+
+
+def test_a_file_of_one_size_as_it_was_written_before_is_still_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    old.write_text(json.dumps(measured_at(32)))
+    new.write_text(json.dumps([measured_at(32)]))
+    vqa_bench.main(["--from-json", str(old)])
+    shown = capsys.readouterr().out
+    vqa_bench.main(["--from-json", str(new)])
+    assert capsys.readouterr().out == shown and "standard, fp32" in shown
+
+
+def test_every_batch_size_is_measured_with_batches_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def measure(
+        variant: Variant, config: Any, batches: list[vqa_bench.Batch], *rest: Any
+    ) -> dict[str, float]:
+        sizes.extend(len(target) for _, target in batches)
+        return {}
+
+    monkeypatch.setattr(vqa_bench, "measure", measure)
+    monkeypatch.setattr(vqa_bench, "measure_memory", lambda *arguments: 0.0)
+    args = parse_args([*SIZES, "--batch", "3,5"])
+    for batch in args.batch:
+        measured = vqa_bench.measure_all(list_variants("lxmert")[:1], args, batch)
+        assert (
+            measured["arguments"]["batch"] == str(batch)
+            and measured["versions"]["torch"] == torch.__version__
+        )
+    assert sizes == [3, 3, 5, 5]
 
 
 def test_every_adaptive_strategy_is_measured_with_every_policy_in_both_precisions(
@@ -73,6 +140,7 @@ def test_every_adaptive_strategy_is_measured_with_every_policy_in_both_precision
         (["--only", "bf16", "--readme", "README.md"], "measure all variants"),
         (["--from-json", "absent.json"], "absent.json is missing"),
         (["--from-json", "other.json"], "was not written by this benchmark"),
+        (["--from-json", "empty.json"], "was not written by this benchmark"),
         (["--readme", "other.json"], "must have the markers"),
     ],
 )
@@ -82,6 +150,7 @@ def test_what_cannot_work_is_refused_before_anything_is_measured(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(vqa_bench, "measure_all", None)
     (tmp_path / "other.json").write_text("{}")
+    (tmp_path / "empty.json").write_text("[]")
     (tmp_path / "run").mkdir()
     for page in ("README.md", "run/BENCHMARKS.md"):
         (tmp_path / page).write_text("<!-- performance:begin --><!-- performance:end -->")
@@ -145,7 +214,7 @@ def test_the_peak_of_the_tensors_is_what_was_held_at_once() -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="resident memory is read as on Linux")
 def test_the_peak_of_the_process_covers_what_was_freed_again() -> None:
-    with process_peak() as peak:
+    with process_peak(torch.device("cpu")) as peak:
         torch.ones(25_000_000)
     assert peak() == pytest.approx(0.1, abs=0.02)
 
@@ -166,7 +235,12 @@ def test_trimming_cuts_to_the_longest_question() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "words"), [(["--layers", "9/5"], "look like 9/5/5"), (["--steps", "0"], "at least 1, not '0'")]
+    ("flags", "words"),
+    [
+        (["--layers", "9/5"], "look like 9/5/5"),
+        (["--steps", "0"], "at least 1, not '0'"),
+        (["--batch", "32,,64"], "at least 1, not ''"),
+    ],
 )
 def test_a_malformed_size_is_one_sentence(
     capsys: pytest.CaptureFixture[str], flags: list[str], words: str

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
+from tests.helpers.waits import Waits
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.errors import RunError
 from training.finite import BadStep, BadSteps, require_finite, shown
@@ -87,21 +86,6 @@ def test_what_was_counted_counts_after_a_resume() -> None:
     resumed.steps.settle()
     with pytest.raises(RunError, match="question 12"):
         resumed.steps.require_few("")
-
-
-class Waits(TorchDispatchMode):
-    """Collects the operations for whose outcome the host has to wait."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[str] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func.overloadpacket.__name__ in ("_local_scalar_dense", "nonzero", "equal", "is_nonzero"):
-            self.seen.append(str(func))
-        return func(*args, **(kwargs or {}))
 
 
 def test_no_step_waits_for_the_device_and_the_look_at_all_of_them_waits_once() -> None:

@@ -1,4 +1,7 @@
-"""Peak memory of a piece of code, two ways: what its tensors took, and what the process grew by."""
+"""Peak memory of a piece of code, two ways: what its tensors took, and what the process grew by.
+
+On a GPU both are the GPU's: what PyTorch's allocator handed out, and what it took from the driver for that.
+"""
 
 import ctypes
 import gc
@@ -20,12 +23,13 @@ def tensor_peak(device: torch.device) -> Iterator[Peak]:
 
     On a CPU this takes a profile, which is slow and needs memory of its own: not for code that is timed.
     """
+    peak = float("nan")
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        yield lambda: (torch.cuda.max_memory_allocated(device) - before) / 1e9
+        yield lambda: peak
+        peak = (torch.cuda.max_memory_allocated(device) - before) / 1e9
         return
-    peak = float("nan")
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         yield lambda: peak
     with tempfile.TemporaryDirectory() as folder:
@@ -39,9 +43,18 @@ def tensor_peak(device: torch.device) -> Iterator[Peak]:
 
 
 @contextmanager
-def process_peak() -> Iterator[Peak]:
-    """Growth of the process's resident set: the tensors and the holes between them. None off Linux."""
+def process_peak(device: torch.device) -> Iterator[Peak]:
+    """Growth of the process: the tensors and the holes between them. On a CPU None off Linux.
+
+    On a CPU it is that of the resident set, on a GPU that of what the allocator holds.
+    """
     gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_reserved(device)
+        yield lambda: (torch.cuda.max_memory_reserved(device) - before) / 1e9
+        return
     with suppress(OSError, AttributeError):  # glibc only
         ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back, so that growth is the block's own
     try:

@@ -29,6 +29,13 @@ HIGHLIGHTS = (
 Row = Mapping[str, Any]
 
 
+def all_tables(tables: Sequence[Mapping[str, Any]]) -> str:
+    """A table per batch size, under headings if there are several."""
+    if len(tables) == 1:
+        return all_rows(tables[0])
+    return "\n\n".join(f"**Batch {table['arguments']['batch']}**\n\n{all_rows(table)}" for table in tables)
+
+
 def all_rows(measured: Mapping[str, Any]) -> str:
     """Every row with its spread and its ratios to each reference, and what it was measured with."""
     rows = _by_name(measured)
