@@ -24,7 +24,11 @@ class Borrowed(nn.Module):
         self._module = (module,)  # in a tuple, so that its parameters do not become this one's
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        with torch.no_grad():
+        device = inputs[0].device.type
+        active, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+        # Autocast keeps its casts of weights. Up to torch 2.10 at least, the model would get those made here,
+        # without gradients, and its own weights none.
+        with torch.no_grad(), torch.autocast(device, dtype, enabled=active, cache_enabled=False):
             return self._module[0].embed(*inputs)
 
 
