@@ -76,14 +76,14 @@ def list_variants(default_policy: str) -> list[Variant]:
 
 
 def low_rank_variants(precision: str, standard: str) -> list[Variant]:
-    """Fine-tuning with low-rank copies; the embeddings frozen, as is the default, or not."""
+    """Fine-tuning with low-rank copies, with and without frozen embeddings."""
     rows = [
         ("LoRA (standard)", "standard"),
         ("SpotTune_Block + LoRA, light policy", "SpotTune_Block"),
         ("SpotTune + LoRA, light policy", "SpotTune"),
     ]
     variants = []
-    for embeddings, note in ((None, ""), ("train", ", embeddings train")):
+    for embeddings, note in (("frozen", ", embeddings frozen"), (None, "")):
         for name, strategy in rows:
             row = Variant(f"{name}{note}, {precision}", strategy, precision, policy="light", tuned=LORA)
             variants.append(row._replace(embeddings=embeddings, against=(standard,)))

@@ -103,8 +103,8 @@ class VqaArgs:
     alpha: float | None = flag(None, "They are scaled by alpha / rank. Default: the rank, so by 1.")
     embeddings: str | None = flag(
         None,
-        "Whether the embeddings of words and regions train, or stay as pre-trained and without dropout. "
-        f"Default: train with --tuned full, frozen with --tuned {LORA}.",
+        "Whether the embeddings of words and regions train, or stay as pre-trained and without dropout, "
+        "which is faster, and less accurate on the scenes.",
         choices=("train", "frozen"),
     )
 

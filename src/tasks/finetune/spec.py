@@ -49,7 +49,7 @@ class ModelSpec(Origin):
         """The spec with the fields of `choices`, the arguments of a run say; None stands for the default."""
         chosen = {field.name: getattr(choices, field.name) for field in dataclasses.fields(cls)}
         if chosen["tuned"] == LORA:
-            chosen = _completed(chosen, {"rank": RANK, "embeddings": "frozen"})
+            chosen = _completed(chosen, {"rank": RANK})
             chosen = _completed(chosen, {"alpha": float(chosen["rank"])})
         chosen = _completed(chosen, {field.name: field.default for field in dataclasses.fields(cls)})
         return cls(**chosen | {"from_scratch": bool(chosen["from_scratch"])})

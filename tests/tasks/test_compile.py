@@ -1,0 +1,87 @@
+"""--compile: the same training without a graph break, in a few shapes, and an evaluation as ever."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.helpers.stop import stop_after
+
+from common.errors import Interrupted, UserError
+from tasks import vqa
+from tasks.finetune import run
+from tasks.finetune.args import VqaArgs
+
+RUN = Path("snap/vqa/run")
+LOW_RANK = {"tuned": "lora", "rank": 2}
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shapes of the questions for which a graph was captured, by a compiler that runs it as it is."""
+    captured: list[tuple[int, ...]] = []
+
+    def compiler(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        captured.extend({tuple(i.shape) for i in inputs if i.dtype == torch.int64 and i.dim() == 2})
+        return graph.forward
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(run, "COMPILER", compiler)
+    return captured
+
+
+def losses(folder: Path = RUN) -> list[float]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["train/loss"] for line in lines if "train/loss" in line]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("strategy", "copies"),
+    [
+        ("standard", {}),
+        ("Frozen", {}),
+        ("standard", LOW_RANK),
+        ("SpotTune", LOW_RANK),
+        ("SpotTune_Block", LOW_RANK),
+    ],
+)
+def test_a_compiled_run_is_the_run_that_it_would_have_been(
+    args: VqaArgs, graphs: list[tuple[int, ...]], strategy: str, copies: dict[str, Any]
+) -> None:
+    """Without dropout, whose numbers a CPU draws in another way where it does not compile."""
+    plain = replace(args, strategy=strategy, epochs=2, dropout=0.0, **copies)
+    vqa.main(plain)
+    expected = losses()
+    assert not graphs
+    vqa.main(replace(plain, version="compiled", compile=True))
+    assert losses(RUN.with_name("compiled")) == pytest.approx(expected, rel=1e-4)
+    lengths = {shape[1] for shape in graphs}
+    whole = all(length % run.LENGTH_STEP == 0 for length in lengths - {max(lengths)})  # or all there is
+    assert whole
+    results = [json.loads((RUN.with_name(n) / "result.json").read_text()) for n in ("run", "compiled")]
+    assert results[0]["val_accuracy"] == results[1]["val_accuracy"]
+
+
+@pytest.mark.slow
+def test_a_compiled_run_is_resumed_to_the_same_numbers(
+    args: VqaArgs, graphs: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = replace(args, strategy="SpotTune_Block", epochs=2, compile=True, **LOW_RANK)
+    vqa.main(replace(compiled, version="whole"))
+    with monkeypatch.context() as stopping, pytest.raises(Interrupted):
+        stop_after(3, stopping)
+        vqa.main(compiled)
+    vqa.main(compiled)
+    assert losses() == losses(RUN.with_name("whole"))
+
+
+@pytest.mark.parametrize("strategy", ["SpotTune", "SpotTune_Res", "SpotTune_Block"])
+def test_routed_copies_are_refused_in_a_sentence(args: VqaArgs, strategy: str) -> None:
+    with pytest.raises(UserError, match="--compile needs shapes that do not depend on the gates"):
+        vqa.main(replace(args, strategy=strategy, compile=True))
+    assert not RUN.exists()
