@@ -37,6 +37,7 @@ from common.files import write_errors_explained, write_json
 from common.markdown import aligned, check_pages, table, write_pages
 from vqadata.convert import Options, convert
 from vqadata.dataset import VqaDataset
+from vqadata.encoded import Questions
 from vqadata.feature_files import COLUMNS, TsvSource
 from vqadata.features import FeatureStores
 
@@ -242,7 +243,8 @@ def _examples(image_ids: Sequence[str], stores: FeatureStores, rng: np.random.Ge
         for number, (image_id, chosen) in enumerate(zip(image_ids, labels, strict=True))
     ]
     token_ids = rng.integers(1, 30_000, (len(records), TOKENS))
-    return VqaDataset(records, token_ids, rng.integers(6, TOKENS + 1, len(records)), stores, answers)
+    questions = Questions.of(records, token_ids, rng.integers(6, TOKENS + 1, len(records)))
+    return VqaDataset(questions, stores, answers)
 
 
 def _check_free(scratch: Path, args: argparse.Namespace) -> None:
