@@ -26,7 +26,7 @@ from vqadata.records import Record, read_records, record_fault
 FORMAT = 1  # to be raised when the columns change, or what becomes of a record in them
 CHECKSUM_BYTES = 32
 NONE = np.zeros(0)
-DAMAGE = (OSError, ValueError, KeyError, TypeError, BadZipFile)
+DAMAGE = (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile)
 
 Encode = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]  # questions -> ids (N, T), lengths (N,)
 
