@@ -58,6 +58,7 @@ COMPARED = ("standard", "SpotTune_Block")
 LAYERS = (3, 2, 2)
 SCENES_MODEL = Path("snap/pretrained/lxmert-scenes")
 MB = 1e6
+BAR = "{desc} {percentage:3.0f}% |{bar}| {elapsed}, {remaining} left"
 
 Figures = dict[str, float]
 
@@ -129,9 +130,6 @@ def measure_all(sizes: Sizes, scratch: Path, real: Path) -> dict[str, Any]:
     return figures | {"setting": sizes._asdict() | {"machine": machine, "questions": questions}}
 
 
-BAR = "{desc} {percentage:3.0f}% |{bar}| {elapsed}, {remaining} left"
-
-
 # --------------------------------------------------------------------------------------------- start-up
 
 
@@ -152,11 +150,9 @@ def start_jobs(sizes: Sizes, scratch: Path, real: Path) -> Iterator[Job]:
             first = apart(measure_start, Path(data), str(tokenizer))
             later = [apart(measure_start, Path(data), str(tokenizer)) for _ in range(sizes.repeats)]
             kept = sum(file.stat().st_size for file in Path(data).glob("drawn/encoded/*"))
-        second = {name: statistics.median(one[name] for one in later) for name in later[0]}
         figures = {f"first {name}": figure for name, figure in first.items()}
-        return (
-            figures | {f"second {name}": figure for name, figure in second.items()} | {"kept MB": kept / MB}
-        )
+        figures |= {f"second {name}": statistics.median(one[name] for one in later) for name in first}
+        return figures | {"kept MB": kept / MB}
 
     for count, images in sizes.data:
         seconds = 12 + count / 12_000
@@ -192,8 +188,8 @@ def step_jobs(sizes: Sizes) -> Iterator[Job]:
     settings += [(name, sizes.batch, LAYERS) for name in VARIANTS]
     for name, batch, layers in dict.fromkeys(settings):
         config = config_of(sizes.hidden, layers)
-        granularity = STRATEGIES[name].granularity
-        gates = sum(unit.width for unit in list_units(config, granularity)) if granularity else 0
+        units = list_units(config, STRATEGIES[name].granularity) if VARIANTS[name].adaptive else []
+        gates = sum(unit.width for unit in units)
 
         def run(name: str = name, batch: int = batch, config: LxmertConfig = config) -> Figures:
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -243,9 +239,8 @@ def measure_rank(rank: int, processes: int, port: int, name: str, sizes: Sizes) 
     model, optimizer = accelerator.prepare(model, make_optimizer("adamw", model, 1e-5, 0.01))
     generator = torch.Generator().manual_seed(rank)
     seconds = []
-    for inputs, target in map(
-        trim, make_batches(sizes.batch, sizes.steps * sizes.repeats, config, generator, machine.device)
-    ):
+    steps = sizes.steps * sizes.repeats
+    for inputs, target in map(trim, make_batches(sizes.batch, steps, config, generator, machine.device)):
         accelerator.wait_for_everyone()
         begun = time.perf_counter()
         accelerator.backward(vqa_loss(model(**inputs)[0], target))
@@ -274,10 +269,8 @@ def summary(figures: dict[str, Any], table: Callable[[list[list[str]]], str]) ->
     ranks = [["processes on the CPU, gloo", "processes", "ms", "examples/s", "of one"]]
     alone = {job["row"][0]: job["examples/s"] for job in figures["processes"] if job["row"][1] == 1}
     for job in figures["processes"]:
-        ratio = job["examples/s"] / alone[job["row"][0]]
-        ranks.append(
-            [*map(str, job["row"]), f"{job['ms']:,.0f}", f"{job['examples/s']:,.0f}", f"{ratio:.2f}x"]
-        )
+        cells = [*map(str, job["row"]), f"{job['ms']:,.0f}", f"{job['examples/s']:,.0f}"]
+        ranks.append([*cells, f"{job['examples/s'] / alone[job['row'][0]]:.2f}x"])
     compute, batch = figures["assumed compute s"], 32
     gradients = {name: figures["gradient bytes"][name] for name in COMPARED}
     formulas = FORMULAS.format(compute=1e3 * compute, batch=batch, size=example_bytes())

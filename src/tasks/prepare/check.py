@@ -110,8 +110,7 @@ def examine(folder: DataFolder, *, verify: bool = False) -> Iterator[Finding]:
     present = folder.splits() if folder.exists() else []
     for split in dict.fromkeys([*needed, *EXTRA_SPLITS.get(folder.name, []), *present]):
         finding, records = _split(folder, split, seen if split in needed else set())
-        questions = Questions.of(records)
-        if split in needed and records and (fault := answers_fault(questions, answers or ())):
+        if split in needed and records and (fault := answers_fault(Questions.of(records), answers or ())):
             finding = Finding("faulty", f"{folder.split_file(split)}: {fault}", _question_source(folder.name))
         yield finding._replace(needed=split in needed)
         if records and is_there(folder.ground_truth_file(split)):
