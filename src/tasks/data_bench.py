@@ -13,7 +13,6 @@ import argparse
 import base64
 import csv
 import itertools
-import multiprocessing
 import os
 import resource
 import shutil
@@ -23,7 +22,6 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +33,10 @@ from common.cli import Parser, run_command
 from common.errors import StoreError
 from common.files import write_errors_explained, write_json
 from common.markdown import aligned, check_pages, table, write_pages
+from tasks.bench.memory import apart
 from vqadata.convert import Options, convert
 from vqadata.dataset import VqaDataset
+from vqadata.encoded import Questions
 from vqadata.feature_files import COLUMNS, TsvSource
 from vqadata.features import FeatureStores
 
@@ -170,12 +170,12 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     store = scratch / "features" / "store"
     repeats: dict[str, list[Figures]] = {"plain": [], "ours": [], "ours, few rows": [], "disk": []}
     for _ in tqdm(range(args.repeats), desc="converting", unit="repeat", leave=False):
-        repeats["plain"].append(_apart(measure_conversion, plain, small))
+        repeats["plain"].append(apart(measure_conversion, plain, small))
         for name, file in (("ours, few rows", small), ("ours", large)):
             shutil.rmtree(store, ignore_errors=True)
-            repeats[name].append(_apart(measure_conversion, ours, file, store, args.boxes))
+            repeats[name].append(apart(measure_conversion, ours, file, store, args.boxes))
         size = sum(file.stat().st_size for file in store.iterdir())
-        repeats["disk"].append(_apart(disk, scratch / "disk", size))
+        repeats["disk"].append(apart(disk, scratch / "disk", size))
     figures: dict[str, Any] = {
         name: {key: statistics.median(repeat[key] for repeat in measured) for key in measured[0]}
         for name, measured in repeats.items()
@@ -183,7 +183,7 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     figures["ratio"] = figures["ours"]["rows/s"] / figures["plain"]["rows/s"]
     figures["ratio, same rows"] = figures["ours, few rows"]["rows/s"] / figures["plain"]["rows/s"]
     figures["disk"]["rows/s"] = figures["disk"]["MB/s"] * MB / (size / args.rows)
-    figures["loading"] = _apart(measure_loading, store.parent, args.seconds)
+    figures["loading"] = apart(measure_loading, store.parent, args.seconds)
     setting = {key: getattr(args, key) for key in ("rows", "few", "boxes", "size", "repeats")}
     return {"setting": setting | {"cores": len(os.sched_getaffinity(0))}, **figures}
 
@@ -218,12 +218,6 @@ def sentence(figures: dict[str, Any]) -> str:
     )
 
 
-def _apart(function: Callable[..., Figures], *arguments: Any) -> Figures:
-    """Call in a fresh process."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
-
-
 def _rate(read: Callable[[np.ndarray], Any], count: int, rng: np.random.Generator, seconds: float) -> float:
     """Examples a second in random batches."""
     done, start = 0, time.perf_counter()
@@ -242,7 +236,8 @@ def _examples(image_ids: Sequence[str], stores: FeatureStores, rng: np.random.Ge
         for number, (image_id, chosen) in enumerate(zip(image_ids, labels, strict=True))
     ]
     token_ids = rng.integers(1, 30_000, (len(records), TOKENS))
-    return VqaDataset(records, token_ids, rng.integers(6, TOKENS + 1, len(records)), stores, answers)
+    questions = Questions.of(records, token_ids, rng.integers(6, TOKENS + 1, len(records)))
+    return VqaDataset(questions, stores, answers)
 
 
 def _check_free(scratch: Path, args: argparse.Namespace) -> None:

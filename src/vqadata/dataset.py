@@ -10,19 +10,13 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
+from vqadata.encoded import Questions
 from vqadata.features import FeatureStores
 
 
 def split_names(splits: str) -> list[str]:
     """ "train,nominival" -> ["train", "nominival"]."""
     return [name for name in splits.split(",") if name]
-
-
-def keep_images(records: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """The records of the first `count` images, in order of appearance."""
-    images = dict.fromkeys(record["img_id"] for record in records)
-    kept = set(list(images)[:count])
-    return [record for record in records if record["img_id"] in kept]
 
 
 def images_fault(split: str, images: Collection[str], with_features: Container[str]) -> str | None:
@@ -34,52 +28,44 @@ def images_fault(split: str, images: Collection[str], with_features: Container[s
     return f"{split}: {len(missing):,} of {len(images):,} images have no features, the first: {first}"
 
 
-def answers_fault(records: Sequence[dict[str, Any]], answers: Collection[str]) -> str | None:
-    """Why nothing can be learned from the answers of these records, nor scored against them; None if it can.
+def answers_fault(questions: Questions, answers: Collection[str]) -> str | None:
+    """Why nothing can be learned from the answers to these questions, nor scored by them; None if it can.
 
     A question without label is one whose answers nobody told: it must not count as answered wrong. An empty
     label says that none of its answers is among `answers`.
     """
-    unlabelled = [record["question_id"] for record in records if "label" not in record]
-    if len(unlabelled) == len(records):
-        return f"none of its {len(records):,} questions has an answer"
-    if unlabelled:
-        count = f"{len(unlabelled):,} of its {len(records):,} questions"
-        return f"{count} have no label, the first: question_id {unlabelled[0]}"
-    vocabulary = set(answers)
-    if not any(vocabulary.intersection(record["label"]) for record in records):
-        return f"none of its {len(records):,} questions has an answer that is in the answer list"
+    count, unlabelled = f"{len(questions):,} questions", questions.question_ids[~questions.labelled]
+    if len(unlabelled) == len(questions):
+        return f"none of its {count} has an answer"
+    if len(unlabelled):
+        return f"{len(unlabelled):,} of its {count} have no label, the first: question_id {unlabelled[0]}"
+    given = {questions.answers[number] for number in np.unique(questions.label_answer)}
+    if given.isdisjoint(answers):
+        return f"none of its {count} has an answer that is in the answer list"
     return None
 
 
 class VqaDataset(Dataset):
     """Examples held as columns; N examples, T word pieces, A answers.
 
-    records: as `DataFolder` reads them, of images that have features (see `images_fault`). token_ids (N, T),
-    token_lengths (N,): their questions, tokenised.
+    questions: N of them, about images that have features (see `images_fault`); answers: in label order.
     """
 
-    def __init__(
-        self,
-        records: Sequence[dict[str, Any]],
-        token_ids: np.ndarray,
-        token_lengths: np.ndarray,
-        stores: FeatureStores,
-        answers: Sequence[str],
-    ) -> None:
+    def __init__(self, questions: Questions, stores: FeatureStores, answers: Sequence[str]) -> None:
         self.length_step = 1  # batches are as long as the next multiple of it
         self.stores = stores
-        self.token_ids = token_ids
-        self.token_lengths = token_lengths
-        self.images = list(dict.fromkeys(record["img_id"] for record in records))
-        self.question_ids = np.array([record["question_id"] for record in records], np.int64)
-        self.places = stores.locate(record["img_id"] for record in records)
-        self.question_types, self.question_type = np.unique(
-            [record.get("question_type", "") for record in records], return_inverse=True
-        )
+        self.token_ids = questions.token_ids
+        self.token_lengths = questions.token_lengths
+        self.images = questions.images
+        self.question_ids = questions.question_ids
+        self.places = stores.locate(questions.images)[questions.image]
+        occurring, numbers = np.unique(questions.question_type, return_inverse=True)
+        names = np.array(questions.question_types)[occurring]
+        self.question_types, places = np.unique(names, return_inverse=True)
+        self.question_type = places[numbers]
         self.num_answers = len(answers)
-        self.labelled = answers_fault(records, answers) is None  # else there is nothing to score against
-        self._label_start, self._label_answer, self._label_score = _pack_labels(records, answers)
+        self.labelled = answers_fault(questions, answers) is None  # else there is nothing to score against
+        self._label_start, self._label_answer, self._label_score = _labels_among(questions, answers)
 
     def __len__(self) -> int:
         return len(self.question_ids)
@@ -120,16 +106,11 @@ class VqaDataset(Dataset):
         return target
 
 
-def _pack_labels(
-    records: Sequence[dict[str, Any]], answers: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Labels as (start of each record, answer numbers, scores), without answers outside the vocabulary."""
+def _labels_among(questions: Questions, answers: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels in the vocabulary as (start of each question's, answer numbers, scores)."""
     number = {answer: index for index, answer in enumerate(answers)}
-    starts, chosen, scores = [0], [], []
-    for record in records:
-        for answer, score in record.get("label", {}).items():
-            if answer in number:
-                chosen.append(number[answer])
-                scores.append(score)
-        starts.append(len(chosen))
-    return np.array(starts), np.array(chosen, np.int32), np.array(scores, np.float32)
+    numbers = np.array([number.get(answer, -1) for answer in questions.answers], np.int32)
+    chosen = numbers[questions.label_answer]
+    known = chosen >= 0
+    before = np.concatenate([[0], np.cumsum(known)])  # how many of the labels before each are known
+    return before[questions.label_start], chosen[known], questions.label_score[known]

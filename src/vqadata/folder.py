@@ -5,6 +5,7 @@ data/<name>/
   answers.json              the answers in label order
   annotations/<split>.json  what humans answered, for official scores, where it is known
   features/<store>/         region features (see vqadata.features), or features.json: where they are
+  encoded/<split>.bin       what runs keep of a split (see vqadata.encoded); may be deleted at any time
   prepared.json             what the last preparation wrote; the next one removes what it does not
   manifest.json             of the embedded scenes: recipe, versions, checksums
 """
@@ -18,8 +19,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from common.errors import DataError
 from common.files import check_name, replace_files
+from vqadata.encoded import Encode, Questions, read_questions
 from vqadata.feature_layout import MANIFEST
 from vqadata.features import FeatureStores, read_manifest
 from vqadata.files import is_there, read_json
@@ -141,6 +145,18 @@ class DataFolder:
             split: read_records(self.split_file(split), "questions", record_fault, seen)
             for split in dict.fromkeys(splits)
         }
+
+    def read_questions(self, splits: Iterable[str], encode: Encode, fingerprint: str) -> dict[str, Questions]:
+        """The same as columns, in word pieces; see `vqadata.encoded.read_questions`."""
+        splits = list(dict.fromkeys(splits))
+        questions = {}
+        for split in splits:
+            kept = self.path / "encoded" / f"{split}.bin"
+            questions[split] = read_questions(self.split_file(split), kept, encode, fingerprint)
+        ids = [part.question_ids for part in questions.values()]
+        if len(np.unique(np.concatenate(ids))) < sum(map(len, ids)):
+            self.read_splits(splits)  # says which one comes twice
+        return questions
 
     def read_answers(self) -> list[str]:
         """The answers in label order."""

@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tests.helpers.small import write_dataset, write_pretrained
+from torch.utils.data import default_convert
 
 from common.errors import DataError
 from lxmert.tokens import load_tokenizer
+from tasks.finetune import data
 from tasks.finetune.data import load_splits
+from tasks.finetune.setup import read_by
+from tasks.prepare.check import examine
 from vqadata.dataset import VqaDataset
 from vqadata.folder import DataFolder
 
@@ -71,3 +76,34 @@ def test_an_image_without_features_is_told_in_the_words_of_check(folder: DataFol
     change(folder, "nominival", lambda record: record.update(img_id="image_7"), 4)
     with pytest.raises(DataError, match=r"^nominival: 1 of 5 images have no features, the first: image_7\."):
         load(folder, tokenizer)
+
+
+def test_a_second_start_has_the_same_batches_and_encodes_nothing(
+    folder: DataFolder, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = load(folder, tokenizer)
+    monkeypatch.setattr(data, "encode", lambda *_: pytest.fail("encoded again"))
+    for one, other in zip(first, load(folder, tokenizer), strict=True):
+        assert (one.images, one.labelled) == (other.images, other.labelled)
+        assert list(one.question_types) == list(other.question_types)
+        for start in range(0, len(one), 16):
+            ours, theirs = (
+                default_convert(dataset.__getitems__(range(start, min(start + 16, len(one)))))
+                for dataset in (one, other)
+            )
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_what_runs_keep_is_no_part_of_a_data_set(folder: DataFolder, tokenizer: Any) -> None:
+    before, identity = (
+        list(map(str, examine(folder, verify=True))),
+        read_by(folder, FLAGS, load(folder, tokenizer)),
+    )
+    assert sorted(path.name for path in folder.path.glob("encoded/*.bin")) == [
+        "minival.bin",
+        "nominival.bin",
+        "train.bin",
+    ]
+    assert list(map(str, examine(folder, verify=True))) == before
+    assert read_by(folder, FLAGS, load(folder, tokenizer)) == identity
+    assert not any("encoded" in text for text in [*before, *identity])

@@ -21,7 +21,7 @@ def bench(*flags: str) -> int:
 def test_prints_and_writes_what_was_measured_and_leaves_nothing_behind(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data_bench, "_apart", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(data_bench, "apart", lambda function, *arguments: function(*arguments))
     scratch, file, readme = tmp_path / "scratch", tmp_path / "out" / "figures.json", tmp_path / "README.md"
     (tmp_path / "run").mkdir()
     for page in (readme, tmp_path / "run" / "BENCHMARKS.md"):

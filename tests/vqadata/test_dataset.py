@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, default_convert
 
-from vqadata.dataset import VqaDataset, answers_fault, images_fault, keep_images
+from vqadata.dataset import VqaDataset, answers_fault, images_fault
+from vqadata.encoded import Questions
 from vqadata.feature_layout import Layout
 from vqadata.features import FeatureStores, write_store
 
@@ -57,7 +58,7 @@ def dataset(tmp_path: Path, images: dict[str, tuple[np.ndarray, np.ndarray]]) ->
         Layout(5, SIZE, "float32"),
     )
     token_ids = np.arange(1, 31).reshape(5, 6) * (np.arange(6) < LENGTHS[:, None])
-    return VqaDataset(RECORDS, token_ids, LENGTHS, FeatureStores(tmp_path), ANSWERS)
+    return VqaDataset(Questions.of(RECORDS, token_ids, LENGTHS), FeatureStores(tmp_path), ANSWERS)
 
 
 @pytest.mark.parametrize("indices", [[0], [3, 1], [4, 2, 0, 1], [1, 1, 3]])
@@ -118,11 +119,6 @@ def test_questions_that_nobody_answered_are_told_from_those_with_a_rare_answer(
     for entry in records:
         if entry["label"] is None:
             del entry["label"]
-    assert answers_fault(records, ANSWERS) == fault
-    count = len(records)
-    made = VqaDataset(records, np.ones((count, 4), np.int64), np.full(count, 4), dataset.stores, ANSWERS)
-    assert made.labelled == (fault is None)
-
-
-def test_the_first_images_are_kept_with_all_their_questions() -> None:
-    assert [kept["question_id"] for kept in keep_images(RECORDS, 2)] == [10, 11, 13, 14]
+    questions = Questions.of(records)
+    assert answers_fault(questions, ANSWERS) == fault
+    assert VqaDataset(questions, dataset.stores, ANSWERS).labelled == (fault is None)

@@ -1,6 +1,6 @@
-"""Peak memory of a piece of code, two ways: what its tensors took, and what the process grew by.
+"""Memory of a piece of code: what its tensors took, what the process grew by, or all of a fresh process.
 
-On a GPU both are the GPU's: what PyTorch's allocator handed out, and what it took from the driver for that.
+On a GPU the first two are the GPU's: what PyTorch's allocator handed out, and what it took from the driver.
 """
 
 import ctypes
@@ -8,8 +8,11 @@ import gc
 import json
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -69,3 +72,9 @@ def resident(field: str) -> float:
     """A figure of /proc/self/status in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(float(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def apart(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call in a fresh process."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()

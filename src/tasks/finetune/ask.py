@@ -24,6 +24,7 @@ from tasks.finetune.model import build
 from tasks.finetune.strategies import STRATEGIES
 from training.machine import Machine
 from vqadata.dataset import VqaDataset
+from vqadata.encoded import Questions
 
 ANSWERS_SHOWN = 5
 EXAMPLES = 3  # of image ids
@@ -50,8 +51,8 @@ def ask(args: VqaArgs, machine: Machine, best: Best) -> dict[str, Any]:
     model, units, _ = build(best.spec, weights, best.answers, machine.precision)
     load_best(best, model, weights)
     record = {"question_id": 0, "img_id": args.image_id, "sent": args.question}
-    ids, lengths = encode(load_same_tokenizer(best, weights), [args.question])
-    dataset = VqaDataset([record], ids, lengths, stores, best.answers)
+    encoded = encode(load_same_tokenizer(best, weights), [args.question])
+    dataset = VqaDataset(Questions.of([record], *encoded), stores, best.answers)
     (batch,) = machine.batches(machine.loader(dataset, 1))
     inputs = {name: column.to(machine.device) for name, column in batch["inputs"].items()}
     output = machine.accelerator.prepare(model).eval()(**inputs)

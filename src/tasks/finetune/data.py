@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from common.errors import DataError
-from lxmert.tokens import encode
+from lxmert.tokens import encode, fingerprint
 from tasks.finetune.args import RECIPES, Recipe
 from training.machine import Machine
-from vqadata.dataset import VqaDataset, answers_fault, images_fault, keep_images, split_names
+from vqadata.dataset import VqaDataset, answers_fault, images_fault, split_names
+from vqadata.encoded import join
 from vqadata.folder import DataFolder
 from vqadata.sample import ensure_scenes
 from vqadata.scenes import FEATURE_SIZE
@@ -78,20 +80,20 @@ def load_splits(
     DataError for a record that cannot be used, a question id that comes twice, an image without features, and
     for questions without answers where a run learns from them or is scored against them.
     """
-    records = folder.read_splits(name for splits in flags.values() for name in split_names(splits))
+    names = [name for splits in flags.values() for name in split_names(splits)]
+    parts = folder.read_questions(names, partial(encode, tokenizer), fingerprint(tokenizer))
     if images is not None:
-        records = {name: keep_images(split, images) for name, split in records.items()}
+        parts = {name: part.of_first_images(images) for name, part in parts.items()}
     stores = folder.open_features()
-    for split, rows in records.items():
-        if fault := images_fault(split, {row["img_id"] for row in rows}, stores):
+    for split, part in parts.items():
+        if fault := images_fault(split, part.images, stores):
             raise DataError(f"{fault}. Prepare the features of their image set, or choose other splits.")
     datasets = []
     for flag, splits in flags.items():
         for name in split_names(splits) if flag != "test" else ():
-            if fault := answers_fault(records[name], answers):
+            if fault := answers_fault(parts[name], answers):
                 advice = f"Choose other splits for --{flag}; --test {name} predicts without answers."
                 raise DataError(f"{folder.split_file(name)}: {fault}. {advice}")
-        chosen = [record for name in split_names(splits) for record in records[name]]
-        token_ids, lengths = encode(tokenizer, [record["sent"] for record in chosen])
-        datasets.append(VqaDataset(chosen, token_ids, lengths, stores, answers))
+        chosen = join([parts[name] for name in split_names(splits)], tokenizer.pad_token_id)
+        datasets.append(VqaDataset(chosen, stores, answers))
     return datasets

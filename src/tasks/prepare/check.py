@@ -11,6 +11,7 @@ from common.errors import DataError, StoreError, UserError
 from tasks.finetune.data import choose_recipe
 from tasks.prepare.command import Command, flag, path_flag, say
 from vqadata.dataset import answers_fault, images_fault, split_names
+from vqadata.encoded import Questions
 from vqadata.feature_layout import MANIFEST, intact_rows
 from vqadata.feature_writer import JOURNAL
 from vqadata.features import DAMAGE, FeatureStore
@@ -109,7 +110,7 @@ def examine(folder: DataFolder, *, verify: bool = False) -> Iterator[Finding]:
     present = folder.splits() if folder.exists() else []
     for split in dict.fromkeys([*needed, *EXTRA_SPLITS.get(folder.name, []), *present]):
         finding, records = _split(folder, split, seen if split in needed else set())
-        if split in needed and records and (fault := answers_fault(records, answers or ())):
+        if split in needed and records and (fault := answers_fault(Questions.of(records), answers or ())):
             finding = Finding("faulty", f"{folder.split_file(split)}: {fault}", _question_source(folder.name))
         yield finding._replace(needed=split in needed)
         if records and is_there(folder.ground_truth_file(split)):
