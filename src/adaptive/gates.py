@@ -4,7 +4,8 @@ A gate is 1 where an example takes the tuned copy and 0 where it takes the froze
 Shapes in this package: B examples (rows), G gates of the whole model, w gates (the "width") of one pair.
 """
 
-from typing import Any, NamedTuple
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,18 +13,42 @@ from torch import Tensor
 FROZEN, TUNED = 0, 1
 
 
-class Rows(NamedTuple):
-    """The rows of a batch that chose each copy; together they are all rows."""
-
-    frozen: Tensor  # (n,) indices
-    tuned: Tensor  # (B - n,) indices
-
-
-class Plan(NamedTuple):
+class Plan:
     """Who runs what in a forward pass, known to the host."""
 
-    order: Tensor  # (G, B) rows: of each gate the frozen ones first, then the tuned ones
-    tuned: list[int]  # how many rows of each gate are tuned
+    def __init__(self, choice: Tensor) -> None:
+        """From hard gates (B, G), bool. Waits for the device."""
+        # (G, B) rows: of each gate the frozen ones first, then the tuned ones.
+        self.order = choice.to(torch.uint8).argsort(dim=0, stable=True).t().contiguous()
+        self.tuned: list[int] = choice.sum(0).tolist()  # how many rows of each gate are tuned
+        self._sorted: dict[int, tuple[Tensor, int, Tensor]] = {}
+
+    def sort_for_all_gates(self, mask: Tensor) -> Tensor:
+        """(B, ...) -> (G, B, ...): the rows of `mask` in the order of each gate.
+
+        All layers of a model get the same mask, so what is made for the first serves the others.
+        """
+        version = 0 if mask.is_inference() else mask._version
+        source, its_version, rows = self._sorted.get(id(mask), (None, 0, None))
+        if source is not mask or its_version != version:
+            rows = mask.index_select(0, self.order.flatten()).unflatten(0, self.order.shape)
+            self._sorted[id(mask)] = mask, version, rows
+        return rows
+
+
+class Rows:
+    """The rows of a batch that chose each copy at one gate."""
+
+    def __init__(self, plan: Plan, gate: int) -> None:
+        self.order = plan.order[gate]  # (B,) indices: the frozen ones, then the tuned ones
+        self.sizes = [len(self.order) - plan.tuned[gate], plan.tuned[gate]]
+        self.frozen, self.tuned = self.order.split(self.sizes)
+        self._plan = plan
+        self._gate = gate
+
+    def sort(self, mask: Tensor) -> Tensor:
+        """The rows of `mask`, which needs no gradient, in this order."""
+        return self._plan.sort_for_all_gates(mask)[self._gate]
 
 
 class Gates:
@@ -36,12 +61,19 @@ class Gates:
     def __init__(self, total: int, *, dense: bool = False) -> None:
         self.total = total
         self.dense = dense
+        self._units: set[tuple[int, int]] = set()
         self._values: Tensor | None = None
+        self._tuned: Tensor | None = None
+        self._parts: dict[tuple[int, int], Tensor] | None = None
         self._plan: Plan | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """What copying and pickling take along: no gates, for a copy has no forward pass under way."""
-        return vars(Gates(self.total, dense=self.dense))
+        return vars(Gates(self.total, dense=self.dense)) | {"_units": self._units}
+
+    def announce(self, start: int, width: int) -> None:
+        """Say that `of` will be asked for these gates: the gradients of all such parts meet in one place."""
+        self._units.add((start, width))
 
     def fill(self, gates: Tensor) -> None:
         """Set the gates (B, G), each 0 or 1, of the coming forward pass. ValueError if G is not `total`."""
@@ -49,14 +81,14 @@ class Gates:
             raise ValueError(f"gates have the shape {tuple(gates.shape)}; expected (batch, {self.total})")
         self._values = gates
         self._tuned = gates.detach() > 0.5
+        self._parts = None
         self._plan = None
 
     @property
     def plan(self) -> Plan:
         """Made when a pair first asks for it: one wait for the device, then, serves all pairs of the pass."""
         if self._plan is None:
-            order = self._tuned.to(torch.uint8).argsort(dim=0, stable=True).t().contiguous()
-            self._plan = Plan(order, self._tuned.sum(0).tolist())
+            self._plan = Plan(self._tuned)
         return self._plan
 
     def detach(self) -> None:
@@ -65,6 +97,7 @@ class Gates:
         Gradient checkpointing needs them to run pairs again in backward. It takes gradients through the first
         graph and not through this second one, except with `use_reentrant=True`, which is refused here.
         """
+        self._parts = None
         if self._values.requires_grad:
             self._values = self._values.detach().requires_grad_()
             self._values.register_hook(_refuse_gradient)
@@ -73,11 +106,22 @@ class Gates:
         """The gates (B, w) of one pair, without a graph where autograd is off. RuntimeError if not filled."""
         if self._values is None:
             raise RuntimeError("a gated pair was called without gates: call Adaptive, not its model")
-        values = self._values if torch.is_grad_enabled() else self._values.detach()
-        return values[:, start : start + width]
+        if not torch.is_grad_enabled():
+            return self._values.detach()[:, start : start + width]
+        if self._parts is None:
+            self._parts = self._split()
+        part = self._parts.get((start, width))
+        return self._values[:, start : start + width] if part is None else part
+
+    def _split(self) -> dict[tuple[int, int], Tensor]:
+        """The gates of all units, by (start, width). Backward, a split is one operation, slices are many."""
+        edges = {0, self.total, *(start for start, _ in self._units), *(sum(unit) for unit in self._units)}
+        starts = sorted(edges)[:-1]
+        widths = [end - start for start, end in pairwise(sorted(edges))]
+        return dict(zip(zip(starts, widths, strict=True), self._values.split(widths, dim=1), strict=True))
 
     def tuned(self, start: int, width: int) -> Tensor:
-        """Where the gates of one unit are 1, bool (B, w), without a gradient."""
+        """Where the gates of one unit are 1, bool (B, w)."""
         return self._tuned[:, start : start + width]
 
     def constant(self, start: int, width: int) -> tuple[bool, ...] | None:
@@ -91,8 +135,7 @@ class Gates:
 
     def rows(self, gate: int) -> Rows:
         """The rows that chose each copy at one gate."""
-        frozen = len(self._values) - self.plan.tuned[gate]
-        return Rows(self.plan.order[gate, :frozen], self.plan.order[gate, frozen:])
+        return Rows(self.plan, gate)
 
 
 def _refuse_gradient(grad: Tensor) -> None:

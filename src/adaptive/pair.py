@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from adaptive.gates import FROZEN, TUNED, Gates
-from adaptive.routing import map_tensors, merge, mix, per_slice, split, with_gate_gradient
+from adaptive.routing import map_tensors, merge, mix, pick, split, with_gate_gradient
 from adaptive.storage import call_in_dtype
 
 
@@ -18,7 +19,8 @@ class Sliced(Protocol):
 
     `project` returns tensors whose last dimension falls into w slices. `combine` has no parameters, and slice
     i of its output depends on slice i of each projection only. So a pair can choose among the projections and
-    combine once, instead of combining both and choosing among the results.
+    combine once, instead of combining both and choosing among the results. Where a gate needs a gradient it
+    does that, for then it needs both results.
 
     `tuned` (B, w) tells `combine` which slices are the tuned copy's: only they get dropout. None: all.
     """
@@ -42,6 +44,7 @@ class GatedPair(nn.Module):
         self.gates = gates
         self.start = start
         self.width = width
+        gates.announce(start, width)
 
     def train(self, mode: bool = True) -> GatedPair:
         super().train(mode)
@@ -56,8 +59,8 @@ class GatedPair(nn.Module):
                 return self._one_copy(gate, share == 1.0, args, kwargs)
             if self.width == 1:
                 return self._by_rows(gate, args, kwargs)
-            if isinstance(self.tuned, Sliced) and not kwargs:
-                return self._by_slices(gate, args)
+            if isinstance(self.tuned, Sliced) and not kwargs and not gate.requires_grad:
+                return self._by_slices(args)
         return mix(gate, self.tuned(*args, **kwargs), self._frozen(*args, **kwargs))
 
     def _frozen(self, *args: Any, **kwargs: Any) -> Any:
@@ -77,8 +80,10 @@ class GatedPair(nn.Module):
     def _by_rows(self, gate: Tensor, args: Any, kwargs: Any) -> Any:
         """Each copy runs the examples that chose it, and the others for their value if a gate needs it."""
         rows, batch = self.gates.rows(self.start), len(gate)
-        parts = [split(value, rows, batch) for value in args]
-        named = {name: split(value, rows, batch) for name, value in kwargs.items()}
+        values = {id(value): value for value in (*args, *kwargs.values())}  # one may come twice
+        halves = {key: split(value, rows, batch) for key, value in values.items()}
+        parts = [halves[id(value)] for value in args]
+        named = {name: halves[id(value)] for name, value in kwargs.items()}
         frozen_args, tuned_args = ([part[copy] for part in parts] for copy in (FROZEN, TUNED))
         frozen_named, tuned_named = ({n: part[copy] for n, part in named.items()} for copy in (FROZEN, TUNED))
         frozen = self._frozen(*frozen_args, **frozen_named)
@@ -89,20 +94,9 @@ class GatedPair(nn.Module):
                 others = self.tuned(*frozen_args, **frozen_named), self._frozen(*tuned_args, **tuned_named)
         return merge(gate, rows, frozen, tuned, *others)
 
-    def _by_slices(self, gate: Tensor, args: Any) -> Any:
-        """Both copies project, the chosen slices are combined once with and once without a graph."""
+    def _by_slices(self, args: Any) -> Any:
+        """Both copies project, and the slices that were chosen are combined once."""
+        choice = self.gates.tuned(self.start, self.width)
         tuned = self.tuned.project(*args)
         frozen = call_in_dtype(self.frozen.project, self.frozen, self.tuned, *args)
-
-        def combine(choice: Tensor) -> Tensor:
-            picked = map_tensors(lambda t, f: torch.where(per_slice(choice, t), t, f), tuned, frozen)
-            return self.tuned.combine(picked, choice, *args)
-
-        choice = gate.detach() > 0.5
-        output = combine(choice)
-        if not gate.requires_grad:
-            return output
-        with torch.no_grad():
-            other = combine(~choice)
-            difference = torch.where(per_slice(choice, output), output - other, other - output)
-        return with_gate_gradient(gate, output, difference)
+        return self.tuned.combine(map_tensors(partial(pick, choice), tuned, frozen), choice, *args)

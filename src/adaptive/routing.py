@@ -46,16 +46,24 @@ def map_tensors(function: Callable[..., Tensor], *outputs: Any) -> Any:
 
 
 def mix(gate: Tensor, tuned: Any, frozen: Any) -> Any:
-    """The naive formula, gate * tuned + (1 - gate) * frozen, slice by slice.
+    """The naive formula, gate * tuned + (1 - gate) * frozen, slice by slice; gates need not be hard.
 
-    gate (B, w); the others are outputs with tensors (B, ..., w * n).
+    gate (B, w); the others are outputs with tensors (B, ..., w * n). Whole numbers are not mixed: they are
+    those of the tuned copy where its gate is above 1/2.
     """
 
     def blend(tuned: Tensor, frozen: Tensor) -> Tensor:
-        weight = per_slice(gate.to(tuned.dtype), tuned)
-        return weight * tuned + (1 - weight) * frozen
+        if tuned.is_floating_point():
+            return _Mix.apply(gate, tuned, frozen)
+        return pick(gate.detach() > 0.5, tuned, frozen)
 
     return map_tensors(blend, tuned, frozen)
+
+
+def pick(choice: Tensor, tuned: Tensor, frozen: Tensor) -> Tensor:
+    """The same for hard gates, choice (B, w), bool, and without a gradient for them."""
+    tuned_slices, frozen_slices = (_slices(value, choice.shape[1]) for value in (tuned, frozen))
+    return torch.where(choice[:, None, :, None], tuned_slices, frozen_slices).reshape(tuned.shape)
 
 
 def split(value: Any, rows: Rows, batch: int) -> tuple[Any, Any]:
@@ -67,7 +75,8 @@ def split(value: Any, rows: Rows, batch: int) -> tuple[Any, Any]:
         return value, value
     if value.requires_grad:
         return _Split.apply(value, rows)
-    return value.index_select(0, rows.frozen), value.index_select(0, rows.tuned)
+    is_mask = value.dim() <= 2 and not value.is_floating_point()
+    return (rows.sort(value) if is_mask else value.index_select(0, rows.order)).split(rows.sizes)
 
 
 def merge(gate: Tensor, rows: Rows, frozen: Any, tuned: Any, *others: Any) -> Any:
@@ -98,14 +107,28 @@ def per_slice(gate: Tensor, like: Tensor) -> Tensor:
     return spread.view(len(gate), *[1] * (like.dim() - 2), -1)
 
 
+def _slices(value: Tensor, width: int) -> Tensor:
+    """(B, ..., w * n) -> (B, -1, w, n). ValueError if the last dimension has no w equal slices."""
+    if width == 1:
+        return value.reshape(len(value), 1, 1, -1)
+    if value.shape[-1] % width:
+        raise ValueError(f"size {value.shape[-1]} does not fall into {width} equal slices")
+    return value.reshape(len(value), -1, width, value.shape[-1] // width)
+
+
 def _gate_gradient(grad: Tensor, difference: Tensor, width: int) -> Tensor:
     """Sum of grad * difference over each of `width` slices of the last dimension: (B, width)."""
-    shape = (len(grad), -1, width, grad.shape[-1] // width if grad.dim() > 1 else 1)
-    return torch.einsum("bswn,bswn->bw", grad.reshape(shape).float(), difference.reshape(shape).float())
+    grad, difference = (_slices(value, width).float() for value in (grad, difference))
+    if width == 1:
+        return torch.bmm(grad.flatten(1, 2), difference.flatten(1, 2).mT)[:, 0]
+    return (grad * difference).sum((1, 3))
 
 
 class _Split(torch.autograd.Function):
-    """Two index_selects whose gradients are copied into one tensor instead of added into two."""
+    """Two index_selects whose gradients are copied into one tensor instead of added into two.
+
+    Two and not one, with its halves as views: what the frozen copy does not keep is then freed.
+    """
 
     @staticmethod
     def forward(ctx: FunctionCtx, value: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
@@ -126,9 +149,13 @@ class _Merge(torch.autograd.Function):
         ctx: FunctionCtx, gate: Tensor, rows: Rows, frozen: Tensor, tuned: Tensor, *others: Tensor
     ) -> Tensor:
         ctx.rows, ctx.dtypes = rows, (frozen.dtype, tuned.dtype, gate.dtype)
-        if others:
-            ctx.save_for_backward(_join(others[0] - frozen, tuned - others[1], rows))
         dtype = torch.promote_types(frozen.dtype, tuned.dtype)
+        if others:
+            difference = frozen.new_empty(len(gate), *frozen.shape[1:], dtype=dtype)  # in the order of `rows`
+            of_frozen, of_tuned = difference.split(rows.sizes)
+            torch.sub(others[0], frozen, out=of_frozen)
+            torch.sub(tuned, others[1], out=of_tuned)
+            ctx.save_for_backward(difference)
         return _join(frozen.to(dtype), tuned.to(dtype), rows)
 
     @staticmethod
@@ -136,10 +163,37 @@ class _Merge(torch.autograd.Function):
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         frozen_dtype, tuned_dtype, gate_dtype = ctx.dtypes
         difference = ctx.saved_tensors  # read once, or gradient checkpointing complains
-        grad_gate = _gate_gradient(grad, *difference, 1).to(gate_dtype) if difference else None
-        grad_frozen = grad.index_select(0, ctx.rows.frozen).to(frozen_dtype)
-        grad_tuned = grad.index_select(0, ctx.rows.tuned).to(tuned_dtype)
-        return grad_gate, None, grad_frozen, grad_tuned, None, None
+        grad = grad.index_select(0, ctx.rows.order)
+        grad_gate = None
+        if difference:
+            of_rows = _gate_gradient(grad, *difference, 1).to(gate_dtype)
+            grad_gate = torch.empty_like(of_rows).index_copy_(0, ctx.rows.order, of_rows)
+        grad_frozen, grad_tuned = grad.split(ctx.rows.sizes)
+        return grad_gate, None, grad_frozen.to(frozen_dtype), grad_tuned.to(tuned_dtype), None, None
+
+
+class _Mix(torch.autograd.Function):
+    """Linear interpolation from frozen to tuned, exact at both ends."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, gate: Tensor, tuned: Tensor, frozen: Tensor) -> Tensor:
+        ctx.dtypes = gate.dtype, tuned.dtype, frozen.dtype
+        dtype = torch.promote_types(tuned.dtype, frozen.dtype)
+        weight = gate.to(dtype)[:, None, :, None]
+        tuned, frozen = tuned.to(dtype), frozen.to(dtype)
+        ctx.save_for_backward(weight, *([tuned - frozen] if ctx.needs_input_grad[0] else []))
+        slices = (_slices(value, gate.shape[1]) for value in (frozen, tuned))
+        return torch.lerp(*slices, weight).reshape(tuned.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        weight, *difference = ctx.saved_tensors
+        gate_dtype, tuned_dtype, frozen_dtype = ctx.dtypes
+        width = weight.shape[2]
+        grad_gate = _gate_gradient(grad, *difference, width).to(gate_dtype) if difference else None
+        grad_tuned = (_slices(grad, width) * weight).reshape(grad.shape)
+        return grad_gate, grad_tuned.to(tuned_dtype), (grad - grad_tuned).to(frozen_dtype)
 
 
 class _GateGradient(torch.autograd.Function):

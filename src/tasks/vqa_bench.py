@@ -32,9 +32,10 @@ from common.errors import UserError
 from common.files import read_json, write_json
 from common.markdown import aligned, check_pages, write_pages
 from tasks.bench.memory import process_peak, tensor_peak
+from tasks.bench.operations import as_on_a_gpu, count_operations, narrow
 from tasks.bench.picture import draw_speed
 from tasks.bench.table import FIGURES, HIGHLIGHTS, all_tables, highlights, medians
-from tasks.bench.variants import ANSWERS, Variant, attention_step_by_step, build_variant, list_variants
+from tasks.bench.variants import ANSWERS, Variant, build_variant, earlier_arithmetic, list_variants
 from tasks.finetune.model import vqa_loss
 from tasks.finetune.policies import POLICIES
 from tasks.finetune.spec import ModelSpec
@@ -130,8 +131,9 @@ def measure_all(variants: Sequence[Variant], args: argparse.Namespace, batch: in
                 bar.update()
         for variant, row in zip(variants, rows, strict=True):
             bar.set_postfix_str(f"memory of {variant.name}")
-            memory = measure_memory(variant, config, batches, device)
-            row["tensors"] = [memory] * args.repeats  # always the same
+            once = {"tensors": measure_memory(variant, config, batches, device)}
+            once |= measure_operations(variant, config, args.batch, device)
+            row |= {figure: [value] * args.repeats for figure, value in once.items()}  # always the same
             bar.update()
     return {
         "hardware": {"device": str(device), "processor": processor(), "threads": torch.get_num_threads()},
@@ -153,7 +155,7 @@ def measure(
     warm_up, *timed = (trim(batch) if variant.trimmed else batch for batch in batches)
     # Each length asks a GPU's driver for memory the first time; there a step costs too little to save on it.
     before = [warm_up, *timed] if device.type == "cuda" else [warm_up]
-    with process_peak(device) as process, attention_step_by_step(variant.dense):
+    with process_peak(device) as process, earlier_arithmetic(variant.dense):
         model = build_variant(variant, config).to(device)
         step = training_step(variant, model, device)
         for batch in before:
@@ -172,11 +174,29 @@ def measure_memory(
     """Peak memory in GB of building one variant and of two steps of it, the second with the longest batch."""
     first, last = (trim(batch) if variant.trimmed else batch for batch in (batches[0], batches[-1]))
     gc.collect()
-    with attention_step_by_step(variant.dense), tensor_peak(device) as peak:
+    with earlier_arithmetic(variant.dense), tensor_peak(device) as peak:
         step = training_step(variant, build_variant(variant, config).to(device), device)
         step(0, *first)  # makes the optimizer's state
         step(0, *last)
     return peak()
+
+
+def measure_operations(
+    variant: Variant, config: LxmertConfig, batch: int, device: torch.device
+) -> dict[str, int]:
+    """Operations of a training step, less its optimizer, and of an evaluation of one batch."""
+    torch.manual_seed(0)
+    config = narrow(config)
+    generator = torch.Generator().manual_seed(0)
+    (inputs, target), *_ = map(trim, make_batches(batch, 1, config, generator, device))
+    model = build_variant(variant, config).to(device).train()
+    with earlier_arithmetic(variant.dense):
+        with autocast(variant, device), as_on_a_gpu(device):
+            train = count_operations(lambda: vqa_loss(model(**inputs)[0], target).backward())
+        model.eval()
+        with torch.no_grad(), autocast(variant, device), as_on_a_gpu(device):
+            evaluation = count_operations(lambda: model(**inputs))
+    return {"train_operations": train, "evaluation_operations": evaluation}
 
 
 def training_step(variant: Variant, model: nn.Module, device: torch.device) -> Step:

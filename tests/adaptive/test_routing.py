@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from adaptive.adapt import adapt
 from adaptive.gates import Gates
-from adaptive.routing import merge, split
+from adaptive.routing import merge, mix, split
 
 BATCH, TOKENS, SIZE, SLICES = 6, 3, 8, 4
 
@@ -170,7 +173,7 @@ def test_weight_gradients_do_not_depend_on_whether_gates_get_one(name: str, gate
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
 
 
-class Counter:
+class RowCounter:
     """How many rows each copy ran, with and without a graph."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -188,7 +191,7 @@ class Counter:
 
 def ran(gates: Tensor, needed: bool, grad: bool = True) -> dict[tuple[str, bool], int]:
     model = adapted(dense=False)
-    counter = Counter(model)
+    counter = RowCounter(model)
     model.gates.fill(gates.clone().requires_grad_(needed))
     with torch.set_grad_enabled(grad):
         model(torch.randn(len(gates), TOKENS, SIZE), torch.ones(len(gates), TOKENS))
@@ -240,7 +243,8 @@ def test_the_copy_not_chosen_saves_no_activations() -> None:
     assert saved_bytes(routed, mixed) < 0.75 * saved_bytes(dense, mixed)
 
 
-def test_frozen_slices_have_no_dropout_and_tuned_ones_do() -> None:
+@pytest.mark.parametrize("needed", [False, True], ids=["gates without gradients", "with gradients"])
+def test_frozen_slices_have_no_dropout_and_tuned_ones_do(needed: bool) -> None:
     torch.manual_seed(0)
     model = adapted(dense=False).train()
     model.sliced.tuned.dropout = 0.5
@@ -248,7 +252,7 @@ def test_frozen_slices_have_no_dropout_and_tuned_ones_do() -> None:
     x = torch.randn(BATCH, TOKENS, SIZE)
     gates = torch.zeros(BATCH, GATES)
     gates[:, 2] = 1  # the second slice
-    model.gates.fill(gates)
+    model.gates.fill(gates.requires_grad_(needed))
     first, second = model.sliced(x), model.sliced(x)
     width = SIZE // SLICES
     changed = (first != second).any(0).any(0).unflatten(0, (SLICES, width)).any(1)
@@ -284,7 +288,7 @@ def test_gates_partition_the_rows_of_every_one_of_them() -> None:
     values = (torch.rand(9, 5, generator=torch.Generator().manual_seed(0)) < 0.5).float()
     gates = filled(values)
     for g in range(5):
-        frozen, tuned = gates.rows(g)
+        frozen, tuned = gates.rows(g).frozen, gates.rows(g).tuned
         assert values[frozen, g].sum() == 0 and values[tuned, g].all()
         assert sorted([*frozen.tolist(), *tuned.tolist()]) == list(range(9))
     assert gates.share_tuned(0, 5) == pytest.approx(values.mean().item())
@@ -319,3 +323,87 @@ def test_gradient_checkpointing_runs_the_same_rows_again() -> None:
         output.square().sum().backward()
         gradients.append([leaf.grad, *(p.grad for p in model.parameters() if p.grad is not None)])
     assert all(torch.allclose(a, b) for a, b in zip(*gradients, strict=True))
+
+
+class Seen(TorchDispatchMode):
+    """The names of the operators that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        self.names[func.overloadpacket.__name__] += 1
+        return func(*args, **kwargs or {})
+
+
+class Masked(nn.Linear):
+    """Adds what it is given twice, where a mask is true."""
+
+    def forward(self, x: Tensor, again: Tensor, mask: Tensor) -> Tensor:
+        return super().forward(x + again) * mask[..., None]
+
+
+def masked_stack(layers: int = 3) -> tuple[nn.Sequential, Gates]:
+    torch.manual_seed(0)
+    model = nn.Sequential(*(Masked(SIZE, SIZE) for _ in range(layers)))
+    gates = adapt(model, [([str(layer)], 1) for layer in range(layers)])
+    gates.fill((torch.rand(BATCH, layers) < 0.5).float().requires_grad_())
+    assert all(0 < gates.share_tuned(layer, 1) < 1 for layer in range(layers))
+    return model, gates
+
+
+def test_all_layers_sort_a_mask_together_and_a_value_that_is_passed_twice_once() -> None:
+    model, _ = masked_stack()
+    x = torch.randn(BATCH, TOKENS, SIZE, requires_grad=True)
+    mask = torch.ones(BATCH, TOKENS, dtype=torch.bool)
+    with Seen() as seen:
+        for layer in model:
+            x = layer(x, x, mask)
+    assert seen.names["index_select"] == 1 + 3 * 2  # the mask; of x both halves for each layer
+
+
+def test_a_mask_that_was_written_to_is_sorted_again() -> None:
+    model, gates = masked_stack(2)
+    mask = torch.ones(BATCH, TOKENS, dtype=torch.bool)
+    x = torch.randn(BATCH, TOKENS, SIZE)
+    assert model[0](x, x, mask).ne(0).all()
+    mask[:, 1] = False
+    output = model[1](x, x, mask)
+    assert output[:, 0].ne(0).all() and output[:, 1].eq(0).all()
+    with torch.inference_mode():
+        gates.fill(gates.of(0, 2).clone())
+        assert torch.equal(model[1](x, x, mask.clone()), output)
+
+
+def test_the_gradients_of_all_gates_meet_in_one_operation() -> None:
+    model, _ = masked_stack()
+    x, mask = torch.randn(BATCH, TOKENS, SIZE), torch.ones(BATCH, TOKENS, dtype=torch.bool)
+    for layer in model:
+        x = layer(x, x, mask)
+    with Seen() as seen:
+        x.sum().backward()
+    assert seen.names["slice_backward"] == 0 and seen.names["cat"] == 1
+
+
+@pytest.mark.parametrize("width", [1, 4])
+@pytest.mark.parametrize("shape", [(BATCH, SIZE), (BATCH, TOKENS, SIZE)])
+def test_gates_that_are_not_hard_mix_the_copies(shape: tuple[int, ...], width: int) -> None:
+    torch.manual_seed(0)
+    gate = torch.rand(BATCH, width, dtype=torch.float64, requires_grad=True)
+    tuned, frozen = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    weight = gate.repeat_interleave(SIZE // width, 1).view(BATCH, *[1] * (len(shape) - 2), SIZE)
+    assert torch.allclose(mix(gate, tuned, frozen), weight * tuned + (1 - weight) * frozen)
+    assert torch.autograd.gradcheck(mix, (gate, tuned, frozen))
+
+
+def test_a_hard_gate_is_one_copy_to_the_bit() -> None:
+    tuned, frozen = torch.randn(2, BATCH, TOKENS, SIZE)
+    for value, copy_ in ((0.0, frozen), (1.0, tuned)):
+        assert torch.equal(mix(torch.full((BATCH, 2), value), tuned, frozen), copy_)
+
+
+def test_whole_numbers_are_chosen_and_not_mixed() -> None:
+    gate = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.4]])
+    tuned, frozen = torch.full((3, 4), 7), torch.full((3, 4), 3)
+    assert mix(gate, tuned, frozen).tolist() == [[7, 7, 3, 3], [3, 3, 7, 7], [7, 7, 3, 3]]

@@ -6,6 +6,7 @@ from tasks.bench.table import all_rows, medians
 
 def row(name: str, train: list[float], evaluation: list[float], tensors: list[float], *against: str) -> dict:
     figures = {"train": train, "evaluation": evaluation, "tensors": tensors, "process": [9, 9, 9]}
+    figures |= {"train_operations": [1200] * 3, "evaluation_operations": [400] * 3}
     return {"name": name, "against": list(against)} | figures
 
 
@@ -24,9 +25,9 @@ MEASURED = {
 def test_ratios_are_taken_repeat_by_repeat_and_against_each_reference_that_was_measured() -> None:
     lines = all_rows(MEASURED).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:6]]
-    assert cells[0][:5] == ["slow", "2.0 (1.0 to 4.0)", "10.0", "8.00", "9.00"]
-    assert cells[2][5:] == ["slow", "3.00x (2.00 to 4.00)", "2.50x", "0.50x", "1.00x"]
-    assert cells[3][4:] == ["", "plain", "0.80x (0.60 to 3.20)", "1.25x", "0.67x", "1.00x"]
+    assert cells[0][:7] == ["slow", "2.0 (1.0 to 4.0)", "10.0", "8.00", "9.00", "1,200", "400"]
+    assert cells[2][7:] == ["slow", "3.00x (2.00 to 4.00)", "2.50x", "0.50x", "1.00x", "1.00x", "1.00x"]
+    assert cells[3][6:] == ["", "plain", "0.80x (0.60 to 3.20)", "1.25x", "0.67x", *["1.00x"] * 3]
     assert len({line.count("|") for line in lines[:6]}) == 1
 
 
@@ -46,7 +47,7 @@ def test_a_line_of_medians_has_the_training_speed_against_the_first_reference() 
 def test_a_figure_that_could_not_be_measured_leaves_its_cells_empty() -> None:
     rows = [row | {"process": [None] * 3} for row in MEASURED["rows"]]
     lines = all_rows(MEASURED | {"rows": rows}).splitlines()
-    assert [cell.strip() for cell in lines[4].strip("|").split("|")][4::5] == ["", ""]
+    assert [cell.strip() for cell in lines[4].strip("|").split("|")][4::7] == ["", ""]
 
 
 def test_the_picture_has_a_bar_for_each_ratio_with_its_number() -> None:

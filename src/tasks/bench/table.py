@@ -11,10 +11,14 @@ from typing import Any
 from common.markdown import table
 
 HEADER = [
-    *("", "train examples/s", "eval examples/s", "memory GB", "process GB"),
-    *("against", "train", "eval", "memory", "process"),
+    *("", "train examples/s", "eval examples/s", "memory GB", "process GB", "train operations"),
+    *("eval operations", "against", "train", "eval", "memory", "process", "train operations"),
+    "eval operations",
 ]
-FIGURES = {"train": 1, "evaluation": 1, "tensors": 2, "process": 2}  # in the JSON, and digits in the tables
+FIGURES = {  # in the JSON, and digits in the tables
+    **{"train": 1, "evaluation": 1, "tensors": 2, "process": 2},
+    **{"train_operations": 0, "evaluation_operations": 0},
+}
 
 # The rows that the README shows: references, then ours.
 HIGHLIGHTS = (
@@ -104,5 +108,5 @@ def _spread(values: Sequence[float | None], digits: int, unit: str = "") -> str:
     """The values of all repeats as "median (minimum to maximum)"; nothing if they are not known."""
     if None in values:
         return ""
-    low, middle, high = (f"{f(values):.{digits}f}" for f in (min, statistics.median, max))
+    low, middle, high = (f"{f(values):,.{digits}f}" for f in (min, statistics.median, max))
     return f"{middle}{unit}" if low == high else f"{middle}{unit} ({low} to {high})"

@@ -2,7 +2,9 @@
 
 import copy
 import dataclasses
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -10,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import LxmertConfig, LxmertForQuestionAnswering
 
+from adaptive import pair
+from adaptive.routing import map_tensors, per_slice
 from kernels.dropout import Dropout
 from kernels.linear import Linear
 from lxmert.loading import Pretrained
@@ -148,8 +152,9 @@ class FixedShare(nn.Module):
         return logits + 1000.0 * torch.stack([~tuned, tuned], -1)
 
 
-def attention_step_by_step(active: bool) -> AbstractContextManager[Any]:
-    """Attention as the earlier implementation computed it, with all intermediate results."""
+@contextmanager
+def earlier_arithmetic(active: bool) -> Iterator[None]:
+    """If `active`, attention and mixing as the earlier implementation had them: step by step."""
 
     def combine(self: Attention, projected: Any, tuned: Any, *args: Tensor) -> Tensor:
         query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in projected)
@@ -157,4 +162,15 @@ def attention_step_by_step(active: bool) -> AbstractContextManager[Any]:
         scores = scores + (~args[-1])[:, None, None, :] * -10000.0
         return (self.dropout(scores.softmax(-1)) @ value).transpose(1, 2).flatten(2)
 
-    return patch.object(Attention, "combine", combine) if active else nullcontext()
+    def blend(gate: Tensor, tuned: Tensor, frozen: Tensor) -> Tensor:
+        weight = per_slice(gate.to(tuned.dtype), tuned)
+        return weight * tuned + (1 - weight) * frozen
+
+    def mix(gate: Tensor, tuned: Any, frozen: Any) -> Any:
+        return map_tensors(partial(blend, gate), tuned, frozen)
+
+    if not active:
+        yield
+        return
+    with patch.object(Attention, "combine", combine), patch.object(pair, "mix", mix):
+        yield
