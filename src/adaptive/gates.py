@@ -37,6 +37,7 @@ class Gates:
         self.total = total
         self.dense = dense
         self._values: Tensor | None = None
+        self._tuned: Tensor | None = None
         self._plan: Plan | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -55,6 +56,7 @@ class Gates:
     def plan(self) -> Plan:
         """Made when a pair first asks for it: one wait for the device, then, serves all pairs of the pass."""
         if self._plan is None:
+            self._require_filled()
             order = self._tuned.to(torch.uint8).argsort(dim=0, stable=True).t().contiguous()
             self._plan = Plan(order, self._tuned.sum(0).tolist())
         return self._plan
@@ -71,13 +73,13 @@ class Gates:
 
     def of(self, start: int, width: int) -> Tensor:
         """The gates (B, w) of one pair, without a graph where autograd is off. RuntimeError if not filled."""
-        if self._values is None:
-            raise RuntimeError("a gated pair was called without gates: call Adaptive, not its model")
+        self._require_filled()
         values = self._values if torch.is_grad_enabled() else self._values.detach()
         return values[:, start : start + width]
 
     def tuned(self, start: int, width: int) -> Tensor:
-        """Where the gates of one unit are 1, bool (B, w), without a gradient."""
+        """Where the gates of one unit are 1, bool (B, w), without a gradient. RuntimeError if not filled."""
+        self._require_filled()
         return self._tuned[:, start : start + width]
 
     def constant(self, start: int, width: int) -> tuple[bool, ...] | None:
@@ -93,6 +95,10 @@ class Gates:
         """The rows that chose each copy at one gate."""
         frozen = len(self._values) - self.plan.tuned[gate]
         return Rows(self.plan.order[gate, :frozen], self.plan.order[gate, frozen:])
+
+    def _require_filled(self) -> None:
+        if self._values is None:
+            raise RuntimeError("a gated module was called without gates: call Adaptive, not its model")
 
 
 def _refuse_gradient(grad: Tensor) -> None:
