@@ -1,7 +1,7 @@
 """Low-rank tuned copies (LoRA, Hu et al. 2022, arXiv:2106.09685) with a gate: y = W x + b + g scale B A x.
 
 The tuned copy of a Linear is the frozen one plus a product of two thin matrices, so that one pass serves
-both: a gate of 0 leaves the frozen output as it is, bit for bit. and a gate of 1 is the Linear with the
+both: a gate of 0 leaves the frozen output as it is, bit for bit, and a gate of 1 is the Linear with the
 weight W + scale B A. There is nothing to route, and shapes do not depend on the gates.
 
 The gate's gradient is the derivative of this very formula in g, the sum over the Linears of a unit of
@@ -12,6 +12,7 @@ for a unit of several layers another estimator of what a change of the gate woul
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -54,6 +55,13 @@ class LowRank(nn.Module):
         self._merged = None  # it would be out of date, and takes memory
         return super().train(mode)
 
+    def _apply(self, *args: Any, **kwargs: Any) -> LowRank:
+        self._merged = None  # a tensor's version does not tell that it went to another type or device
+        return super()._apply(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_merged": None}
+
     def forward(self, input: Tensor) -> Tensor:
         """(B, ..., in) -> (B, ..., out)."""
         (output,) = self.together(input, [self])
@@ -61,17 +69,27 @@ class LowRank(nn.Module):
 
     @staticmethod
     def together(input: Tensor, layers: Sequence[LowRank]) -> tuple[Tensor, ...]:
-        """The outputs of several layers of one unit for the same input, their `down` in one product."""
+        """The outputs of several layers for the same input; those of one unit share a product of `down`."""
         first = layers[0]
+        if not all(isinstance(layer, LowRank) and layer._unit == first._unit for layer in layers):
+            return tuple(layer(input) for layer in layers)
         choice = None if first.training or torch.is_grad_enabled() else first._constant_choice()
         if choice is not None:
             return tuple(layer._call_merged(input, choice) for layer in layers)
+        for layer in layers:
+            if layer._merged is not None and torch.is_grad_enabled():
+                layer._merged = None  # a step may follow: fused optimizers leave no trace in a tensor's version
         gate = None if first.gates is None else first.gates.of(first.start, first.width)
         factors = [factor for layer in layers for factor in (layer.down, layer.up)]
         return _LowRankProduct.apply(layers, input, gate, *factors)
 
     def call_frozen(self, input: Tensor) -> Tensor:
         return call_in_dtype(self.frozen, self.frozen, self, input)
+
+    @property
+    def _unit(self) -> tuple[Any, ...]:
+        """What layers have in common that can go through one product."""
+        return self.gates, self.start, self.width, self.scale, len(self.down)
 
     def _constant_choice(self) -> tuple[bool, ...] | None:
         """Which slices run tuned, if these are the same in all examples of the batch."""
