@@ -78,7 +78,9 @@ class LowRank(nn.Module):
             return tuple(layer._call_merged(input, choice) for layer in layers)
         for layer in layers:
             if layer._merged is not None and torch.is_grad_enabled():
-                layer._merged = None  # a step may follow: fused optimizers leave no trace in a tensor's version
+                layer._merged = (
+                    None  # a step may follow: fused optimizers leave no trace in a tensor's version
+                )
         gate = None if first.gates is None else first.gates.of(first.start, first.width)
         factors = [factor for layer in layers for factor in (layer.down, layer.up)]
         return _LowRankProduct.apply(layers, input, gate, *factors)
@@ -175,7 +177,12 @@ class _LowRankProduct(torch.autograd.Function):
         dtype = starts[0].dtype
         downs, ups = factors[::2], [up.to(dtype) for up in factors[1::2]]
         down = (torch.cat(downs) if len(downs) > 1 else downs[0]).to(dtype)
-        rows = input.reshape(len(input), -1, input.shape[-1]).to(dtype)  # (B, S, in)
+        shape = (
+            len(input),
+            math.prod(input.shape[1:-1]),
+            input.shape[-1],
+        )  # with no -1: the batch may be empty
+        rows = input.reshape(shape).to(dtype)  # (B, S, in)
         gate = None if gate is None else gate.to(dtype)
         hidden = rows @ down.t()  # (B, S, n r)
         outputs = []
@@ -183,7 +190,7 @@ class _LowRankProduct(torch.autograd.Function):
         for linear, start, part, up in zip(frozen, starts, parts, ups, strict=True):
             total = _add_update(start.view(-1, len(up)), part, up, gate, layers[0].scale)
             total = linear.onto(total, rows.flatten(0, 1)) if own else total
-            outputs.append(total.view(*input.shape[:-1], -1))
+            outputs.append(total.view(*input.shape[:-1], len(up)))
         ctx.layers, ctx.shape = layers, input.shape
         ctx.save_for_backward(rows, hidden, gate, down, *ups)
         return tuple(outputs)
@@ -195,12 +202,12 @@ class _LowRankProduct(torch.autograd.Function):
         layers, scale, sliced = ctx.layers, ctx.layers[0].scale, _is_sliced(gate)
         exact = torch.promote_types(hidden.dtype, torch.float32)  # in which gates' gradients are added up
         parts = _gate_rows(hidden, gate).split(len(down) // len(ups), -1)
-        grads = tuple(grad.reshape(*rows.shape[:2], -1) for grad in grads)
+        grads = tuple(grad.reshape(*rows.shape[:2], len(up)) for grad, up in zip(grads, ups, strict=True))
         grad_gate, grad_parts, grad_ups = None, [], []
         for grad, up, part in zip(grads, ups, parts, strict=True):
             if sliced:
                 grad_parts.append(torch.baddbmm(part, grad, _gate_slices(up, gate), beta=0, alpha=scale))
-                by_slice = torch.bmm(grad.mT, part).mul_(scale).view(*gate.shape, -1, up.shape[1])
+                by_slice = torch.bmm(grad.mT, part).mul_(scale).unflatten(1, (gate.shape[1], -1))
                 grad_ups.append((by_slice * gate[:, :, None, None]).sum(0).view_as(up))
                 of_layer = (by_slice * up.view(*by_slice.shape[1:])).sum((2, 3), dtype=exact)
                 grad_gate = of_layer if grad_gate is None else grad_gate + of_layer
@@ -229,7 +236,7 @@ def _add_update(start: Tensor, part: Tensor, up: Tensor, gate: Tensor | None, sc
     if _is_sliced(gate):
         start = start.expand(part.shape[0] * part.shape[1], -1) if len(start) == 1 else start
         weights = _gate_slices(up, gate).mT
-        return torch.baddbmm(start.view(*part.shape[:2], -1), part, weights, alpha=scale).flatten(0, 1)
+        return torch.baddbmm(start.view(*part.shape[:2], len(up)), part, weights, alpha=scale).flatten(0, 1)
     rows = part.flatten(0, 1)
     if len(start) == 1:
         return torch.addmm(start, rows, up.t(), alpha=scale)
@@ -274,8 +281,7 @@ def _add_input_gradient(total: Tensor, frozen: nn.Linear, grad: Tensor) -> Tenso
     weight = frozen.weight
     if isinstance(frozen, OwnProduct) and frozen.accepts(grad):
         return frozen.input_gradient(grad, total)
-    if weight.dtype == grad.dtype:
-        return total.addmm_(grad, weight)
-    # What is stored in 16 bits is multiplied in 16 bits, as in the forward pass; see adaptive.storage.
-    dtype = weight.dtype if grad.dtype == torch.float32 else grad.dtype
-    return total.add_(grad.to(dtype) @ weight.to(dtype))
+    if weight.dtype != grad.dtype == torch.float32:
+        # What is stored in 16 bits is multiplied in 16 bits, as in the forward pass; see adaptive.storage.
+        return total.add_(grad.to(weight.dtype) @ weight)
+    return total.addmm_(grad, weight.to(grad.dtype))

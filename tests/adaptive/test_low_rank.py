@@ -657,18 +657,37 @@ def test_a_model_in_another_type_as_a_whole_stays_in_it(dtype: torch.dtype) -> N
     assert found["gates"].dtype == torch.float32 and found["gates"].any()
 
 
-def test_the_faster_product_of_large_layers_gives_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(params=["its BLAS", "oneDNN"])
+def products_of_a_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways in which `kernels.linear.Linear` multiplies on a CPU, for layers of any size."""
     if kernel._one_dnn is None:
         pytest.skip("this PyTorch has no oneDNN")
     monkeypatch.setattr(kernel, "WORTHWHILE", 1)
+    monkeypatch.setattr(kernel, "_has_fast_blas", lambda: request.param == "its BLAS")
+
+
+@pytest.mark.usefixtures("products_of_a_cpu")
+@pytest.mark.parametrize("shape", [(1, 64), (1, 1, 64), (7, 64), (5, 9, 64), (0, 3, 64)], ids=str)
+@pytest.mark.parametrize("width", [1, SLICES])
+def test_products_of_its_own_leave_a_frozen_output_as_it_is_too(shape: tuple[int, ...], width: int) -> None:
+    torch.manual_seed(0)
+    linear, gates = Linear(64, 96).requires_grad_(False), Gates(width)
+    layer = move(LowRank(linear, RANK, 1.0, gates, 0, width))
+    gates.fill(torch.zeros(shape[0], width))
+    x = batch(*shape)
+    assert torch.equal(layer(x), linear(x))
+
+
+@pytest.mark.usefixtures("products_of_a_cpu")
+@pytest.mark.parametrize("bias", [True, False])
+def test_products_of_its_own_give_the_same_values_and_gradients(bias: bool) -> None:
     found = []
-    for plain_blas in (True, False):
-        monkeypatch.setattr(kernel, "_has_fast_blas", lambda plain_blas=plain_blas: plain_blas)
+    for kind in (Linear, nn.Linear):
         torch.manual_seed(0)
-        model = nn.Sequential(Linear(SIZE, 24), nn.Tanh(), Linear(24, SIZE))
+        model = nn.Sequential(kind(SIZE, 24, bias), nn.Tanh(), kind(24, SIZE, bias))
         gates = adapt(model, [(["0"], 1), (["2"], SLICES)], low_rank(RANK))
         found.append(results(move(model), gates, mixed(1 + SLICES), batch()))
-    assert_close(found[1], found[0], 1e-5)
+    assert_close(found[0], found[1], 1e-5)
 
 
 # Modules as modules
