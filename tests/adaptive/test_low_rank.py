@@ -17,6 +17,8 @@ from peft import LoraConfig, inject_adapter_in_model
 from tests.helpers.low_rank import Naive, Products, exchanged, merge, move
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import BertConfig
+from transformers.models.bert.modeling_bert import BertLayer
 
 from adaptive.adapt import Adaptive, adapt
 from adaptive.copies import Copies, low_rank
@@ -221,7 +223,7 @@ def test_all_gates_1_have_the_dropout_of_the_pretrained_model() -> None:
         if isinstance(part, LowRank):
             part.gates = None
     without_gates.layer.dropout = without_gates.layer.dropout.dropout
-    without_gates.heads = without_gates.heads.frozen
+    without_gates.heads = without_gates.heads.sliced
     outputs = []
     for either in (model, without_gates):
         torch.manual_seed(7)
@@ -627,7 +629,7 @@ def test_products_of_its_own_give_the_same_values_and_gradients(bias: bool) -> N
 
 def test_state_dict_names_are_those_of_the_model_with_frozen_down_and_up() -> None:
     model, _ = toy()
-    inside = {"layer.": ("up", "down"), "heads.frozen.": ("query", "key", "value"), "": ("wide", "last")}
+    inside = {"layer.": ("up", "down"), "heads.sliced.": ("query", "key", "value"), "": ("wide", "last")}
     names = {
         f"{prefix}{part}.{name}"
         for prefix, parts in inside.items()
@@ -943,6 +945,20 @@ def test_only_heads_that_run_tuned_get_dropout() -> None:
     outputs = torch.stack([unit(batch()) for _ in range(8)])
     moved = (outputs - outputs[0]).abs().amax((0, 2)).view(BATCH, SLICES, -1).amax(-1) > 0
     assert torch.equal(moved, values > 0)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_module_that_reads_the_rate_to_drop_by_itself_gets_no_dropout(attention: str) -> None:
+    """As attention in transformers: it could not leave out the examples that run frozen."""
+    torch.manual_seed(0)
+    rates = {"hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5}
+    sizes = {"hidden_size": SIZE, "num_attention_heads": SLICES, "intermediate_size": 2 * SIZE}
+    bert = BertLayer(BertConfig(attn_implementation=attention, **sizes, **rates)).eval()
+    expected = bert(batch())
+    model = nn.ModuleDict({"layer": bert})
+    gates = adapt(model, [(["layer"], 1)], low_rank(RANK))
+    gates.fill(torch.zeros(BATCH, 1))
+    assert torch.equal(move(model).train()["layer"](batch()), expected)
 
 
 # Mistakes

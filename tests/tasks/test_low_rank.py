@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import LxmertConfig
 
 from adaptive.adapt import Adaptive, adapt
-from adaptive.copies import low_rank
+from adaptive.copies import low_rank, plain_name
 from adaptive.low_rank import LowRank
 from common.errors import CheckpointError, Interrupted, UserError
 from common.files import CHECKSUMS, sha256_of
@@ -146,11 +146,6 @@ def test_and_equals_the_fused_attention_of_evaluation_up_to_rounding(
     model = move(make(pretrained, strategy)).train()
     found = with_gates(model, inputs, torch.zeros(BATCH, model.gates.total))
     assert torch.allclose(found, original(pretrained)(**inputs), atol=2e-5)
-
-
-def plain_name(name: str) -> str:
-    """That of the pre-trained model."""
-    return name.replace(".sliced.", ".").replace(".frozen.", ".")
 
 
 def merged(model: Adaptive, pretrained: Path) -> VqaModel:
