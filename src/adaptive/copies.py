@@ -52,8 +52,9 @@ def low_rank(rank: int, alpha: float | None = None, frozen_dtype: torch.dtype | 
             if id(part) in made:
                 return made[id(part)]
             sliced = gates is not None and isinstance(part, Sliced)
-            for name, child in list(part.named_children()):
-                setattr(part, name, replaced(child, inside_slices or sliced))
+            for name, child in list(part._modules.items()):  # of one module all names, unlike named_children
+                if child is not None:
+                    setattr(part, name, replaced(child, inside_slices or sliced))
             fresh = part
             if isinstance(part, nn.Linear) and part.weight.requires_grad:
                 fresh = LowRank(part, rank, scale, gates, start, width)
@@ -61,7 +62,7 @@ def low_rank(rank: int, alpha: float | None = None, frozen_dtype: torch.dtype | 
                 fresh = GatedSlices(part, gates, start, width)
             elif gates is not None and isinstance(part, nn.Dropout) and not inside_slices:
                 fresh = GatedDropout(part, gates, start, width)
-            made[id(part)] = fresh
+            made[id(part)] = made[id(fresh)] = fresh
             kept.append(part)
             return fresh
 

@@ -88,6 +88,7 @@ class Gates:
     def plan(self) -> Plan:
         """Made when a pair first asks for it: one wait for the device, then, serves all pairs of the pass."""
         if self._plan is None:
+            self._require_filled()
             self._plan = Plan(self._tuned)
         return self._plan
 
@@ -104,8 +105,7 @@ class Gates:
 
     def of(self, start: int, width: int) -> Tensor:
         """The gates (B, w) of one pair, without a graph where autograd is off. RuntimeError if not filled."""
-        if self._values is None:
-            raise RuntimeError("a gated pair was called without gates: call Adaptive, not its model")
+        self._require_filled()
         if not torch.is_grad_enabled():
             return self._values.detach()[:, start : start + width]
         if self._parts is None:
@@ -121,7 +121,8 @@ class Gates:
         return dict(zip(zip(starts, widths, strict=True), self._values.split(widths, dim=1), strict=True))
 
     def tuned(self, start: int, width: int) -> Tensor:
-        """Where the gates of one unit are 1, bool (B, w)."""
+        """Where the gates of one unit are 1, bool (B, w), without a gradient. RuntimeError if not filled."""
+        self._require_filled()
         return self._tuned[:, start : start + width]
 
     def constant(self, start: int, width: int) -> tuple[bool, ...] | None:
@@ -136,6 +137,10 @@ class Gates:
     def rows(self, gate: int) -> Rows:
         """The rows that chose each copy at one gate."""
         return Rows(self.plan, gate)
+
+    def _require_filled(self) -> None:
+        if self._values is None:
+            raise RuntimeError("a gated module was called without gates: call Adaptive, not its model")
 
 
 def _refuse_gradient(grad: Tensor) -> None:

@@ -1,7 +1,7 @@
 """Low-rank tuned copies (LoRA, Hu et al. 2022, arXiv:2106.09685) with a gate: y = W x + b + g scale B A x.
 
 The tuned copy of a Linear is the frozen one plus a product of two thin matrices, so that one pass serves
-both: a gate of 0 leaves the frozen output as it is, bit for bit. and a gate of 1 is the Linear with the
+both: a gate of 0 leaves the frozen output as it is, bit for bit, and a gate of 1 is the Linear with the
 weight W + scale B A. There is nothing to route, and shapes do not depend on the gates.
 
 The gate's gradient is the derivative of this very formula in g, the sum over the Linears of a unit of
@@ -12,6 +12,7 @@ for a unit of several layers another estimator of what a change of the gate woul
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -48,11 +49,20 @@ class LowRank(nn.Module):
         self.gates = gates
         self.start = start
         self.width = width
+        if gates is not None:
+            gates.announce(start, width)
         self._merged: tuple[Any, nn.Module] | None = None
 
     def train(self, mode: bool = True) -> LowRank:
         self._merged = None  # it would be out of date, and takes memory
         return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> LowRank:
+        self._merged = None  # a tensor's version does not tell that it went to another type or device
+        return super()._apply(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_merged": None}
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, ..., in) -> (B, ..., out)."""
@@ -61,17 +71,29 @@ class LowRank(nn.Module):
 
     @staticmethod
     def together(input: Tensor, layers: Sequence[LowRank]) -> tuple[Tensor, ...]:
-        """The outputs of several layers of one unit for the same input, their `down` in one product."""
+        """The outputs of several layers for the same input; those of one unit share a product of `down`."""
         first = layers[0]
+        if not all(isinstance(layer, LowRank) and layer._unit == first._unit for layer in layers):
+            return tuple(layer(input) for layer in layers)
         choice = None if first.training or torch.is_grad_enabled() else first._constant_choice()
         if choice is not None:
             return tuple(layer._call_merged(input, choice) for layer in layers)
+        for layer in layers:
+            if layer._merged is not None and torch.is_grad_enabled():
+                layer._merged = (
+                    None  # a step may follow: fused optimizers leave no trace in a tensor's version
+                )
         gate = None if first.gates is None else first.gates.of(first.start, first.width)
         factors = [factor for layer in layers for factor in (layer.down, layer.up)]
         return _LowRankProduct.apply(layers, input, gate, *factors)
 
     def call_frozen(self, input: Tensor) -> Tensor:
         return call_in_dtype(self.frozen, self.frozen, self, input)
+
+    @property
+    def _unit(self) -> tuple[Any, ...]:
+        """What layers have in common that can go through one product."""
+        return self.gates, self.start, self.width, self.scale, len(self.down)
 
     def _constant_choice(self) -> tuple[bool, ...] | None:
         """Which slices run tuned, if these are the same in all examples of the batch."""
@@ -104,6 +126,11 @@ class GatedDropout(nn.Module):
         self.gates = gates
         self.start = start
         self.width = width
+
+    @property
+    def p(self) -> float:
+        """The rate for a module that reads it to drop by itself, in all examples alike: 0."""
+        return 0.0
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, ..., w * n) -> the same shape."""
@@ -157,7 +184,12 @@ class _LowRankProduct(torch.autograd.Function):
         dtype = starts[0].dtype
         downs, ups = factors[::2], [up.to(dtype) for up in factors[1::2]]
         down = (torch.cat(downs) if len(downs) > 1 else downs[0]).to(dtype)
-        rows = input.reshape(len(input), -1, input.shape[-1]).to(dtype)  # (B, S, in)
+        shape = (
+            len(input),
+            math.prod(input.shape[1:-1]),
+            input.shape[-1],
+        )  # with no -1: the batch may be empty
+        rows = input.reshape(shape).to(dtype)  # (B, S, in)
         gate = None if gate is None else gate.to(dtype)
         hidden = rows @ down.t()  # (B, S, n r)
         outputs = []
@@ -165,7 +197,7 @@ class _LowRankProduct(torch.autograd.Function):
         for linear, start, part, up in zip(frozen, starts, parts, ups, strict=True):
             total = _add_update(start.view(-1, len(up)), part, up, gate, layers[0].scale)
             total = linear.onto(total, rows.flatten(0, 1)) if own else total
-            outputs.append(total.view(*input.shape[:-1], -1))
+            outputs.append(total.view(*input.shape[:-1], len(up)))
         ctx.layers, ctx.shape = layers, input.shape
         ctx.save_for_backward(rows, hidden, gate, down, *ups)
         return tuple(outputs)
@@ -177,12 +209,12 @@ class _LowRankProduct(torch.autograd.Function):
         layers, scale, sliced = ctx.layers, ctx.layers[0].scale, _is_sliced(gate)
         exact = torch.promote_types(hidden.dtype, torch.float32)  # in which gates' gradients are added up
         parts = _gate_rows(hidden, gate).split(len(down) // len(ups), -1)
-        grads = tuple(grad.reshape(*rows.shape[:2], -1) for grad in grads)
+        grads = tuple(grad.reshape(*rows.shape[:2], len(up)) for grad, up in zip(grads, ups, strict=True))
         grad_gate, grad_parts, grad_ups = None, [], []
         for grad, up, part in zip(grads, ups, parts, strict=True):
             if sliced:
                 grad_parts.append(torch.baddbmm(part, grad, _gate_slices(up, gate), beta=0, alpha=scale))
-                by_slice = torch.bmm(grad.mT, part).mul_(scale).view(*gate.shape, -1, up.shape[1])
+                by_slice = torch.bmm(grad.mT, part).mul_(scale).unflatten(1, (gate.shape[1], -1))
                 grad_ups.append((by_slice * gate[:, :, None, None]).sum(0).view_as(up))
                 of_layer = (by_slice * up.view(*by_slice.shape[1:])).sum((2, 3), dtype=exact)
                 grad_gate = of_layer if grad_gate is None else grad_gate + of_layer
@@ -211,7 +243,7 @@ def _add_update(start: Tensor, part: Tensor, up: Tensor, gate: Tensor | None, sc
     if _is_sliced(gate):
         start = start.expand(part.shape[0] * part.shape[1], -1) if len(start) == 1 else start
         weights = _gate_slices(up, gate).mT
-        return torch.baddbmm(start.view(*part.shape[:2], -1), part, weights, alpha=scale).flatten(0, 1)
+        return torch.baddbmm(start.view(*part.shape[:2], len(up)), part, weights, alpha=scale).flatten(0, 1)
     rows = part.flatten(0, 1)
     if len(start) == 1:
         return torch.addmm(start, rows, up.t(), alpha=scale)
@@ -256,8 +288,7 @@ def _add_input_gradient(total: Tensor, frozen: nn.Linear, grad: Tensor) -> Tenso
     weight = frozen.weight
     if isinstance(frozen, OwnProduct) and frozen.accepts(grad):
         return frozen.input_gradient(grad, total)
-    if weight.dtype == grad.dtype:
-        return total.addmm_(grad, weight)
-    # What is stored in 16 bits is multiplied in 16 bits, as in the forward pass; see adaptive.storage.
-    dtype = weight.dtype if grad.dtype == torch.float32 else grad.dtype
-    return total.add_(grad.to(dtype) @ weight.to(dtype))
+    if weight.dtype != grad.dtype == torch.float32:
+        # What is stored in 16 bits is multiplied in 16 bits, as in the forward pass; see adaptive.storage.
+        return total.add_(grad.to(weight.dtype) @ weight)
+    return total.addmm_(grad, weight.to(grad.dtype))

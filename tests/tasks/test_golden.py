@@ -25,18 +25,26 @@ from tasks.finetune.args import VqaArgs
 
 RECORDED = ASSETS / "golden_curves.json"
 ADAPTIVE = ("SpotTune", "SpotTune_Res", "SpotTune_Block")
-RUNS = [("standard", "lxmert"), ("Frozen", "lxmert")]
-RUNS += [(strategy, policy) for strategy in ADAPTIVE for policy in ("lxmert", "light")]
+RUNS = [("standard", "lxmert", "full"), ("Frozen", "lxmert", "full")]
+RUNS += [(strategy, policy, "full") for strategy in ADAPTIVE for policy in ("lxmert", "light")]
+RUNS += [("standard", "lxmert", "lora"), ("SpotTune", "light", "lora"), ("SpotTune_Block", "light", "lora")]
 FINAL = ("train_loss", "train_accuracy", "val_accuracy", "gap", "share_tuned", "gate_variation")
 
 
-def curve(strategy: str, policy: str, data: Path, pretrained: Path) -> dict[str, Any]:
+def name_of(run: tuple[str, str, str]) -> str:
+    strategy, policy, tuned = run
+    return f"{strategy}, {policy}" + (f", {tuned}" if tuned != "full" else "")
+
+
+def curve(run: tuple[str, str, str], data: Path, pretrained: Path) -> dict[str, Any]:
     """Train in the working folder; the losses, and the metrics of each epoch."""
+    strategy, policy, tuned = run
     flags = {"epochs": 3, "batch_size": 28, "lr": 3e-3, "log_every": 1, "seed": 1}
     args = VqaArgs(
-        version=f"{strategy}-{policy}",
+        version="-".join(run),
         strategy=strategy,
         policy=policy,
+        tuned=tuned,
         dataset="vqav2",
         data=str(data),
         pretrained=str(pretrained),
@@ -54,13 +62,17 @@ def curve(strategy: str, policy: str, data: Path, pretrained: Path) -> dict[str,
     }
 
 
-@pytest.mark.parametrize(("strategy", "policy"), RUNS)
+@pytest.mark.parametrize("run", RUNS, ids=name_of)
 def test_the_curve_is_the_recorded_one(
-    strategy: str, policy: str, data: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: tuple[str, str, str],
+    data: Path,
+    pretrained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    expected = json.loads(RECORDED.read_text(encoding="utf-8"))[f"{strategy}, {policy}"]
-    found = curve(strategy, policy, data, pretrained)
+    expected = json.loads(RECORDED.read_text(encoding="utf-8"))[name_of(run)]
+    found = curve(run, data, pretrained)
     assert len(found["losses"]) == 12
     # Another processor rounds otherwise, by far less than any change of the method.
     assert found["losses"] == pytest.approx(expected["losses"], rel=1e-5)
@@ -73,9 +85,7 @@ def record() -> None:
         os.chdir(folder)
         data, pretrained = Path("data"), write_pretrained(Path("model"))
         write_dataset(data / "vqav2")
-        curves = {
-            f"{strategy}, {policy}": curve(strategy, policy, data, pretrained) for strategy, policy in RUNS
-        }
+        curves = {name_of(run): curve(run, data, pretrained) for run in RUNS}
     RECORDED.write_text(json.dumps(curves, indent=1) + "\n", encoding="utf-8")
 
 

@@ -63,4 +63,5 @@ def refuse_contradictions(given: Mapping[str, Any], saved: Mapping[str, Any], ch
     for name, value in saved.items():
         if given[name] not in (None, value):
             contradiction = f"--{name} {given[name]} contradicts {checkpoint}"
-            raise UserError(f"{contradiction}, which was trained with {value}: leave it out.")
+            how = "without it" if value is None else f"with {value}"
+            raise UserError(f"{contradiction}, which was trained {how}: leave it out.")

@@ -43,6 +43,8 @@ class ModelSpec(Origin):
             raise UserError(
                 f"--tuned {LORA} is for strategies that tune layers; --strategy {self.strategy} tunes none"
             )
+        if self.tuned == LORA and self.rank is None:
+            raise UserError(f"--tuned {LORA} needs a rank")
 
     @classmethod
     def of(cls, choices: object) -> ModelSpec:
