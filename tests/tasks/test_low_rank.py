@@ -50,7 +50,7 @@ every_tuning = pytest.mark.parametrize("strategy", TUNING)
 def make(pretrained: Path, strategy: str, **choices: Any) -> Adaptive:
     """A model of rank 3 as built, so with the function of the pre-trained one."""
     torch.manual_seed(0)
-    options = {"tuned": "lora", "rank": RANK} | choices
+    options = {"tuned": "lora", "rank": RANK, "embeddings": "frozen"} | choices
     spec = ModelSpec.of(VqaArgs(strategy=strategy, pretrained=str(pretrained), **options))
     return build(spec, load_pretrained(spec), ANSWERS)[0]
 
@@ -319,10 +319,10 @@ def moved_in_steps(model: Adaptive, inputs: dict[str, Tensor], steps: int) -> se
 
 
 @every_tuning
-@pytest.mark.parametrize("embeddings", [None, "frozen", "train"])
+@pytest.mark.parametrize("embeddings", ["frozen", "train"])
 @pytest.mark.parametrize("policy", ["lxmert", "light"])
 def test_a_step_moves_factors_pooler_head_policy_and_what_the_flag_says(
-    pretrained: Path, inputs: dict, strategy: str, embeddings: str | None, policy: str
+    pretrained: Path, inputs: dict, strategy: str, embeddings: str, policy: str
 ) -> None:
     model = make(pretrained, strategy, embeddings=embeddings, policy=policy, policy_start=0.9).train()
     moved = moved_in_steps(model, inputs, 3)
@@ -381,10 +381,10 @@ def test_at_base_size_and_rank_8_what_is_saved_is_below_60_megabytes(strategy: s
 @pytest.fixture
 def args(args: VqaArgs) -> VqaArgs:
     """One epoch of four steps, of rank 3 with the light policy."""
-    return replace(args, tuned="lora", rank=RANK, policy="light", epochs=1)
+    return replace(args, tuned="lora", rank=RANK, embeddings="frozen", policy="light", epochs=1)
 
 
-def testing(args: VqaArgs, **choices: Any) -> VqaArgs:
+def evaluating(args: VqaArgs, **choices: Any) -> VqaArgs:
     """The evaluation of what `args` trained."""
     test = VqaArgs(load="snap/vqa/run/BEST", test="minival", data=args.data, tqdm=False, wandb="off")
     return replace(test, **choices)
@@ -405,7 +405,7 @@ def trained(data: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFacto
             tqdm=False,
             wandb="off",
         )
-        vqa.main(replace(base, version="lora", tuned="lora", rank=RANK))
+        vqa.main(replace(base, version="lora", tuned="lora", rank=RANK, embeddings="frozen"))
         vqa.main(replace(base, version="full"))
     return {tuned: folder / f"snap/vqa/{tuned}/BEST" for tuned in ("lora", "full")}
 
@@ -462,13 +462,13 @@ def test_best_holds_the_embeddings_exactly_where_they_train(
 def test_best_evaluates_to_the_same_accuracy_and_answers_questions(args: VqaArgs, strategy: str) -> None:
     outcome = vqa.main(replace(args, strategy=strategy))
     for batch_size in (7, 28):
-        tested = vqa.main(testing(args, batch_size=batch_size))
+        tested = vqa.main(evaluating(args, batch_size=batch_size))
         assert tested["accuracy"] == outcome["best"]["val_accuracy"]
     predicted = json.loads(Path("snap/vqa/run/predictions/minival.json").read_text())
     asked = json.loads((Path(args.data) / "vqav2" / "minival.json").read_text())
     for record, prediction in list(zip(asked, predicted, strict=True))[:3]:
         about = {"test": None, "question": record["sent"], "image_id": record["img_id"]}
-        answer = vqa.main(testing(args, **about))
+        answer = vqa.main(evaluating(args, **about))
         assert next(iter(answer["answers"])) == prediction["answer"]
 
 
@@ -477,7 +477,7 @@ def test_from_scratch_best_holds_the_frozen_weights_too(args: VqaArgs) -> None:
     outcome = vqa.main(replace(args, from_scratch=True))
     saved = load_file("snap/vqa/run/BEST/model.safetensors")
     assert any(".frozen.weight" in name for name in saved)
-    assert vqa.main(testing(args))["accuracy"] == outcome["best"]["val_accuracy"]
+    assert vqa.main(evaluating(args))["accuracy"] == outcome["best"]["val_accuracy"]
 
 
 def test_training_goes_on_from_a_low_rank_best(
@@ -511,7 +511,7 @@ def test_frozen_weights_may_be_held_in_bf16(args: VqaArgs, strategy: str) -> Non
     outcome = vqa.main(replace(args, strategy=strategy, frozen_dtype="bf16"))
     state = load_file("snap/vqa/run/LAST/state.safetensors")
     assert {t.dtype for name, t in state.items() if name.endswith(".frozen.weight")} == {torch.bfloat16}
-    assert vqa.main(testing(args))["accuracy"] == outcome["best"]["val_accuracy"]
+    assert vqa.main(evaluating(args))["accuracy"] == outcome["best"]["val_accuracy"]
 
 
 # Runs of before there were these flags
@@ -535,7 +535,7 @@ def without_new_fields(arguments: dict[str, Any]) -> None:
 def test_a_run_folder_from_before_the_flags_is_resumed_and_its_best_loaded(
     args: VqaArgs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    args = replace(args, tuned=None, rank=None)
+    args = replace(args, tuned=None, rank=None, embeddings=None)
     whole = vqa.main(replace(args, version="whole"))
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         stop_after(2, patch)
@@ -545,7 +545,7 @@ def test_a_run_folder_from_before_the_flags_is_resumed_and_its_best_loaded(
     edit(folder / "args.json", without_new_fields)
     assert vqa.main(args)["best"] == whole["best"]
     edit(folder / "BEST/model.json", lambda description: without_new_fields(description["spec"]))
-    assert vqa.main(testing(args))["accuracy"] == whole["best"]["val_accuracy"]
+    assert vqa.main(evaluating(args))["accuracy"] == whole["best"]["val_accuracy"]
     spec = read_best(folder / "BEST").spec
     assert (spec.tuned, spec.rank, spec.embeddings) == ("full", None, "train")
 
@@ -592,12 +592,12 @@ def test_what_contradicts_a_low_rank_best_is_refused(
     args: VqaArgs, trained: dict[str, Path], choices: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        vqa.main(testing(args, load=str(trained["lora"]), **choices))
+        vqa.main(evaluating(args, load=str(trained["lora"]), **choices))
 
 
 def test_what_a_low_rank_best_says_may_be_repeated(args: VqaArgs, best: Path) -> None:
     same = {"tuned": "lora", "rank": RANK, "alpha": float(RANK), "embeddings": "frozen"}
-    assert settle(testing(args, load=str(best), **same), print)[1].spec == read_best(best).spec
+    assert settle(evaluating(args, load=str(best), **same), print)[1].spec == read_best(best).spec
 
 
 @pytest.mark.parametrize(
@@ -611,7 +611,7 @@ def test_what_contradicts_a_full_best_is_refused(
     args: VqaArgs, trained: dict[str, Path], choices: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        vqa.main(testing(args, load=str(trained["full"]), **choices))
+        vqa.main(evaluating(args, load=str(trained["full"]), **choices))
 
 
 @pytest.mark.parametrize(
@@ -638,16 +638,21 @@ def test_a_description_that_cannot_be_is_one_sentence(
 def test_factors_of_another_rank_are_refused(args: VqaArgs, best: Path) -> None:
     edit(best / "model.json", lambda description: description["spec"].update(rank=4))
     with pytest.raises(CheckpointError, match=r"is \(3, 16\) there and"):
-        vqa.main(testing(args, load=str(best)))
+        vqa.main(evaluating(args, load=str(best)))
 
 
-def test_defaults_are_rank_8_alpha_the_rank_and_frozen_embeddings() -> None:
+def test_defaults_are_rank_8_alpha_the_rank_and_embeddings_that_train() -> None:
     def chosen(*flags: str) -> tuple[Any, ...]:
         spec = ModelSpec.of(parse_args(["--strategy=standard", *flags]))
         return spec.tuned, spec.rank, spec.alpha, spec.embeddings
 
     assert chosen() == ("full", None, None, "train")
     assert chosen("--embeddings=frozen") == ("full", None, None, "frozen")
-    assert chosen("--tuned=lora") == ("lora", 8, 8.0, "frozen")
-    assert chosen("--tuned=lora", "--rank=4") == ("lora", 4, 4.0, "frozen")
-    assert chosen("--tuned=lora", "--rank=4", "--alpha=8", "--embeddings=train") == ("lora", 4, 8.0, "train")
+    assert chosen("--tuned=lora") == ("lora", 8, 8.0, "train")
+    assert chosen("--tuned=lora", "--rank=4") == ("lora", 4, 4.0, "train")
+    assert chosen("--tuned=lora", "--rank=4", "--alpha=8", "--embeddings=frozen") == (
+        "lora",
+        4,
+        8.0,
+        "frozen",
+    )
