@@ -179,10 +179,10 @@ MEASURES = (
     Measure('ways to ask "is it adaptive?"', 1, adaptive_questions),
     Measure("files that know the name answers.json", 1, answers_files),
     # A budget: raised knowingly, with what the lines are for. 10,507 after the house was put in order; 1,500
-    # more for what keeps runs whole: states, identity, finiteness, signals, several processes, W&B apart. 1,600
-    # more for low-rank copies and their export, routing by measurement, counted operations, kept word pieces,
-    # and the benchmark of growth.
-    Measure("lines of src/", 13_600, lines, lambda places: sum(int(p.rsplit(" ", 1)[1]) for p in places)),
+    # more for what keeps runs whole: states, identity, finiteness, signals, several processes, W&B apart;
+    # 1,800 more for low-rank copies and their export, routing by measurement, counted operations, kept word
+    # pieces, and the benchmark of growth.
+    Measure("lines of src/", 13_800, lines, lambda places: sum(int(p.rsplit(" ", 1)[1]) for p in places)),
 )
 
 

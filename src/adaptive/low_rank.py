@@ -78,11 +78,9 @@ class LowRank(nn.Module):
         choice = None if first.training or torch.is_grad_enabled() else first._constant_choice()
         if choice is not None:
             return tuple(layer._call_merged(input, choice) for layer in layers)
-        for layer in layers:
-            if layer._merged is not None and torch.is_grad_enabled():
-                layer._merged = (
-                    None  # a step may follow: fused optimizers leave no trace in a tensor's version
-                )
+        if torch.is_grad_enabled():
+            for layer in layers:  # a step may follow, and fused ones leave no trace in a tensor's version
+                layer._merged = None
         gate = None if first.gates is None else first.gates.of(first.start, first.width)
         factors = [factor for layer in layers for factor in (layer.down, layer.up)]
         return _LowRankProduct.apply(layers, input, gate, *factors)
@@ -184,31 +182,28 @@ class _LowRankProduct(torch.autograd.Function):
         dtype = starts[0].dtype
         downs, ups = factors[::2], [up.to(dtype) for up in factors[1::2]]
         down = (torch.cat(downs) if len(downs) > 1 else downs[0]).to(dtype)
-        shape = (
-            len(input),
-            math.prod(input.shape[1:-1]),
-            input.shape[-1],
-        )  # with no -1: the batch may be empty
+        # Without a -1 for the middle, as the batch may be empty.
+        shape = len(input), math.prod(input.shape[1:-1]), input.shape[-1]
         rows = input.reshape(shape).to(dtype)  # (B, S, in)
         gate = None if gate is None else gate.to(dtype)
         hidden = rows @ down.t()  # (B, S, n r)
-        outputs = []
-        parts = _gate_rows(hidden, gate).split(len(down) // len(downs), -1)
+        gated = _gate_rows(hidden, gate)
+        outputs, parts = [], gated.split(len(down) // len(downs), -1)
         for linear, start, part, up in zip(frozen, starts, parts, ups, strict=True):
             total = _add_update(start.view(-1, len(up)), part, up, gate, layers[0].scale)
             total = linear.onto(total, rows.flatten(0, 1)) if own else total
             outputs.append(total.view(*input.shape[:-1], len(up)))
         ctx.layers, ctx.shape = layers, input.shape
-        ctx.save_for_backward(rows, hidden, gate, down, *ups)
+        ctx.save_for_backward(rows, hidden, gated, gate, down, *ups)
         return tuple(outputs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        rows, hidden, gate, down, *ups = ctx.saved_tensors
+        rows, hidden, gated, gate, down, *ups = ctx.saved_tensors
         layers, scale, sliced = ctx.layers, ctx.layers[0].scale, _is_sliced(gate)
         exact = torch.promote_types(hidden.dtype, torch.float32)  # in which gates' gradients are added up
-        parts = _gate_rows(hidden, gate).split(len(down) // len(ups), -1)
+        parts = gated.split(len(down) // len(ups), -1)
         grads = tuple(grad.reshape(*rows.shape[:2], len(up)) for grad, up in zip(grads, ups, strict=True))
         grad_gate, grad_parts, grad_ups = None, [], []
         for grad, up, part in zip(grads, ups, parts, strict=True):
@@ -225,7 +220,7 @@ class _LowRankProduct(torch.autograd.Function):
                 grad_ups.append(torch.addmm(up.t(), flat_part.t(), flat, beta=0, alpha=scale).t())
         grad_hidden = torch.cat(grad_parts, -1) if len(grad_parts) > 1 else grad_parts[0]
         if gate is not None and not sliced:
-            grad_gate = (grad_hidden * hidden).sum((1, 2), dtype=exact)[:, None]
+            grad_gate = _row_products(grad_hidden, hidden, exact)
             grad_hidden = _gate_rows(grad_hidden, gate)
         flat_hidden, grad_rows = grad_hidden.flatten(0, 1), None
         grad_downs = (flat_hidden.t() @ rows.flatten(0, 1)).split(len(down) // len(ups))
@@ -248,6 +243,13 @@ def _add_update(start: Tensor, part: Tensor, up: Tensor, gate: Tensor | None, sc
     if len(start) == 1:
         return torch.addmm(start, rows, up.t(), alpha=scale)
     return start.addmm_(rows, up.t(), alpha=scale)
+
+
+def _row_products(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """The inner products of the rows of a and b (B, ...), added up in `dtype`: (B, 1)."""
+    if a.dtype != dtype:
+        return (a * b).flatten(1).sum(1, keepdim=True, dtype=dtype)
+    return torch.bmm(a.flatten(1)[:, None], b.flatten(1)[:, :, None])[:, 0]
 
 
 def _is_sliced(gate: Tensor | None) -> bool:
