@@ -165,7 +165,7 @@ def measure_start(data: Path, tokenizer: str) -> Figures:
     Seconds of that, and since the process began, imports included; MB that this added at most, and for good.
     """
     process = psutil.Process()
-    with process_peak() as peak:
+    with process_peak(torch.device("cpu")) as peak:
         begun, before = time.perf_counter(), process.memory_info().rss
         folder, flags = DataFolder(data, "drawn"), {"train": "train", "valid": "minival"}
         datasets = load_splits(folder, flags, load_tokenizer(tokenizer), folder.read_answers(), None)

@@ -132,7 +132,7 @@ def measure_all(variants: Sequence[Variant], args: argparse.Namespace, batch: in
         for variant, row in zip(variants, rows, strict=True):
             bar.set_postfix_str(f"memory of {variant.name}")
             once = {"tensors": measure_memory(variant, config, batches, device)}
-            once |= measure_operations(variant, config, args.batch, device)
+            once |= measure_operations(variant, config, batch, device)
             row |= {figure: [value] * args.repeats for figure, value in once.items()}  # always the same
             bar.update()
     return {

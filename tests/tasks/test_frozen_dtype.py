@@ -102,7 +102,7 @@ def test_an_exported_run_keeps_them_too(args: VqaArgs, from_scratch: bool) -> No
     export(Path("snap/vqa/run"), Path("out"))
     test = VqaArgs(load="out", test="minival", data=args.data, tqdm=False, wandb="off")
     assert vqa.main(test)["accuracy"] == outcome["best"]["val_accuracy"]
-    assert "strategy: SpotTune, frozen copies in bf16" in Path("out/README.md").read_text()
+    assert "strategy: SpotTune, frozen weights in bf16" in Path("out/README.md").read_text()
 
 
 def test_best_folders_from_before_the_flag_are_still_read(args: VqaArgs) -> None:

@@ -58,10 +58,10 @@ def lines_of(version: str) -> list[dict[str, Any]]:
 
 def train_watched(args: VqaArgs, stop: int | None) -> None:
     """Train, stopped after so many steps, and leave the first dropout mask of this process in a file."""
-    masks, keep = [], dropout._keep
+    masks, numbers = [], dropout._numbers
 
     def watched(*arguments: Any) -> torch.Tensor:
-        masks.append(keep(*arguments))
+        masks.append(numbers(*arguments))
         return masks[-1]
 
     begin = StopSignal.__init__
@@ -70,7 +70,7 @@ def train_watched(args: VqaArgs, stop: int | None) -> None:
         begin(self)
         self.after_update = stop
 
-    dropout._keep, StopSignal.__init__ = watched, start
+    dropout._numbers, StopSignal.__init__ = watched, start
     try:
         vqa.main(args)
     except Interrupted:

@@ -56,7 +56,7 @@ def test_a_small_benchmark_measures_every_row_and_is_shown_again_without_measuri
 
 def measured_at(batch: int) -> dict[str, Any]:
     """As if every figure of every variant were the batch size."""
-    figures = {figure: [batch] for figure in ("train", "evaluation", "tensors", "process")}
+    figures = {figure: [batch] for figure in FIGURES}
     return {
         "hardware": {"processor": "a processor", "threads": 2},
         "versions": {"torch": "1", "transformers": "2"},
