@@ -80,11 +80,11 @@ def list_variants(default_policy: str) -> list[Variant]:
 
 
 def low_rank_variants(precision: str, standard: str) -> list[Variant]:
-    """Fine-tuning with low-rank copies, with and without frozen embeddings."""
+    """Low-rank copies of rank 8 and the light policy, with and without frozen embeddings."""
     rows = [
-        ("LoRA (standard)", "standard"),
-        ("SpotTune_Block + LoRA, light policy", "SpotTune_Block"),
-        ("SpotTune + LoRA, light policy", "SpotTune"),
+        ("standard + LoRA", "standard"),
+        ("SpotTune_Block + LoRA", "SpotTune_Block"),
+        ("SpotTune + LoRA", "SpotTune"),
     ]
     variants = []
     for embeddings, note in (("frozen", ", embeddings frozen"), (None, "")):
