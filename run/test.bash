@@ -16,7 +16,7 @@ set -euo pipefail
 # shellcheck source=env.bash
 source "$(dirname "$(readlink -f "$0")")/env.bash"
 
-workers=(-n logical)
+workers=(-n logical --dist worksteal)
 for flag in "$@"; do
     case "$flag" in
         # Output and debuggers need the terminal, which workers do not have; -n is the user's own choice.

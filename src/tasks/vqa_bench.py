@@ -118,6 +118,7 @@ def measure_all(variants: Sequence[Variant], args: argparse.Namespace, batch: in
         visual_feat_dim=args.features,
         num_qa_labels=ANSWERS,
     )
+    gc.freeze()  # what the libraries hold: a search for garbage need not look through it once a figure
     rows: list[dict[str, Any]] = [{"name": v.name, "against": v.against} for v in variants]
     title = f"batch {batch}"
     with tqdm(desc=title, total=len(variants) * (1 + args.repeats), unit="run", ncols=79) as bar:
