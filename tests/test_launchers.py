@@ -381,7 +381,9 @@ def test_every_check_runs_and_any_failure_is_in_the_exit_code(
     done = sandbox.launch("run/test.bash")
     assert done.returncode == ruff_exit
     expected = rf"ruff check {outcome} in \d+ s\nruff format passed in \d+ s\n"
-    assert re.match(rf"{expected}-m pytest -n \w+, 1 thread\npytest passed in \d+ s\n", done.stdout)
+    assert re.match(
+        rf"{expected}-m pytest -n logical --dist worksteal, 1 thread\npytest passed in \d+ s\n", done.stdout
+    )
 
 
 @pytest.mark.parametrize("flag", ["--pdb", "-s", "-n0", "gpu", "gpu and not slow", "tests/gpu/test_step.py"])

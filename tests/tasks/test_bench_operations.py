@@ -28,6 +28,10 @@ BUDGETS = {
 }
 
 
+# With low-rank copies.
+LOW_RANK_BUDGETS = {"standard": (2183, 392), "SpotTune": (3621, 939), "SpotTune_Block": (3269, 885)}
+
+
 @pytest.fixture(autouse=True)
 def one_seed() -> None:
     torch.manual_seed(0)
@@ -39,6 +43,14 @@ def test_a_step_stays_within_its_budget_of_operations(strategy: str) -> None:
     config = LxmertConfig(num_qa_labels=ANSWERS)
     counted = measure_operations(Variant("", strategy, policy="light"), config, 16, CPU)
     limits = dict(zip(("train_operations", "evaluation_operations"), BUDGETS[strategy], strict=True))
+    assert all(0.97 * limit <= counted[name] <= limit for name, limit in limits.items()), counted
+
+
+@pytest.mark.parametrize("strategy", LOW_RANK_BUDGETS)
+def test_a_step_with_low_rank_copies_does_too(strategy: str) -> None:
+    config = LxmertConfig(num_qa_labels=ANSWERS)
+    counted = measure_operations(Variant("", strategy, policy="light", tuned="lora"), config, 16, CPU)
+    limits = dict(zip(("train_operations", "evaluation_operations"), LOW_RANK_BUDGETS[strategy], strict=True))
     assert all(0.97 * limit <= counted[name] <= limit for name, limit in limits.items()), counted
 
 

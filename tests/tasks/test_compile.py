@@ -48,7 +48,7 @@ def args(args: VqaArgs) -> VqaArgs:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "copies"),
-    [("standard", {}), ("Frozen", {}), ("SpotTune", LOW_RANK), ("SpotTune_Block", LOW_RANK)],
+    [("standard", {}), ("Frozen", {}), ("SpotTune", LOW_RANK)],
 )
 def test_a_compiled_run_is_the_run_that_it_would_have_been(
     args: VqaArgs, graphs: list[tuple[int, ...]], strategy: str, copies: dict[str, Any]
