@@ -9,7 +9,7 @@
 #   bash run/test.bash tests/adaptive -x --pdb  part of it, in a debugger, in one process
 #   bash run/test.bash -m gpu                   the tests that need a GPU, in one process
 #
-# Takes less than five minutes on two CPU cores. The exit code is 0 if everything passed.
+# Takes about five minutes on two CPU cores. The exit code is 0 if everything passed.
 
 set -euo pipefail
 
