@@ -20,10 +20,10 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from itertools import product, repeat
+from itertools import product
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -215,16 +215,21 @@ def process_jobs(sizes: Sizes) -> Iterator[Job]:
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
                 port = free.getsockname()[1]
-            with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-                same = map(repeat, (processes, port, name, sizes))
-                seconds = max(pool.map(measure_rank, range(processes), *same))
+            spawn, results = get_context("spawn"), []
+            for rank in range(processes):
+                result, send = spawn.Pipe(duplex=False)
+                given = (send, rank, processes, port, name, sizes)
+                spawn.Process(target=measure_rank, args=given, daemon=True).start()
+                send.close()  # the process has its own end: once it is gone, so is the pipe
+                results.append(result)
+            seconds = max(result.recv() for result in results)
             return {"examples/s": processes * sizes.batch / seconds, "ms": 1e3 * seconds}
 
         yield Job("processes", (name, processes), 10.0, run)
 
 
-def measure_rank(rank: int, processes: int, port: int, name: str, sizes: Sizes) -> float:
-    """Seconds a step, the median, in one of several processes as the launcher starts them on a CPU."""
+def measure_rank(result: Connection, rank: int, processes: int, port: int, name: str, sizes: Sizes) -> None:
+    """Send seconds a step, the median, from one of several processes as the launcher starts them on a CPU."""
     environment: dict[str, Any] = {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
     environment["OMP_NUM_THREADS"] = 1
     if processes > 1:
@@ -247,8 +252,10 @@ def measure_rank(rank: int, processes: int, port: int, name: str, sizes: Sizes) 
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - begun)
-    accelerator.end_training()
-    return statistics.median(seconds[1:])  # the first is a warm-up
+    accelerator.wait_for_everyone()
+    result.send(statistics.median(seconds[1:]))  # the first is a warm-up
+    result.close()
+    os._exit(0)  # the destructors of a process group may wait for its other end for good
 
 
 # ----------------------------------------------------------------------------------------------- tables
