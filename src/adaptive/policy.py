@@ -30,16 +30,20 @@ def choose_gates(logits: Tensor) -> Tensor:
 class GateHead(nn.Module):
     """Policy logits from a feature vector: Linear, GELU, LayerNorm, Linear.
 
+    `width` is how many values lie between the two, without it twice as many as come in.
     `spread` is the standard deviation of the last layer's weights. It sets how much the first gates differ
     between inputs and from each other: with 0 every gate would start as the same coin. `share` is how likely
     that coin says tuned, above 0 and below 1.
     """
 
-    def __init__(self, size: int, gates: int, spread: float = 0.1, share: float = 0.5) -> None:
+    def __init__(
+        self, size: int, gates: int, spread: float = 0.1, share: float = 0.5, width: int | None = None
+    ) -> None:
         super().__init__()
         self.gates = gates
-        self.hidden = nn.Sequential(nn.Linear(size, 2 * size), nn.GELU(), nn.LayerNorm(2 * size))
-        self.logits = nn.Linear(2 * size, 2 * gates)
+        width = width or 2 * size
+        self.hidden = nn.Sequential(nn.Linear(size, width), nn.GELU(), nn.LayerNorm(width))
+        self.logits = nn.Linear(width, 2 * gates)
         nn.init.normal_(self.logits.weight, 0.0, spread)
         odds = torch.zeros(gates, 2)
         odds[:, TUNED] = math.log(share / (1 - share))

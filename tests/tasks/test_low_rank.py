@@ -358,7 +358,7 @@ def test_the_unused_half_of_the_last_cross_layer_gets_no_factors(pretrained: Pat
         assert factors and not [n for n in factors if any(part in n for part in unused_modules(config))]
 
 
-@pytest.mark.parametrize("strategy", ["SpotTune_Block", "standard"])
+@every_tuning
 def test_at_base_size_and_rank_8_what_is_saved_is_below_60_megabytes(strategy: str) -> None:
     config, granularity = LxmertConfig(), STRATEGIES[strategy].granularity or "layer"
     with torch.device("meta"):
@@ -369,7 +369,9 @@ def test_at_base_size_and_rank_8_what_is_saved_is_below_60_megabytes(strategy: s
         gates = adapt(model.lxmert, units, low_rank(8))
         parts = [model]
         if STRATEGIES[strategy].adaptive:
-            spec = ModelSpec(*[None] * 4, False, *[None] * 3, strategy=strategy, policy="light")
+            spec = ModelSpec(
+                *[None] * 4, False, *[None] * 3, strategy=strategy, policy="light", tuned="lora", rank=8
+            )
             parts.append(LightPolicy(spec, model.lxmert, gates.total))
     saved = sum(p.numel() * 4 for part in parts for p in part.parameters() if p.requires_grad)
     assert 20e6 < saved < 60e6

@@ -13,7 +13,7 @@ from adaptive.policy import GateHead
 from common.errors import UserError
 from lxmert.modeling import LxmertModel
 from lxmert.units import LAYER_LISTS, unused_modules
-from tasks.finetune.spec import ModelSpec
+from tasks.finetune.spec import LORA, ModelSpec
 
 
 class Borrowed(nn.Module):
@@ -74,7 +74,8 @@ class LxmertPolicy(nn.Module):
 class LightPolicy(nn.Module):
     """Decides from the model's own embeddings of the mean word and of the mean region, through a small head.
 
-    It reads them without gradients and without dropout, and owns nothing but the head.
+    It reads them without gradients and without dropout, and owns nothing but the head. Beside low-rank
+    copies the head is narrower: as it is otherwise, it would be as large as all of theirs.
     """
 
     about = "a small head on the model's embeddings of the mean word and the mean region, at next to no cost"
@@ -83,7 +84,9 @@ class LightPolicy(nn.Module):
         super().__init__()
         self.words = Borrowed(lxmert.embeddings)
         self.regions = Borrowed(lxmert.encoder.visn_fc)
-        self.head = GateHead(2 * lxmert.config.hidden_size, gates, share=spec.policy_start)
+        size = lxmert.config.hidden_size
+        width = size if spec.tuned == LORA else None
+        self.head = GateHead(2 * size, gates, share=spec.policy_start, width=width)
 
     def forward(self, **inputs: Tensor) -> Tensor:
         """The inputs of `VqaModel` -> logits (B, G, 2)."""
