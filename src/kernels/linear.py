@@ -32,44 +32,43 @@ class Linear(nn.Linear):
             return _Product.apply(input, self.weight, self.bias)
         return _multiply(input, self.weight, self.bias)
 
-    # For whoever adds something to these products: one pass over the numbers instead of two.
+    # For whoever adds something to these products.
 
-    def accepts(self, input: Tensor) -> bool:
-        """Whether `onto` and `input_gradient` are for this input: in fp32, on a CPU, with a bias."""
-        return (
-            not torch.compiler.is_compiling()
-            and self.bias is not None
-            and input.device.type == "cpu"
-            and input.dtype == self.weight.dtype == torch.float32
-            and not torch.is_autocast_enabled("cpu")
-        )
+    def fuses_sums(self, input: Tensor) -> bool:
+        """Whether `onto` takes one pass less over the output than adding to it would."""
+        return self.bias is not None and self._is_plain(input) and not self._through_one_dnn(input)
 
     def onto(self, total: Tensor, input: Tensor) -> Tensor:
-        """total (N, out features) + input (N, in features) @ weight.T, in place if need be.
+        """total (N, out features) + input (N, in features) @ weight.T, in place.
 
-        With the bias in every row of `total` that is `forward`, bit for bit.
+        With the bias in every row of `total` that is `forward`, bit for bit, where `fuses_sums`.
         """
-        if self._through_one_dnn(input):
-            return _one_dnn.binary(input, total, self.weight, None, "add")
         return total.addmm_(input, self.weight.t())
 
     def input_gradient(self, grad: Tensor, total: Tensor | None = None) -> Tensor:
         """grad (N, out features) @ weight: (N, in features), added in place to `total` if there is one."""
         if not self._through_one_dnn(grad):
-            return grad @ self.weight if total is None else total.addmm_(grad, self.weight)
+            weight = self.weight.to(grad.dtype)
+            return grad @ weight if total is None else total.addmm_(grad, weight)
         product = _multiply(grad, self.weight.t(), None)
         return product if total is None else total.add_(product)
 
-    def _through_one_dnn(self, input: Tensor) -> bool:
+    def _is_plain(self, input: Tensor) -> bool:
+        """Whether this is about numbers in fp32 on a CPU."""
         return (
             not torch.compiler.is_compiling()
-            and _one_dnn is not None
-            and not _has_fast_blas()
             and input.device.type == "cpu"
             and input.dtype == self.weight.dtype == torch.float32
+            and not torch.is_autocast_enabled("cpu")
+        )
+
+    def _through_one_dnn(self, input: Tensor) -> bool:
+        return (
+            self._is_plain(input)
+            and _one_dnn is not None
+            and not _has_fast_blas()
             and self.weight.numel() >= WORTHWHILE
             and input.numel() > 0
-            and not torch.is_autocast_enabled("cpu")
         )
 
 
@@ -110,6 +109,6 @@ class _Product(torch.autograd.Function):
         rows = grad.reshape(-1, grad.shape[-1])
         return (
             None if weight is None else _multiply(grad, weight.t(), None),
-            None if input is None else rows.t() @ input.reshape(-1, input.shape[-1]),
+            None if input is None else _multiply(rows.t(), input.reshape(-1, input.shape[-1]).t(), None),
             rows.sum(0) if ctx.needs_input_grad[2] else None,
         )
