@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from adaptive.gates import Gates
-from adaptive.low_rank import GatedDropout, GatedSlices, LowRank
+from adaptive.low_rank import Apart, GatedDropout, GatedSlices, LowRank
 from adaptive.pair import GatedPair, Sliced
 from adaptive.storage import cast_matrices
 
@@ -40,7 +40,10 @@ def low_rank(rank: int, alpha: float | None = None, frozen_dtype: torch.dtype | 
     alpha: the update is scaled by alpha / rank (None: by 1). Biases, layer norms and whatever else there is
     stay frozen. Its dropout modules apply to what runs tuned only, as with full copies. Without gates (None)
     everything runs tuned: plain LoRA. A Linear that is in several places stays one, with the gates of the
-    first. ValueError for a rank that is not positive.
+    first. In evaluation frozen and tuned examples may run apart, see `Apart`.
+
+    ValueError for a rank that is not positive, for a module with matrices but no Linear, and for one with an
+    `nn.MultiheadAttention`, which multiplies with its weights by itself.
     """
     if rank < 1:
         raise ValueError(f"a rank is at least 1, not {rank}")
@@ -49,6 +52,11 @@ def low_rank(rank: int, alpha: float | None = None, frozen_dtype: torch.dtype | 
 
     def copies(module: nn.Module, gates: Gates | None, start: int, width: int) -> nn.Module:
         def replaced(part: nn.Module, inside_slices: bool = False) -> nn.Module:
+            if isinstance(part, nn.MultiheadAttention):
+                raise ValueError(
+                    f"{type(module).__name__} cannot have low-rank copies: its nn.MultiheadAttention does "
+                    "not call its Linears. Give it full copies, or an attention that does."
+                )
             if id(part) in made:
                 return made[id(part)]
             sliced = gates is not None and isinstance(part, Sliced)
@@ -67,12 +75,24 @@ def low_rank(rank: int, alpha: float | None = None, frozen_dtype: torch.dtype | 
             return fresh
 
         kept: list[nn.Module] = []
+        matrices = any(parameter.dim() > 1 for parameter in module.parameters())
+        if matrices and not any(isinstance(part, nn.Linear | LowRank) for part in module.modules()):
+            raise ValueError(
+                f"{type(module).__name__} cannot have low-rank copies: none of its layers is an nn.Linear."
+            )
         fresh = replaced(module)
         for part in kept:
             for parameter in part.parameters(recurse=False):
                 parameter.requires_grad_(False)
             if frozen_dtype is not None and isinstance(part, nn.Linear):
                 cast_matrices(part, frozen_dtype)
+        layers = [part for part in fresh.modules() if isinstance(part, LowRank)]
+        # Not where a layer has the gates of another unit: that one needs to see the whole batch. And for one
+        # layer alone, sorting the examples would cost what it saves.
+        alike = all((layer.gates, layer.start) == (gates, start) for layer in layers)
+        has_forward = type(fresh).forward is not nn.Module.forward  # and is no list of modules
+        if gates is not None and width == 1 and alike and has_forward and len(layers) > 1:
+            fresh.forward = Apart(fresh, gates, start)
         return fresh
 
     return copies

@@ -4,6 +4,8 @@ A gate is 1 where an example takes the tuned copy and 0 where it takes the froze
 Shapes in this package: B examples (rows), G gates of the whole model, w gates (the "width") of one pair.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -54,8 +56,9 @@ class Rows:
 class Gates:
     """The gates of the forward pass under way, shared by all pairs of one model.
 
-    Not a module: it holds no parameters and must not appear in a state dict. `dense` makes the pairs compute
-    both copies for all examples: the oracle of the tests and the baseline of the benchmark.
+    Not a module: it holds no parameters and must not appear in a state dict. `dense` means that no example
+    is sent anywhere: pairs compute both copies for all examples, the oracle of the tests and the baseline of
+    the benchmark, and low-rank copies run all examples together in evaluation too.
     """
 
     def __init__(self, total: int, *, dense: bool = False) -> None:
@@ -66,6 +69,7 @@ class Gates:
         self._tuned: Tensor | None = None
         self._parts: dict[tuple[int, int], Tensor] | None = None
         self._plan: Plan | None = None
+        self._same: bool | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """What copying and pickling take along: no gates, for a copy has no forward pass under way."""
@@ -127,8 +131,19 @@ class Gates:
 
     def constant(self, start: int, width: int) -> tuple[bool, ...] | None:
         """Which of `width` gates are 1, if each of them is the same for all examples; else None."""
+        if self._same is not None:
+            return (self._same,) * width
         counts, batch = self.plan.tuned[start : start + width], len(self._values)
         return tuple(count == batch for count in counts) if {*counts} <= {0, batch} else None
+
+    @contextmanager
+    def all_tuned(self, tuned: bool) -> Iterator[None]:
+        """For a call with such examples of the batch only as run all tuned, or all frozen, there."""
+        self._same = tuned
+        try:
+            yield
+        finally:
+            self._same = None
 
     def share_tuned(self, start: int, width: int) -> float:
         """The share of decisions of `width` gates that are for tuned: 0.0 and 1.0 are exact."""

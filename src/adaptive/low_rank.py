@@ -14,15 +14,16 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from adaptive.gates import Gates
+from adaptive.gates import TUNED, Gates
 from adaptive.pair import Sliced
-from adaptive.routing import per_slice
+from adaptive.routing import merge, per_slice, split_arguments
 from adaptive.storage import call_in_dtype
 
 
@@ -115,6 +116,34 @@ class LowRank(nn.Module):
         return call_in_dtype(self._merged[1], self._merged[1], self, input)
 
 
+class Apart:
+    """The forward pass of a module with low-rank copies in it, which all have the same gate.
+
+    In evaluation on a CPU the examples that chose the tuned copy run with merged weights and the others with
+    the frozen ones, instead of all with the thin products, for which a CPU waits for its memory. A GPU would
+    wait for twice as many launches. With `Gates.dense` all examples run together everywhere.
+    """
+
+    def __init__(self, module: nn.Module, gates: Gates, start: int) -> None:
+        self.module = module
+        self.gates = gates
+        self.start = start
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        forward, gates = partial(type(self.module).forward, self.module), self.gates
+        compiling = torch.compiler.is_compiling()
+        if compiling or self.module.training or torch.is_grad_enabled() or gates.dense:
+            return forward(*args, **kwargs)
+        gate = gates.of(self.start, 1)
+        if gate.device.type != "cpu" or gates.constant(self.start, 1):
+            return forward(*args, **kwargs)
+        rows, outputs = gates.rows(self.start), []
+        for side, (values, named) in enumerate(split_arguments(rows, len(gate), args, kwargs)):
+            with gates.all_tuned(side == TUNED):
+                outputs.append(forward(*values, **named))
+        return merge(gate, rows, *outputs)
+
+
 class GatedDropout(nn.Module):
     """Dropout of the examples that run tuned."""
 
@@ -176,9 +205,9 @@ class _LowRankProduct(torch.autograd.Function):
         ctx: FunctionCtx, layers: Sequence[LowRank], input: Tensor, gate: Tensor | None, *factors: Tensor
     ) -> tuple[Tensor, ...]:
         frozen = [layer.frozen for layer in layers]
-        own = all(isinstance(linear, OwnProduct) and linear.accepts(input) for linear in frozen)
-        # With products of its own it starts out from the bias and the update, else from the frozen output.
-        starts = [linear.bias for linear in frozen] if own else [layer.call_frozen(input) for layer in layers]
+        fused = all(isinstance(linear, OwnProduct) and linear.fuses_sums(input) for linear in frozen)
+        # Either the update is added to the frozen output, or that is added to the bias and the update.
+        starts = [linear.bias for linear in frozen] if fused else [at.call_frozen(input) for at in layers]
         dtype = starts[0].dtype
         downs, ups = factors[::2], [up.to(dtype) for up in factors[1::2]]
         down = (torch.cat(downs) if len(downs) > 1 else downs[0]).to(dtype)
@@ -191,9 +220,9 @@ class _LowRankProduct(torch.autograd.Function):
         outputs, parts = [], gated.split(len(down) // len(downs), -1)
         for linear, start, part, up in zip(frozen, starts, parts, ups, strict=True):
             total = _add_update(start.view(-1, len(up)), part, up, gate, layers[0].scale)
-            total = linear.onto(total, rows.flatten(0, 1)) if own else total
+            total = linear.onto(total, rows.flatten(0, 1)) if fused else total
             outputs.append(total.view(*input.shape[:-1], len(up)))
-        ctx.layers, ctx.shape = layers, input.shape
+        ctx.layers, ctx.shape, ctx.on_cpu = layers, input.shape, input.device.type == "cpu"
         ctx.save_for_backward(rows, hidden, gated, gate, down, *ups)
         return tuple(outputs)
 
@@ -215,6 +244,8 @@ class _LowRankProduct(torch.autograd.Function):
                 grad_gate = of_layer if grad_gate is None else grad_gate + of_layer
             else:
                 flat, flat_part = grad.flatten(0, 1), part.flatten(0, 1)
+                if ctx.on_cpu:  # along its columns it is read in half the time
+                    up = up.t().contiguous().t()
                 grad_parts.append(torch.addmm(flat_part, flat, up, beta=0, alpha=scale).view_as(part))
                 # This way round a CPU takes half the time.
                 grad_ups.append(torch.addmm(up.t(), flat_part.t(), flat, beta=0, alpha=scale).t())
@@ -225,10 +256,9 @@ class _LowRankProduct(torch.autograd.Function):
         flat_hidden, grad_rows = grad_hidden.flatten(0, 1), None
         grad_downs = (flat_hidden.t() @ rows.flatten(0, 1)).split(len(down) // len(ups))
         if ctx.needs_input_grad[1]:
-            grad_rows = flat_hidden @ down
             for layer, grad in zip(layers, grads, strict=True):
-                grad_rows = _add_input_gradient(grad_rows, layer.frozen, grad.flatten(0, 1))
-            grad_rows = grad_rows.view(ctx.shape)
+                grad_rows = _input_gradient(layer.frozen, grad.flatten(0, 1), grad_rows)
+            grad_rows = grad_rows.addmm_(flat_hidden, down).view(ctx.shape)
         factors = [grad for pair in zip(grad_downs, grad_ups, strict=True) for grad in pair]
         return None, grad_rows, grad_gate, *factors
 
@@ -272,25 +302,27 @@ class OwnProduct(Protocol):
 
     bias: Tensor | None
 
-    def accepts(self, input: Tensor) -> bool:
-        """Whether it does for this input; else the two below are not called."""
+    def fuses_sums(self, input: Tensor) -> bool:
+        """Whether `onto` is faster than adding to the output of `forward`; else it is not called."""
         ...
 
     def onto(self, total: Tensor, input: Tensor) -> Tensor:
         """total (N, out) + input (N, in) @ weight.T: bit for bit the output if `total` is the bias."""
         ...
 
-    def input_gradient(self, grad: Tensor, total: Tensor) -> Tensor:
-        """total (N, in) + grad (N, out) @ weight."""
+    def input_gradient(self, grad: Tensor, total: Tensor | None) -> Tensor:
+        """grad (N, out) @ weight, added to total (N, in) if there is one."""
         ...
 
 
-def _add_input_gradient(total: Tensor, frozen: nn.Linear, grad: Tensor) -> Tensor:
-    """total (N, in) + grad (N, out) @ weight, in place, in the type of `grad`."""
+def _input_gradient(frozen: nn.Linear, grad: Tensor, total: Tensor | None) -> Tensor:
+    """grad (N, out) @ weight in the type of `grad`, added in place to total (N, in) if there is one."""
     weight = frozen.weight
-    if isinstance(frozen, OwnProduct) and frozen.accepts(grad):
-        return frozen.input_gradient(grad, total)
     if weight.dtype != grad.dtype == torch.float32:
         # What is stored in 16 bits is multiplied in 16 bits, as in the forward pass; see adaptive.storage.
-        return total.add_(grad.to(weight.dtype) @ weight)
-    return total.addmm_(grad, weight.to(grad.dtype))
+        product = (grad.to(weight.dtype) @ weight).to(grad.dtype)
+        return product if total is None else total.add_(product)
+    if isinstance(frozen, OwnProduct):
+        return frozen.input_gradient(grad, total)
+    weight = weight.to(grad.dtype)
+    return grad @ weight if total is None else total.addmm_(grad, weight)

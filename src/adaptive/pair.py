@@ -8,8 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from adaptive.gates import FROZEN, TUNED, Gates
-from adaptive.routing import map_tensors, merge, mix, pick, split, with_gate_gradient
+from adaptive.gates import Gates
+from adaptive.routing import map_tensors, merge, mix, pick, split_arguments, with_gate_gradient
 from adaptive.storage import call_in_dtype
 
 
@@ -79,19 +79,13 @@ class GatedPair(nn.Module):
 
     def _by_rows(self, gate: Tensor, args: Any, kwargs: Any) -> Any:
         """Each copy runs the examples that chose it, and the others for their value if a gate needs it."""
-        rows, batch = self.gates.rows(self.start), len(gate)
-        values = {id(value): value for value in (*args, *kwargs.values())}  # one may come twice
-        halves = {key: split(value, rows, batch) for key, value in values.items()}
-        parts = [halves[id(value)] for value in args]
-        named = {name: halves[id(value)] for name, value in kwargs.items()}
-        frozen_args, tuned_args = ([part[copy] for part in parts] for copy in (FROZEN, TUNED))
-        frozen_named, tuned_named = ({n: part[copy] for n, part in named.items()} for copy in (FROZEN, TUNED))
-        frozen = self._frozen(*frozen_args, **frozen_named)
-        tuned = self.tuned(*tuned_args, **tuned_named)
+        rows = self.gates.rows(self.start)
+        of_frozen, of_tuned = split_arguments(rows, len(gate), args, kwargs)
+        frozen, tuned = self._frozen(*of_frozen[0], **of_frozen[1]), self.tuned(*of_tuned[0], **of_tuned[1])
         others = ()
         if gate.requires_grad:
             with torch.no_grad():
-                others = self.tuned(*frozen_args, **frozen_named), self._frozen(*tuned_args, **tuned_named)
+                others = self.tuned(*of_frozen[0], **of_frozen[1]), self._frozen(*of_tuned[0], **of_tuned[1])
         return merge(gate, rows, frozen, tuned, *others)
 
     def _by_slices(self, args: Any) -> Any:

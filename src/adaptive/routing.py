@@ -10,7 +10,7 @@ backwards, both sets of saved activations. With hard gates the same values and g
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from adaptive.gates import Rows
+from adaptive.gates import FROZEN, TUNED, Rows
 
 
 def map_tensors(function: Callable[..., Tensor], *outputs: Any) -> Any:
@@ -77,6 +77,21 @@ def split(value: Any, rows: Rows, batch: int) -> tuple[Any, Any]:
         return _Split.apply(value, rows)
     is_mask = value.dim() <= 2 and not value.is_floating_point()
     return (rows.sort(value) if is_mask else value.index_select(0, rows.order)).split(rows.sizes)
+
+
+def split_arguments(
+    rows: Rows, batch: int, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> list[tuple[list[Any], dict[str, Any]]]:
+    """The positional and the named arguments for the frozen rows, and those for the tuned ones."""
+    values = {id(value): value for value in (*args, *kwargs.values())}  # one may come twice
+    halves = {key: split(value, rows, batch) for key, value in values.items()}
+    return [
+        (
+            [halves[id(value)][side] for value in args],
+            {name: halves[id(value)][side] for name, value in kwargs.items()},
+        )
+        for side in (FROZEN, TUNED)
+    ]
 
 
 def merge(gate: Tensor, rows: Rows, frozen: Any, tuned: Any, *others: Any) -> Any:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertLayer
+from transformers.pytorch_utils import Conv1D
 
 from adaptive.adapt import Adaptive, adapt
 from adaptive.copies import Copies, low_rank
@@ -27,6 +28,7 @@ from adaptive.low_rank import GatedDropout, GatedSlices, LowRank
 from kernels import linear as kernel
 from kernels.dropout import Dropout
 from kernels.linear import Linear, linears
+from tasks.bench.operations import as_on_a_gpu
 
 BATCH, TOKENS, SIZE, SLICES, RANK = 6, 3, 16, 4, 3
 BF16 = torch.bfloat16
@@ -783,12 +785,72 @@ def test_where_gates_are_constant_evaluation_is_one_product_a_linear(gate: str) 
         assert products(lambda: model(batch())) == products(lambda: unadapted(batch()))
 
 
-def test_mixed_gates_are_evaluated_in_one_pass_too() -> None:
+@pytest.mark.parametrize("device", ["dense", "gpu"])
+def test_mixed_gates_are_evaluated_in_one_pass_on_a_gpu_or_if_dense(device: str) -> None:
     """W x, A x, once for the three projections, and B A x: nothing is run for each copy apart."""
+    model, gates = toy()
+    gates.dense = device == "dense"
+    gates.fill(mixed())
+    with torch.no_grad(), as_on_a_gpu(torch.device("cuda" if gates.dense else "cpu")):
+        assert products(lambda: model.eval()(batch())) == products(lambda: plain()(batch())) + 5 + 7
+
+
+def test_on_a_cpu_mixed_gates_of_a_unit_are_evaluated_with_two_weights_and_no_thin_products() -> None:
+    """Two products for each of the layer's two Linears; the others are gated as Linears and slices."""
     model, gates = toy()
     gates.fill(mixed())
     with torch.no_grad():
-        assert products(lambda: model.eval()(batch())) == products(lambda: plain()(batch())) + 5 + 7
+        model.eval()(batch())  # weights are merged at the first batch
+        assert products(lambda: model(batch())) == products(lambda: plain()(batch())) + 2 + 3 + 5
+
+
+@pytest.mark.parametrize("frozen_dtype", [None, BF16], ids=str)
+@pytest.mark.parametrize("amp", [None, BF16], ids=str)
+def test_it_makes_no_difference_but_rounding(amp: torch.dtype | None, frozen_dtype: torch.dtype) -> None:
+    model, gates = toy(copies=low_rank(RANK, frozen_dtype=frozen_dtype))
+    model.eval()
+    outputs = []
+    for gates.dense in (True, False):
+        gates.fill(mixed())
+        with torch.no_grad(), torch.autocast("cpu", amp, enabled=amp is not None):
+            outputs.append(model(batch()))
+    coarse = BF16 in (amp, frozen_dtype)
+    assert outputs[0].dtype == outputs[1].dtype
+    assert torch.allclose(*outputs, atol=0.1 if coarse else 1e-5)
+    assert not torch.equal(*outputs) or coarse
+
+
+def test_examples_that_run_apart_are_those_of_the_frozen_and_of_the_merged_model() -> None:
+    model, gates = toy()
+    twin, frozen = merge(copy.deepcopy(model)), plain()
+    values = mixed()
+    gates.fill(values)
+    with torch.no_grad():
+        found, _ = model.eval().layer(batch())
+        for row, value in enumerate(values[:, 0]):
+            expected, _ = (twin if value else frozen).eval().layer(batch()[row : row + 1])
+            assert torch.allclose(found[row], expected[0], atol=1e-6)
+
+
+def test_a_unit_keeps_its_type_names_attributes_and_hooks() -> None:
+    model, gates = toy()
+    assert type(model.layer) is Layer and model.layer.up.frozen.in_features == SIZE
+    seen: list[Tensor] = []
+    model.layer.register_forward_hook(lambda _, __, output: seen.append(output[0]))
+    gates.fill(mixed())
+    with torch.no_grad():
+        model.eval()(batch())
+    assert [len(output) for output in seen] == [BATCH]
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_of_a_unit_runs_its_own_weights(duplicate: Callable[[nn.Module], nn.Module]) -> None:
+    twin = duplicate(toy()[0]).eval()
+    twin.layer.up.gates.fill(torch.ones(BATCH, GATES))
+    with torch.no_grad():
+        before, _ = twin.layer(batch())
+        twin.layer.norm.bias.add_(1)
+        assert torch.allclose(twin.layer(batch())[0], before + 1, atol=1e-6)
 
 
 @pytest.fixture
@@ -968,6 +1030,20 @@ def test_a_module_that_reads_the_rate_to_drop_by_itself_gets_no_dropout(attentio
 def test_a_rank_that_is_not_positive_is_refused(rank: int) -> None:
     with pytest.raises(ValueError, match=f"a rank is at least 1, not {rank}"):
         low_rank(rank)
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        (nn.TransformerEncoderLayer(SIZE, SLICES), "its nn.MultiheadAttention does not call its Linears"),
+        (Conv1D(SIZE, SIZE), "none of its layers is an nn.Linear"),
+        (nn.Embedding(SIZE, SIZE), "none of its layers is an nn.Linear"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_unit_whose_update_would_never_be_taken_is_refused(module: nn.Module, reason: str) -> None:
+    with pytest.raises(ValueError, match=f"{type(module).__name__} cannot have low-rank copies: {reason}"):
+        adapt(nn.ModuleDict({"unit": module}), [(["unit"], 1)], low_rank(RANK))
 
 
 def test_an_output_that_does_not_fall_into_slices_is_refused() -> None:

@@ -26,7 +26,7 @@ def move(model: nn.Module) -> nn.Module:
 
 
 def merge(model: nn.Module) -> nn.Module:
-    """A copy of the model whose Linears are plain ones with W + scale B A."""
+    """A copy of the model whose Linears are plain ones with W + scale B A, and which knows no gates."""
 
     def merged(layer: LowRank) -> nn.Linear:
         linear = copy.deepcopy(layer.frozen)
@@ -34,7 +34,10 @@ def merge(model: nn.Module) -> nn.Module:
             linear.weight.add_(layer.scale * layer.up @ layer.down)
         return linear
 
-    return exchanged(copy.deepcopy(model), LowRank, merged)
+    twin = exchanged(copy.deepcopy(model), LowRank, merged)
+    for module in twin.modules():
+        vars(module).pop("forward", None)  # an `Apart`
+    return twin
 
 
 def exchanged(model: nn.Module, kind: type, make: Callable[[Any], nn.Module]) -> nn.Module:
