@@ -12,6 +12,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
+from tests.helpers.step import LORA, VARIANTS, choices
 from tests.helpers.stop import stop_after
 from tests.helpers.waits import waits_for
 
@@ -23,7 +24,7 @@ from tasks.finetune.strategies import STRATEGIES
 
 PRECISIONS = ("fp32", "bf16")
 # How often a step waits: where rows go to the copy they chose, the host must know how many they are.
-WAITS = {name: int(strategy.adaptive) for name, strategy in STRATEGIES.items()}
+WAITS = dict.fromkeys(LORA, 0) | {name: int(strategy.adaptive) for name, strategy in STRATEGIES.items()}
 
 
 @pytest.fixture(params=PRECISIONS)
@@ -40,12 +41,12 @@ def recorded(folder: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in line.items() if "second" not in name} for line in lines]
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(
-    args: VqaArgs, strategy: str, precision: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+    args: VqaArgs, variant: str, precision: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To the last bit, and without an option that asks for determinism."""
-    args = replace(args, strategy=strategy, precision=precision, epochs=2)
+    args = replace(args, **choices(variant), precision=precision, epochs=2)
     vqa.main(replace(args, version="whole"))
     with monkeypatch.context() as patch:
         stop_after(2, patch)
@@ -61,11 +62,11 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(
         assert not [name for name in whole if not torch.equal(whole[name], resumed[name])]
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_evaluating_again_gives_the_same_answers_and_the_accuracy_of_the_training(
-    args: VqaArgs, strategy: str, precision: str, device: torch.device
+    args: VqaArgs, variant: str, precision: str, device: torch.device
 ) -> None:
-    outcome = vqa.main(replace(args, strategy=strategy, precision=precision, epochs=2))
+    outcome = vqa.main(replace(args, **choices(variant), precision=precision, epochs=2))
     test = replace(args, strategy=None, load="snap/vqa/run/BEST", test="minival", precision=precision)
     predictions = []
     for _ in range(2):
@@ -74,9 +75,9 @@ def test_evaluating_again_gives_the_same_answers_and_the_accuracy_of_the_trainin
     assert predictions[0] == predictions[1]
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_a_step_waits_for_the_plan_of_its_routing_and_for_nothing_else(
-    args: VqaArgs, strategy: str, precision: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+    args: VqaArgs, variant: str, precision: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From the end of the first step to the end of the last: all that the trainer does, loading included."""
     places: list[int] = []
@@ -89,9 +90,9 @@ def test_a_step_waits_for_the_plan_of_its_routing_and_for_nothing_else(
 
         monkeypatch.setattr(TrainState, "count", count_and_mark)
         vqa.main(
-            replace(args, strategy=strategy, precision=precision, epochs=1, batch_size=12, log_every=1000)
+            replace(args, **choices(variant), precision=precision, epochs=1, batch_size=12, log_every=1000)
         )
     steps = len(places) - 1
     assert steps >= 8
     assert waits, "the saving and the evaluation wait, if waiting is noticed at all"
-    assert places[-1] - places[0] == WAITS[strategy] * steps, "\n".join(waits[places[0] : places[-1]])
+    assert places[-1] - places[0] == WAITS[variant] * steps, "\n".join(waits[places[0] : places[-1]])

@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.helpers.step import Step, distance, draw_gates_alike, make_model, step_of, take_step
+from tests.helpers.step import (
+    LORA,
+    VARIANTS,
+    Step,
+    distance,
+    draw_gates_alike,
+    make_model,
+    step_of,
+    take_step,
+)
 
 from tasks.finetune.strategies import STRATEGIES
 
@@ -25,24 +34,24 @@ def assert_alike(found: Step, expected: Step, tolerance: float, floor: float = 1
         assert worst <= tolerance, f"{part}: {name}"
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_a_step_in_fp32_is_that_of_the_cpu(
-    pretrained: Path, strategy: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+    pretrained: Path, variant: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draw_gates_alike(monkeypatch)
-    assert_alike(take_step(pretrained, strategy, device), take_step(pretrained, strategy, CPU), FP32)
+    assert_alike(take_step(pretrained, variant, device), take_step(pretrained, variant, CPU), FP32)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_a_step_in_bf16_is_that_of_the_cpu_in_fp32_but_for_its_rounding(
-    pretrained: Path, strategy: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+    pretrained: Path, variant: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draw_gates_alike(monkeypatch)
-    found = take_step(pretrained, strategy, device, precision="bf16")
-    expected = take_step(pretrained, strategy, CPU)
+    found = take_step(pretrained, variant, device, precision="bf16")
+    expected = take_step(pretrained, variant, CPU)
     assert not torch.equal(found.logits, expected.logits)  # it was bf16
     cast = {name for name, tensor in found.parameters.items() if tensor.dtype != torch.float32}
-    assert all(".frozen." in name for name in cast) and bool(cast) == STRATEGIES[strategy].adaptive
+    assert all(".frozen." in name for name in cast) and bool(cast) == (variant in (*ADAPTIVE, *LORA))
     assert_alike(found, expected, BF16, floor=1e-2)
 
 
@@ -57,13 +66,13 @@ def test_routed_is_dense(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_the_same_step_again_is_the_same_to_the_last_bit(
-    pretrained: Path, strategy: str, precision: str, device: torch.device
+    pretrained: Path, variant: str, precision: str, device: torch.device
 ) -> None:
     """With dropout and gate noise, which the seed decides, and no option that asks for determinism."""
     steps = [
-        step_of(make_model(pretrained, strategy, device, precision=precision), device, "adamw", precision)
+        step_of(make_model(pretrained, variant, device, precision=precision), device, "adamw", precision)
         for _ in range(2)
     ]
     assert torch.equal(steps[0].logits, steps[1].logits)

@@ -12,14 +12,19 @@ from torch import Tensor, nn
 
 from adaptive import adapt
 from adaptive.adapt import Adaptive
+from adaptive.copies import is_tuned_side
 from adaptive.policy import sample_gates
 from lxmert.loading import load_pretrained
 from tasks.finetune.args import VqaArgs
 from tasks.finetune.model import build, vqa_loss
 from tasks.finetune.spec import ModelSpec
+from tasks.finetune.strategies import STRATEGIES
 from training.optim import JointOptimizer, make_optimizer
 
 EXAMPLES = 12
+# Strategies with full copies, by their names, and those with low-rank ones.
+LORA = [f"{name}, lora" for name, strategy in STRATEGIES.items() if not strategy.keeps]
+VARIANTS = [*STRATEGIES, *LORA]
 
 
 class Step(NamedTuple):
@@ -29,6 +34,12 @@ class Step(NamedTuple):
     gates: Tensor
     gradients: dict[str, Tensor]
     parameters: dict[str, Tensor]  # after the step
+
+
+def choices(variant: str) -> dict[str, Any]:
+    """The arguments of the trainer for one of VARIANTS."""
+    strategy, _, tuned = variant.partition(", ")
+    return {"strategy": strategy} | ({"tuned": tuned, "rank": 3} if tuned else {})
 
 
 def draw_gates_alike(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,23 +57,23 @@ def draw_gates_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adapt, "sample_gates", sample)
 
 
-def make_model(pretrained: Path, strategy: str, device: torch.device, **options: Any) -> Adaptive:
-    """A model whose tuned copies have moved away from the frozen ones. options: those of `build`."""
+def make_model(pretrained: Path, variant: str, device: torch.device, **options: Any) -> Adaptive:
+    """One of VARIANTS whose tuned copies have moved away from the frozen ones. options: those of `build`."""
     torch.manual_seed(0)
-    spec = ModelSpec.of(VqaArgs(strategy=strategy, pretrained=str(pretrained)))
+    spec = ModelSpec.of(VqaArgs(pretrained=str(pretrained), **choices(variant)))
     model = build(spec, load_pretrained(spec), ANSWERS, **options)[0]
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if ".tuned." in name:
+            if is_tuned_side(name):
                 parameter.add_(0.2 * torch.randn_like(parameter))
     return model.to(device).train()
 
 
 def take_step(
-    pretrained: Path, strategy: str, device: torch.device, optimizer: str = "sgd", **options: Any
+    pretrained: Path, variant: str, device: torch.device, optimizer: str = "sgd", **options: Any
 ) -> Step:
     """A step without dropout, which no two devices draw alike. options: those of `build`."""
-    model = make_model(pretrained, strategy, device, **options)
+    model = make_model(pretrained, variant, device, **options)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
