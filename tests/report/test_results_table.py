@@ -128,7 +128,7 @@ def test_orderings_that_hold_are_said_to_hold_with_their_numbers(tmp_path: Path,
     assert all(line.endswith(": holds") for line in lines)
     # Validation: from scratch 42, standard (72 + 73) / 2, SpotTune (73.5 + 74.5) / 2.
     assert "30.50 below standard" in lines[0]
-    assert "SpotTune is within 1.5 points of standard in validation: +1.50" in lines[1]
+    assert "SpotTune is at most 1.5 points below standard in validation: +1.50" in lines[1]
     # Gaps: Frozen (1.5 + 2.5) / 2, SpotTune (8.5 + 9.5) / 2, standard (13 + 14) / 2.
     assert "2.00, 9.00, 13.50; 4.50 below standard" in lines[3]
 
@@ -137,7 +137,7 @@ def test_orderings_that_hold_are_said_to_hold_with_their_numbers(tmp_path: Path,
     ("strategy", "scratch", "train", "val", "claim"),
     [
         ("standard", True, 60.0, 53.5, "from scratch is at least"),
-        ("SpotTune", False, 80.0, 71.0, "SpotTune is within"),
+        ("SpotTune", False, 80.0, 71.0, "SpotTune is at most 1.5"),
         ("SpotTune", False, 84.1, 73.5, "gap Frozen < SpotTune"),  # 2.4 points below standard's
         ("SpotTune", False, 74.0, 73.5, "gap Frozen < SpotTune"),  # below Frozen's
     ],
@@ -162,7 +162,7 @@ def test_orderings_without_their_strategies_are_left_out(tmp_path: Path, capsys:
     runs = [str(write_run(tmp_path, name, 0, 80.0, 72.0)) for name in ("standard", "SpotTune")]
     assert results(runs) == 0
     lines = orderings(capsys)
-    assert len(lines) == 1 and "within 1.5 points" in lines[0]
+    assert len(lines) == 1 and "at most 1.5 points" in lines[0]
 
 
 def test_the_readme_changes_only_between_its_markers(tmp_path: Path, capsys: Capture) -> None:
