@@ -8,7 +8,7 @@
 #   bash run/vqa_bench.bash --only bf16    only some rows, with the rows they are compared with
 #   bash run/vqa_bench.bash --from-json snap/bench.json --readme README.md
 #
-# Prints a table and writes snap/bench.json. --readme README.md puts six rows and a picture into the README and all
+# Prints a table and writes snap/bench.json. --readme README.md puts eight rows and a picture into the README and all
 # rows into run/BENCHMARKS.md; with --from-json nothing is measured, and what an earlier benchmark wrote is shown.
 
 set -euo pipefail

@@ -8,7 +8,7 @@
 
 All variants run in this one process, on the same batches. run/BENCHMARKS.md
 says what they are and how they are measured; with --readme its table is
-replaced, and the README gets a picture and six of the rows.
+replaced, and the README gets a picture and eight of the rows.
 """
 
 import argparse

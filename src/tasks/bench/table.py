@@ -26,8 +26,10 @@ HIGHLIGHTS = (
     "standard, fp32",
     "dense SpotTune_Block",
     "SpotTune_Block, lxmert policy, fp32",
-    "SpotTune_Block, light policy every 4th step, fp32",
     "SpotTune, lxmert policy, fp32",
+    "SpotTune_Block, light policy every 4th step, fp32",
+    "SpotTune_Block + LoRA, embeddings frozen, fp32",
+    "SpotTune + LoRA, embeddings frozen, fp32",
 )
 
 Row = Mapping[str, Any]
