@@ -51,12 +51,9 @@ def low_rank(rank: int, alpha: float | None = None, frozen_dtype: torch.dtype | 
     made: dict[int, nn.Module] = {}  # by the id of what they replace
 
     def copies(module: nn.Module, gates: Gates | None, start: int, width: int) -> nn.Module:
+        _require_linears(module)
+
         def replaced(part: nn.Module, inside_slices: bool = False) -> nn.Module:
-            if isinstance(part, nn.MultiheadAttention):
-                raise ValueError(
-                    f"{type(module).__name__} cannot have low-rank copies: its nn.MultiheadAttention does "
-                    "not call its Linears. Give it full copies, or an attention that does."
-                )
             if id(part) in made:
                 return made[id(part)]
             sliced = gates is not None and isinstance(part, Sliced)
@@ -75,11 +72,6 @@ def low_rank(rank: int, alpha: float | None = None, frozen_dtype: torch.dtype | 
             return fresh
 
         kept: list[nn.Module] = []
-        matrices = any(parameter.dim() > 1 for parameter in module.parameters())
-        if matrices and not any(isinstance(part, nn.Linear | LowRank) for part in module.modules()):
-            raise ValueError(
-                f"{type(module).__name__} cannot have low-rank copies: none of its layers is an nn.Linear."
-            )
         fresh = replaced(module)
         for part in kept:
             for parameter in part.parameters(recurse=False):
@@ -96,6 +88,20 @@ def low_rank(rank: int, alpha: float | None = None, frozen_dtype: torch.dtype | 
         return fresh
 
     return copies
+
+
+def _require_linears(module: nn.Module) -> None:
+    """ValueError if low-rank updates of a module would never be taken."""
+    parts, reason = list(module.modules()), None
+    if any(isinstance(part, nn.MultiheadAttention) for part in parts):
+        reason = (
+            "its nn.MultiheadAttention does not call its Linears. Give it full copies, or another attention"
+        )
+    matrices = any(parameter.dim() > 1 for parameter in module.parameters())
+    if matrices and not any(isinstance(part, nn.Linear | LowRank) for part in parts):
+        reason = "none of its layers is an nn.Linear"
+    if reason:
+        raise ValueError(f"{type(module).__name__} cannot have low-rank copies: {reason}.")
 
 
 def plain_name(name: str) -> str:

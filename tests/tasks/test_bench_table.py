@@ -57,8 +57,8 @@ def test_the_picture_has_a_bar_for_each_ratio_with_its_number() -> None:
     for speed, name in enumerate(names, 1):
         rows.append(row(name, [speed] * 3, [2 * speed] * 3, [1, 1, 1], "reference"))
     figure = speed_figure({"rows": rows})
-    panels = figure.axes  # training and evaluation of the first panel, then of the second
-    for train, evaluation in (panels[:2], panels[2:]):
+    panels = figure.axes  # training and evaluation of the first panel, then of the others
+    for train, evaluation in zip(panels[::2], panels[1::2], strict=True):
         assert [2 * bar.get_width() for bar in train.patches] == [
             bar.get_width() for bar in evaluation.patches
         ]
