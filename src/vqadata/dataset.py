@@ -49,6 +49,8 @@ class VqaDataset(Dataset):
     """Examples held as columns; N examples, T word pieces, A answers.
 
     questions: N of them, about images that have features (see `images_fault`); answers: in label order.
+    question_types and groups are the names that occur, sorted, '' where a record has none; question_type and
+    group (N,) the number of each example's.
     """
 
     def __init__(self, questions: Questions, stores: FeatureStores, answers: Sequence[str]) -> None:
@@ -59,10 +61,8 @@ class VqaDataset(Dataset):
         self.images = questions.images
         self.question_ids = questions.question_ids
         self.places = stores.locate(questions.images)[questions.image]
-        occurring, numbers = np.unique(questions.question_type, return_inverse=True)
-        names = np.array(questions.question_types)[occurring]
-        self.question_types, places = np.unique(names, return_inverse=True)
-        self.question_type = places[numbers]
+        self.question_types, self.question_type = _by_name(questions.question_types, questions.question_type)
+        self.groups, self.group = _by_name(questions.groups, questions.group)
         self.num_answers = len(answers)
         self.labelled = answers_fault(questions, answers) is None  # else there is nothing to score against
         self._label_start, self._label_answer, self._label_score = _labels_among(questions, answers)
@@ -104,6 +104,13 @@ class VqaDataset(Dataset):
             labels = slice(self._label_start[index], self._label_start[index + 1])
             target[row, self._label_answer[labels]] = self._label_score[labels]
         return target
+
+
+def _by_name(names: Sequence[str], numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Those names that occur, sorted, and the place of each number's name among them."""
+    occurring, places = np.unique(numbers, return_inverse=True)
+    sorted_names, order = np.unique(np.array(names)[occurring], return_inverse=True)
+    return sorted_names, order[places]
 
 
 def _labels_among(questions: Questions, answers: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -245,7 +245,7 @@ def _record(question: Question, annotation: Annotation, vocabulary: Collection[s
 
 def _complete(record: Record, vocabulary: Collection[str]) -> Record:
     """LXMERT's record of one in the minimal format."""
-    example = {field: record[field] for field in FIELDS}
+    example = {field: record[field] for field in (*FIELDS, "group") if field in record}
     if "answers" not in record and "label" not in record:
         return example
     answers: Sequence[str] = record.get("answers", ())

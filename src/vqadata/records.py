@@ -5,7 +5,8 @@ whatever `vqa_prepare check` finds is what the trainer stops at, in the same wor
 
     split        {"question_id": 1, "img_id": "photo_17", "sent": "is it red?"}, and, if it is known, what
                  humans answered: "label" {answer: score in [0, 1]} in LXMERT's format, or in the minimal one
-                 "answers", a list of 1 to 10, or "answer"; "answer_type" and "question_type" may be left out
+                 "answers", a list of 1 to 10, or "answer"; "answer_type", "question_type" and "group",
+                 what results may be broken down by, can be left out
     question     one of the official question files: question_id, image_id (a number), question
     annotation   one of the official annotation files: question_id and answers (or a single answer)
     prediction   one of the challenge's format: question_id and answer
@@ -170,7 +171,7 @@ def _blank_fault(record: Record, fields: Sequence[str]) -> str | None:
 
 
 def _type_fault(record: Record) -> str | None:
-    for field in ("question_type", "answer_type"):
+    for field in ("question_type", "answer_type", "group"):
         if not _is_text(record.get(field, "")):
             return f"{field} is not a string"
     if record.get("answer_type", "other") not in ANSWER_TYPES:

@@ -32,8 +32,8 @@ def record(number: int, image: str, label: dict[str, float], **other: Any) -> di
 RECORDS = [
     record(10, "b", {"yes": 1.0, "no": 0.3}),
     record(11, "a", {}, question_type="is"),
-    record(12, "c", {"red": 0.9, "crimson": 0.6}),
-    record(13, "a", {"crimson": 1.0}),
+    record(12, "c", {"red": 0.9, "crimson": 0.6}, group="new"),
+    record(13, "a", {"crimson": 1.0}, group="known"),
     record(14, "b", {"2": 0.3, "yes": 0.3, "red": 0.3}, question_type="how many"),
 ]
 LENGTHS = np.array([4, 2, 6, 3, 5])
@@ -86,6 +86,11 @@ def test_a_batch_equals_its_examples_one_by_one(
         torch.testing.assert_close(batch["target"][row], torch.tensor(target), rtol=0, atol=0)
         assert batch["question_id"][row] == example["question_id"]
         assert dataset.question_types[batch["question_type"][row]] == example["question_type"]
+
+
+def test_groups_are_named_in_order_and_each_example_has_the_number_of_its_own(dataset: VqaDataset) -> None:
+    assert dataset.groups.tolist() == ["", "known", "new"]
+    assert [dataset.groups[number] for number in dataset.group] == ["", "", "new", "known", ""]
 
 
 def test_one_example_is_a_batch_of_one(dataset: VqaDataset) -> None:

@@ -24,7 +24,7 @@ from vqadata.folder import DataFolder
 PAD = 7
 RECORDS: list[dict[str, Any]] = [
     {"question_id": 2**40, "img_id": "b", "sent": "is it", "label": {"yes": 1, "no": 0.3}},
-    {"question_id": -3, "img_id": "a", "sent": "what", "label": {}, "question_type": "what"},
+    {"question_id": -3, "img_id": "a", "sent": "what", "label": {}, "question_type": "what", "group": "old"},
     {"question_id": 5, "img_id": "c", "sent": "is it so", "question_type": "is"},
     {
         "question_id": 6,
@@ -65,6 +65,7 @@ def texts_of(questions: Questions) -> list[dict[str, Any]]:
                 "sent": questions.token_ids[row, : questions.token_lengths[row]].tolist(),
                 "padding": questions.token_ids[row, questions.token_lengths[row] :].tolist(),
                 "question_type": questions.question_types[questions.question_type[row]],
+                "group": questions.groups[questions.group[row]],
                 "label": {
                     questions.answers[questions.label_answer[n]]: questions.label_score[n] for n in labels
                 }
@@ -107,6 +108,7 @@ def test_columns_say_what_the_records_say() -> None:
         assert row["label"] == (label if label is None else {a: np.float32(s) for a, s in label.items()})
         assert row["sent"] == list(map(len, record["sent"].split()))
         assert row["question_type"] == record.get("question_type", "")
+        assert row["group"] == record.get("group", "")
         assert (row["question_id"], row["img_id"]) == (record["question_id"], record["img_id"])
 
 

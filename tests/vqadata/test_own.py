@@ -29,20 +29,21 @@ def test_one_answer_ten_answers_or_scores(tmp_path: Path) -> None:
         tmp_path,
         train=[
             record(1, answer=" red\n"),
-            record(2, answers=["2"] * 3 + ["3"] * 7, question_type="how many"),
+            record(2, answers=["2"] * 3 + ["3"] * 7, question_type="how many", group="clean"),
             record(3, answers=["yes", "yes", "no"]),
         ],
         valid=[record(4, label={"red": 0.5, "pink": 0.25}, answer_type="other")],
-        test=[record(5)],
+        test=[record(5, group="dark")],
     )
     prepared = prepare_own(folder)
     assert prepared.answers == ["red", "2", "3", "no", "pink", "yes"]
     one, ten, three = prepared.splits["train"]
     assert (one["label"], one["answer_type"]) == ({"red": 1.0}, "other")
     assert (ten["label"], ten["answer_type"]) == ({"2": 0.9, "3": 1.0}, "number")
+    assert ten["group"] == "clean" and "group" not in one
     assert (three["label"], three["answer_type"]) == ({"yes": 1.0 * 2 / 3, "no": 1 / 3}, "yes/no")
     assert prepared.splits["valid"][0]["label"] == {"red": 0.5, "pink": 0.25}
-    assert prepared.splits["test"] == [record(5)]
+    assert prepared.splits["test"] == [record(5, group="dark")]
     # Scores alone do not tell what humans answered: no official accuracy on that split.
     assert set(prepared.annotations) == {"train"}
     assert prepared.annotations["train"][2].right == "yes"

@@ -63,6 +63,8 @@ FAULTS = [
     ({"answer_type": ["other"]}, "answer_type is not a string"),
     ({"question_type": 5}, "question_type is not a string"),
     ({"question_type": None}, "question_type is not a string"),
+    ({"group": 1}, "group is not a string"),
+    ({"group": ["clean"]}, "group is not a string"),
     ({"answers": []}, "answers holds 0 answers; 1 to 10 are allowed"),
     ({"answers": ["a"] * 11}, "answers holds 11 answers; 1 to 10 are allowed"),
     ({"answers": ["a", " "]}, "answers holds an empty answer"),
