@@ -6,8 +6,10 @@
 #   bash run/report.bash policy demo                             which gates ran tuned in the last epoch of a run
 #   bash run/report.bash results snap/vqa/compare-*              the results of finished runs, one row per strategy
 #   bash run/report.bash results snap/vqa/compare-* --readme README.md
+#   bash run/report.bash page snap/vqa/compare-*                 a page of results on any data sets, with pictures
 #
-# Takes a few seconds. Pictures go to visualizations/<version>/ unless --output says otherwise.
+# Takes a few seconds. Pictures go to visualizations/<version>/, the page to visualizations/results.md, unless
+# --output or --page says otherwise.
 
 set -euo pipefail
 

@@ -66,7 +66,7 @@ def show_results(
     checks = check_orderings(rows)
     setting = {key: runs[0].result[key] for key in ("dataset", "epochs")}
     caption = _caption(rows, **setting)
-    block = f"{markdown.table(_cells(rows))}\n\n{caption}"
+    block = results_block(rows, **setting)
     if readme:
         markdown.write_block(readme, "results", block)
     if json:
@@ -82,6 +82,11 @@ def show_results(
     for check in checks:
         text = f"- {check.claim}: {check.measured}: {'holds' if check.holds else 'does not hold'}"
         print(textwrap.fill(text, 79, subsequent_indent="  "))
+
+
+def results_block(rows: Sequence[Row], dataset: str, epochs: int) -> str:
+    """The table of a data set and its caption, in markdown."""
+    return f"{markdown.table(_cells(rows))}\n\n{_caption(rows, dataset, epochs)}"
 
 
 def make_rows(runs: Sequence[Run], order: Sequence[str] = ()) -> list[Row]:

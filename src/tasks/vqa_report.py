@@ -2,6 +2,7 @@
 
     bash run/report.bash policy <version>             what the policy chose
     bash run/report.bash results snap/vqa/compare-*   a row per strategy
+    bash run/report.bash page snap/vqa/compare-*      a page: pictures, and a table per data set
 
 A run is given by its version name or by its folder.
 """
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from common.cli import Parser, run_command
 from report.policy_plot import draw_run
+from report.results_page import origin_of, sections_of, write_page
 from report.results_table import show_results
 from report.run import RUNS, Run
 from tasks.finetune.strategies import STRATEGIES
@@ -23,6 +25,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     if args.command == "policy":
         for path in draw_run(args.run, args.output or Path("visualizations", args.run.name)):
+            print(f"wrote {path}")
+    elif args.command == "page":
+        origin = origin_of(args.runs)
+        for path in write_page(args.page, sections_of(args.runs, list(STRATEGIES)), origin):
             print(f"wrote {path}")
     else:
         files = {"readme": args.readme, "json": args.json}
@@ -52,6 +58,12 @@ def build_parser() -> Parser:
     flag("--readme", type=Path, metavar="FILE", help="write it between this file's results markers too")
     flag("--json", type=Path, metavar="FILE", help="write unrounded rows and orderings to this file too")
     flag("--markdown-only", action="store_true", help="print it in markdown and without the orderings")
+
+    about = "Write a page with the results of finished runs on any data sets: two pictures, and their tables."
+    page = commands.add_parser("page", help="a page of results, with pictures", description=about)
+    page.add_argument("runs", type=find_run, nargs="+", help="version names or folders, of any data sets")
+    help = "the page, in markdown; its pictures are written beside it (%(default)s)"
+    page.add_argument("--page", type=Path, default=Path("visualizations/results.md"), metavar="FILE", help=help)
     return parser
 
 
