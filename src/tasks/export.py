@@ -36,6 +36,7 @@ from tasks.finetune.best import ENCODER, HEAD, INSIDE, WEIGHTS, Best, load_base_
 from tasks.finetune.fold import constant_gates, fold
 from tasks.finetune.spec import LOCATIONS
 from tasks.finetune.strategies import STRATEGIES
+from vqadata.sample import parse_draw
 
 LEAKAGE = """\
 The released LXMERT was pre-trained on questions and answers of VQA v2 train and nominival, and VQA-CP v2 is a
@@ -44,7 +45,7 @@ answers. Its scores on VQA-CP v2 measure less than the name says."""
 SCENES = """\
 The embedded scenes are a small synthetic data set that illustrates the method. These are not VQA results."""
 OTHER = f"If questions of VQA are among the data: {LEAKAGE[0].lower()}{LEAKAGE[1:]}"
-WORTH = {"scenes": SCENES, "vqav2": LEAKAGE, "vqacpv2": LEAKAGE}  # what scores mean, by data set
+WORTH = {"vqav2": LEAKAGE, "vqacpv2": LEAKAGE}  # what scores mean, by data set
 SCORES = {  # of the metrics of an epoch: what the model card calls each, and how it writes it
     "epoch": ("epoch", "{:.0f}"),
     "train_accuracy": ("training accuracy (running)", "{:.2f} %"),
@@ -198,7 +199,7 @@ def model_card(run: Run, best: Best, to: Path, plain: bool) -> str:
         start=f"{random}`{best.pretrained_source}` (sha256 `{best.pretrained_sha256}`)",
         commit=f"`{commit}`" + (" with uncommitted changes" if changed else ""),
         scores="\n".join(scores),
-        worth=WORTH.get(best.dataset, OTHER),
+        worth=SCENES if parse_draw(best.dataset) else WORTH.get(best.dataset, OTHER),
         use=(USE_ADAPTIVE if strategy.adaptive and not plain else USE_PLAIN).format(to=to, version=run.name),
     )
 

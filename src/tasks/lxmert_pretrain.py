@@ -1,6 +1,7 @@
-"""Pre-train the small LXMERT of the embedded default, on clean scenes.
+"""Pre-train the small LXMERT of the embedded data sets, on clean scenes.
 
-    bash run/lxmert_pretrain.bash --output <folder>
+    bash run/lxmert_pretrain.bash             the shipped one
+    bash run/lxmert_pretrain.bash --seed 1    that of draw 1: of scenes-draw1, scenes-mixed-draw1, ...
 
 LXMERT with 3 language, 2 vision and 2 cross layers learns to answer questions about clean scenes, with the
 loss of fine-tuning, so that fine-tuning need not calibrate the answer head first. Two auxiliary heads name
@@ -34,6 +35,7 @@ from transformers import BertTokenizer, LxmertConfig, get_linear_schedule_with_w
 from common.cli import Parser, run_command
 from common.files import replace_folder, sha256_of, write_json
 from lxmert.modeling import AnswerHead, LxmertModel, initialise
+from tasks.finetune.data import small_model
 from tasks.finetune.model import vqa_loss
 from vqadata import scenes
 
@@ -47,7 +49,7 @@ NOTHING = -100  # target of a padded region; cross_entropy ignores it
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser(
         prog="lxmert_pretrain.bash",
-        description="Pre-train the small LXMERT of the embedded default on clean scenes.",
+        description="Pre-train the small LXMERT of the embedded data sets on clean scenes. HOW_LONG",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     flag = parser.add_argument
@@ -56,11 +58,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     flag("--epochs", type=int, default=12, help="passes over all questions")
     flag("--batch-size", type=int, default=128, help="questions per step")
     flag("--lr", type=float, default=2e-3, help="peak learning rate of AdamW")
-    flag("--seed", type=int, default=0, help="decides scenes, weights, order and dropout")
-    help = "folder to write; an earlier model in it is replaced at the end"
-    flag("--output", type=Path, default=Path("snap/pretrained/lxmert-scenes"), help=help)
+    help = "decides scenes, weights, order and dropout; N > 0 makes the model of draw N of the data sets"
+    flag("--seed", type=int, default=0, help=help)
+    help = f"folder to write (default: {small_model(None)}, and {small_model(DRAW)} for --seed N); an earlier "
+    help += "model in it is replaced at the end"
+    flag("--output", type=Path, default=argparse.SUPPRESS, help=help)
     flag("--threads", type=int, default=1, help="CPU threads; a second one gains little")
     args = parser.parse_args(argv)
+    vars(args).setdefault("output", Path(small_model(args.seed or None)))
     for name in ("scenes", "questions", "epochs", "batch_size", "lr", "threads"):
         if getattr(args, name) <= 0:
             parser.error(f"--{name.replace('_', '-')} must be greater than 0, not {getattr(args, name)}")

@@ -113,6 +113,11 @@ class DataFolder:
     def exists(self) -> bool:
         return is_there(self.path) and self.path.is_dir()
 
+    @property
+    def is_prepared(self) -> bool:
+        """Whether a command of `vqa_prepare` wrote it."""
+        return is_there(self.path / PREPARED)
+
     def splits(self) -> list[str]:
         """The names of the splits that exist, sorted; DataError if there is no such folder."""
         if not self.exists():

@@ -9,7 +9,7 @@ and noisier one (style 1). Everything is drawn from the random generator that is
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from itertools import permutations, product
 from typing import NamedTuple
@@ -39,9 +39,11 @@ MAX_OBJECTS = 7
 PATCH = 6  # a region's crop is resized to PATCH x PATCH
 FEATURE_SIZE = PATCH * PATCH * 3
 
+RARITY = 10  # a rare answer is asked for a tenth as often as another one
+
 # Each use of the world has its own stream of random numbers, `default_rng([seed, use, number])`, so that no
 # two of them share a scene whatever their seeds.
-PRETRAINING, PRETRAINING_CHECK, FINE_TUNING, DISAGREEMENT = range(4)
+PRETRAINING, PRETRAINING_CHECK, FINE_TUNING, DISAGREEMENT, MIXED, PRIORS, RENAMED = range(7)
 
 
 class Thing(NamedTuple):
@@ -162,11 +164,18 @@ def vocabulary() -> list[str]:
     return sorted({*re.findall(r"\w+|\?", re.sub(r"{\w+}", "", wordings)), *fillers})
 
 
-def ask(things: Sequence[Thing], count: int, wording: int, rng: np.random.Generator) -> list[Question]:
+def ask(
+    things: Sequence[Thing],
+    count: int,
+    wording: int,
+    rng: np.random.Generator,
+    rare: Collection[str] = (),
+) -> list[Question]:
     """`count` different questions about a scene, in wording 0 or 1.
 
     A family is drawn from those the scene has questions of, then an answer from those the family has here,
-    then a question: the frequent answer of a scene is not asked for more often than the rare one.
+    then a question: the frequent answer of a scene is not asked for more often than the rare one. An answer
+    that is `rare` is asked for a tenth as often.
     """
     offers = {family: offer for family in WORDINGS if (offer := offered(things, family))}
     families = list(offers)
@@ -175,6 +184,8 @@ def ask(things: Sequence[Thing], count: int, wording: int, rng: np.random.Genera
         family = families[rng.integers(len(families))]
         answers = list(offers[family])
         answer = answers[rng.integers(len(answers))]
+        if answer in rare and rng.integers(RARITY):
+            continue
         candidates = offers[family][answer]
         text = WORDINGS[family][wording].format(**candidates[rng.integers(len(candidates))])
         questions.setdefault(text, Question(text, answer, family))

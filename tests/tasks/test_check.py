@@ -89,8 +89,11 @@ def test_nothing_there_names_each_file_and_where_it_can_be_had(
     assert "cannot be trained on yet" in text
 
 
-def test_the_embedded_scenes_need_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("check", "--data", tmp_path, "--dataset", "scenes") == 0
+@pytest.mark.parametrize("name", ["scenes", "scenes-mixed", "scenes-cp-draw3"])
+def test_the_embedded_scenes_need_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert run("check", "--data", tmp_path, "--dataset", name) == 0
     assert "not there yet, and the first run writes it" in capsys.readouterr().out
 
 

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.helpers.paths import ROOT
 from tests.helpers.small import write_dataset, write_pretrained
 from torch.utils.data import default_convert
 
 from common.errors import DataError
 from lxmert.tokens import load_tokenizer
+from tasks import vqa
 from tasks.finetune import data
-from tasks.finetune.data import load_splits
+from tasks.finetune.args import RECIPES
+from tasks.finetune.data import choose_recipe, load_splits
 from tasks.finetune.setup import read_by
 from tasks.prepare.check import examine
 from vqadata.dataset import VqaDataset
 from vqadata.folder import DataFolder
+from vqadata.sample import EMBEDDED
 
 FLAGS = {"train": "train,nominival", "valid": "minival"}
 
@@ -107,3 +113,31 @@ def test_what_runs_keep_is_no_part_of_a_data_set(folder: DataFolder, tokenizer: 
     assert list(map(str, examine(folder, verify=True))) == before
     assert read_by(folder, FLAGS, load(folder, tokenizer)) == identity
     assert not any("encoded" in text for text in [*before, *identity])
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_an_embedded_data_set_has_the_recipe_of_the_scenes_on_splits_of_its_own(name: str) -> None:
+    recipe = choose_recipe(DataFolder(Path("data"), name))
+    splits = {"train": recipe.train, "valid": recipe.valid}
+    assert {split for names in splits.values() for split in names.split(",")} <= set(EMBEDDED[name].splits)
+    assert replace(recipe, **splits) == replace(RECIPES["scenes"], **splits)
+    drawn = choose_recipe(DataFolder(Path("data"), f"{name}-draw7"))
+    assert drawn == replace(recipe, pretrained="snap/pretrained/lxmert-scenes-draw7")
+
+
+def test_a_draw_is_trained_on_with_a_model_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    few = replace(EMBEDDED["scenes-mixed"], splits={"train": 12, "nominival": 4, "minival": 8})
+    monkeypatch.setitem(EMBEDDED, "scenes-mixed", few)
+    flags = ["--dataset=scenes-mixed-draw1", "--strategy=Frozen", "--epochs=1", "--wandb=off", "--no-tqdm"]
+    assert vqa.cli(flags) == 2
+    model = "snap/pretrained/lxmert-scenes-draw1"
+    sentence = f"{model} is missing: `bash run/lxmert_pretrain.bash --seed 1` makes it"
+    assert sentence in capsys.readouterr().err
+    shutil.copytree(ROOT / "snap/pretrained/lxmert-scenes", model)
+    assert vqa.cli(flags) == 0
+    arguments = json.loads(Path("snap/vqa/run/args.json").read_text())
+    assert (arguments["dataset"], arguments["pretrained"]) == ("scenes-mixed-draw1", model)
+    assert json.loads(Path("data/scenes-mixed-draw1/manifest.json").read_text())["seed"] == 1

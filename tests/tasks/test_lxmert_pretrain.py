@@ -198,3 +198,8 @@ def test_a_folder_that_is_no_model_is_never_replaced(
     with pytest.raises(SystemExit, match="2"):
         parse_args(["--output", str(tmp_path)])
     assert "is no model" in capsys.readouterr().err
+
+
+def test_a_seed_makes_the_model_of_its_draw_and_only_the_default_one_is_the_shipped_one() -> None:
+    assert parse_args(["--seed", "3"]).output == Path("snap/pretrained/lxmert-scenes-draw3")
+    assert parse_args([]).output == Path("snap/pretrained/lxmert-scenes")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from tasks.finetune.args import VqaArgs
 from tasks.finetune.data import choose_recipe
 from tasks.finetune.settle import settle
 from vqadata.folder import DataFolder
-from vqadata.sample import write_scenes
+from vqadata.sample import EMBEDDED, write_scenes
 
 SIZE = 7  # of a region's features: no pre-trained model here reads that
 QUESTIONS = ("is it red", "what is the", "is the blue")
@@ -88,17 +89,18 @@ def test_from_raw_files_to_an_answer(
 def test_a_changing_priors_variant_of_the_scenes_is_trained_on(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_scenes(here / "data" / "scenes", splits={"train": 24, "nominival": 6, "minival": 12})
-    assert prepare("changing-priors", "--from", "data/scenes", "--name", "scenes-cp", "--holdout", "0.2") == 0
-    assert prepare("doctor", "--dataset", "scenes-cp") == 0
-    flags = ["--dataset=scenes-cp", "--version=cp", "--epochs=1", "--strategy=SpotTune_Block"]
+    few = replace(EMBEDDED["scenes"], splits={"train": 24, "nominival": 6, "minival": 12})
+    write_scenes(DataFolder(Path("data"), "scenes"), few)
+    assert prepare("changing-priors", "--from", "data/scenes", "--name", "cp", "--holdout", "0.2") == 0
+    assert prepare("doctor", "--dataset", "cp") == 0
+    flags = ["--dataset=cp", "--version=cp", "--epochs=1", "--strategy=SpotTune_Block"]
     assert vqa.cli([*flags, "--policy=light", "--wandb=off", "--no-tqdm"]) == 0
     arguments = json.loads(Path("snap/vqa/cp/args.json").read_text())
     assert (arguments["train"], arguments["valid"], arguments["lr"]) == ("cp_train", "cp_val", 1e-3)
     assert arguments["pretrained"] == "snap/pretrained/lxmert-scenes"
     capsys.readouterr()
     assert vqa.cli(["--version=cp", "--load=snap/vqa/cp/BEST", "--test=cp_test", "--tiny", "--no-tqdm"]) == 0
-    questions = len(json.loads(Path("data/scenes-cp/cp_test.json").read_text()))
+    questions = len(json.loads(Path("data/cp/cp_test.json").read_text()))
     printed = capsys.readouterr().out
     assert f"cp_test: {questions:,} questions, soft-target accuracy" in printed and "INCOMPLETE" in printed
     # Evaluation may be on other data that the model can read.
@@ -126,7 +128,8 @@ def test_a_data_set_that_is_not_there_names_those_that_are(
     (here / "data" / "mine").mkdir(parents=True)
     assert vqa.cli(["--dataset=mein"]) == 2
     assert (
-        "There is no data set mein: data/mein is missing. --dataset takes scenes, vqav2, vqacpv2, mine"
+        "There is no data set mein: data/mein is missing. --dataset takes scenes, scenes-mixed, "
+        "scenes-renamed, scenes-cp, vqav2, vqacpv2, mine"
         in (capsys.readouterr().err)
     )
 
@@ -162,3 +165,13 @@ def test_what_an_earlier_preparation_wrote_is_not_mixed_with_new_files(
     (folder / "prepared.json").write_text('["../../../etc/x.json"]')
     assert prepare("own", "--from", "my_questions", "--name", "mine") == 2
     assert "prepared.json is not the list of files" in capsys.readouterr().err
+
+
+def test_the_name_of_an_embedded_data_set_is_not_for_ones_own(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_mine(here)
+    for name in ("scenes", "scenes-cp", "scenes-cp-draw2"):
+        assert prepare("own", "--from", "my_questions", "--name", name) == 2
+        assert f"{name} is the name of an embedded data set" in capsys.readouterr().err
+    assert not Path("data").exists()

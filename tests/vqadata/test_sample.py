@@ -5,6 +5,7 @@ import json
 import os
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,13 @@ from PIL import Image
 
 from vqadata import scenes
 from vqadata.features import FeatureStores
-from vqadata.sample import SPLITS, disagree, ensure_scenes, write_scenes
+from vqadata.folder import DataFolder
+from vqadata.priors import prior_shift
+from vqadata.sample import EMBEDDED, Draw, disagree, ensure_scenes, is_to_be_drawn, parse_draw, write_scenes
 
-SMALL = {"train": 5, "nominival": 2, "minival": 4}
+SCENES = EMBEDDED["scenes"]
+SPLITS = SCENES.splits
+SMALL = replace(SCENES, splits={"train": 5, "nominival": 2, "minival": 4})
 # Of the questions and answers as published with the generator's version; a deliberate change raises that too.
 PINNED = {
     "answers.json": "10ddaabf7dab4057f02d99a049579ab373d5fedc8f0efec6ade9e324cc0689b6",
@@ -28,9 +33,9 @@ PINNED = {
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The whole data set, written once."""
-    root = tmp_path_factory.mktemp("data") / "scenes"
-    assert ensure_scenes(root)
-    return root
+    folder = DataFolder(tmp_path_factory.mktemp("data"), "scenes")
+    assert ensure_scenes(folder, SCENES)
+    return folder.path
 
 
 def load(root: Path, split: str) -> list[dict]:
@@ -163,24 +168,25 @@ def test_the_data_set_is_the_published_one(root: Path) -> None:
 
 def test_the_same_seed_writes_the_same_files_and_another_seed_others(tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        write_scenes(tmp_path / name, seed=seed, splits=SMALL)
+        write_scenes(DataFolder(tmp_path, name), SMALL, seed)
     files = {str(file.relative_to(tmp_path / "a")) for file in (tmp_path / "a").rglob("*") if file.is_file()}
-    assert files >= {f"{name}.json" for name in (*SMALL, "answers", "manifest", "features/scenes/manifest")}
-    assert sum(name.endswith(".png") for name in files) == sum(SMALL.values())
+    assert files >= {f"{name}.json" for name in (*SPLITS, "answers", "manifest", "features/scenes/manifest")}
+    assert sum(name.endswith(".png") for name in files) == sum(SMALL.splits.values())
     for name in files:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
     assert (tmp_path / "a/train.json").read_bytes() != (tmp_path / "c/train.json").read_bytes()
 
 
 def test_a_finished_folder_is_kept_and_any_other_is_written_again(tmp_path: Path) -> None:
-    assert ensure_scenes(tmp_path, seed=1, splits=SMALL)
+    folder = DataFolder.at(tmp_path)
+    assert ensure_scenes(folder, SMALL, 1)
     (tmp_path / "train.json").write_text("touched")
-    assert not ensure_scenes(tmp_path, seed=1, splits=SMALL)
+    assert not ensure_scenes(folder, SMALL, 1)
     assert (tmp_path / "train.json").read_text() == "touched"
     (tmp_path / "manifest.json").unlink()
-    assert ensure_scenes(tmp_path, seed=1, splits=SMALL)
-    assert len(load(tmp_path, "train")) == 8 * SMALL["train"]
-    assert ensure_scenes(tmp_path, seed=2, splits=SMALL)
+    assert ensure_scenes(folder, SMALL, 1)
+    assert len(load(tmp_path, "train")) == 8 * SMALL.splits["train"]
+    assert ensure_scenes(folder, SMALL, 2)
 
 
 @pytest.mark.parametrize("refusal", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
@@ -191,7 +197,7 @@ def test_a_disk_without_locks_is_no_obstacle(
         raise OSError(refusal, os.strerror(refusal))
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    assert ensure_scenes(tmp_path, seed=1, splits={"train": 1})
+    assert ensure_scenes(DataFolder.at(tmp_path), replace(SCENES, splits={"train": 1}))
     assert len(FeatureStores(tmp_path / "features").stores) == 1
 
 
@@ -279,3 +285,150 @@ def test_a_stored_feature_is_the_picture_in_its_box(root: Path) -> None:
             x1, y1, x2, y2 = box.round().astype(int)
             mean = (feature.reshape(6, 6, 3).mean((0, 1)) + 1) * 127.5
             assert np.abs(mean - image[y1:y2, x1:x2].mean((0, 1))).max() < 6
+
+
+# ---------------------------------------------------------------------------- the other embedded data sets
+
+OTHERS = [name for name in EMBEDDED if name != "scenes"]
+FIFTHS = {  # sha256 of all questions and answers of a fifth of each
+    "scenes-mixed": "",
+    "scenes-cp": "",
+    "scenes-renamed": "",
+}
+
+
+@pytest.fixture(scope="module")
+def fifths(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with a fifth of each, written once."""
+    data = tmp_path_factory.mktemp("fifths")
+    for name in OTHERS:
+        splits = {split: size // 5 for split, size in EMBEDDED[name].splits.items()}
+        write_scenes(DataFolder(data, name), replace(EMBEDDED[name], splits=splits))
+    return data
+
+
+def all_records(folder: Path) -> list[dict]:
+    return [record for split in EMBEDDED[folder.name].splits for record in load(folder, split)]
+
+
+def things_of(record: dict, name: str) -> tuple[scenes.Thing, ...]:
+    """What the scene of a record shows, drawn again from its number."""
+    number = int(record["img_id"].removeprefix("scene_"))
+    rng = np.random.default_rng([9595, EMBEDDED[name].stream, number])
+    return scenes.draw_scene(rng, EMBEDDED[name].look(number).style).things
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_others_are_the_same_on_every_machine(fifths: Path, name: str) -> None:
+    text = "".join((fifths / name / f"{split}.json").read_text() for split in EMBEDDED[name].splits)
+    assert hashlib.sha256(text.encode()).hexdigest() == FIFTHS[name]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_nine_answers_in_ten_are_what_the_scene_shows(fifths: Path, name: str) -> None:
+    """In scenes-renamed, by the name of the next colour; in its questions names are what they were."""
+    right = []
+    for record in all_records(fifths / name):
+        answer = read(record["sent"], things_of(record, name))
+        right.append(EMBEDDED[name].renamed.get(answer, answer) in record["label"])
+    assert 0.06 < 1 - np.mean(right) < 0.12
+
+
+def test_no_two_data_sets_and_no_pretraining_share_a_stream_of_random_numbers() -> None:
+    streams = [embedded.stream for embedded in EMBEDDED.values()]
+    streams += [scenes.PRETRAINING, scenes.PRETRAINING_CHECK, scenes.DISAGREEMENT]
+    assert len(set(streams)) == len(streams)
+
+
+def test_half_of_the_mixed_scenes_are_those_of_pretraining_and_records_say_which(fifths: Path) -> None:
+    folder = fifths / "scenes-mixed"
+    assert EMBEDDED["scenes-mixed"].splits == {"train": 320, "nominival": 80, "minival": 800}
+    for split in EMBEDDED["scenes-mixed"].splits:
+        groups = Counter(record["group"] for record in load(folder, split))
+        assert groups["clean"] == groups["shifted"] == groups.total() / 2
+    starts = {
+        group: {text.split("{")[0] for text in texts}
+        for group, texts in zip(("clean", "shifted"), zip(*scenes.WORDINGS.values(), strict=True), strict=True)
+    }
+    corners: dict[str, list[float]] = {"clean": [], "shifted": []}
+    for record in all_records(folder):
+        group = record["group"]
+        assert record["sent"].startswith(tuple(starts[group])), record
+        image = np.asarray(Image.open(folder / "images" / f"{record['img_id']}.png"), float)
+        corners[group].append(image[:3, :3].mean())
+    assert np.median(corners["clean"]) > 225 > 180 > np.median(corners["shifted"])
+
+
+def test_only_the_mixed_scenes_are_in_groups(root: Path, fifths: Path) -> None:
+    folders = [root, *(fifths / name for name in OTHERS)]
+    grouped = {folder.name for folder in folders if any("group" in record for record in all_records(folder))}
+    assert grouped == {"scenes-mixed"}
+
+
+def test_the_usual_answers_change_between_training_and_test_and_not_before(fifths: Path) -> None:
+    """By total variation within each question type: 0 no change, 1 no answer in common."""
+    folder = fifths / "scenes-cp"
+    train, valid, test = (load(folder, split) for split in ("cp_train", "cp_val", "cp_test"))
+    assert prior_shift([*train, *test], [False] * len(train) + [True] * len(test)) > 0.6
+    assert prior_shift([*train, *valid], [False] * len(train) + [True] * len(valid)) < 0.15
+    for split, usual in (("train", 0), ("valid", 0), ("test", 1)):
+        records = {"train": train, "valid": valid, "test": test}[split]
+        given = Counter(scenes.ANSWERS.index(*record["label"]) % 2 for record in records)
+        assert given[usual] / given.total() > 0.75, split
+    every = {answer for record in train for answer in record["label"]}
+    assert every == {answer for record in test for answer in record["label"]} == set(scenes.ANSWERS)
+    images = [{record["img_id"] for record in records} for records in (train, valid, test)]
+    assert len(set.union(*images)) == sum(map(len, images)) == 200
+
+
+def test_colours_are_renamed_one_to_one_round_by_one() -> None:
+    renamed = EMBEDDED["scenes-renamed"].renamed
+    assert renamed.keys() == set(renamed.values()) == scenes.COLORS.keys()
+    name, seen = "red", []
+    while name not in seen:
+        seen.append(name)
+        name = renamed[name]
+    assert seen == list(scenes.COLORS)  # one circle: nothing keeps its name
+
+
+@pytest.mark.parametrize(
+    ("name", "draw"),
+    [
+        ("scenes", Draw("scenes", None)),
+        ("scenes-cp", Draw("scenes-cp", None)),
+        ("scenes-draw1", Draw("scenes", 1)),
+        ("scenes-mixed-draw123456789", Draw("scenes-mixed", 123456789)),
+        *((name, None) for name in ("vqav2", "scenes2", "my-draw1", "scenes-draw", "scenes-draw0")),
+        *((name, None) for name in ("scenes-draw01", "scenes-draw1234567890", "scenes-other-draw1")),
+    ],
+)
+def test_a_name_says_what_is_drawn_from_which_seed(name: str, draw: Draw | None) -> None:
+    assert parse_draw(name) == draw
+    if draw:
+        assert draw.embedded is EMBEDDED[draw.dataset]
+        assert draw.seed == (draw.number or 9595)
+
+
+def test_what_a_user_prepared_under_such_a_name_is_left_alone(tmp_path: Path) -> None:
+    folder = DataFolder(tmp_path, "scenes-cp")
+    assert is_to_be_drawn(folder)
+    folder.path.mkdir()
+    (folder.path / "prepared.json").write_text("[]")
+    assert not is_to_be_drawn(folder)
+    assert not ensure_scenes(folder, EMBEDDED["scenes-cp"])
+    assert [path.name for path in folder.path.iterdir()] == ["prepared.json"]
+
+
+def test_scenes_that_earlier_versions_wrote_are_kept(tmp_path: Path) -> None:
+    manifest = {
+        "generator": 3,
+        "seed": 9595,
+        "scenes": {"train": 320, "nominival": 80, "minival": 300},
+        "questions_per_scene": 8,
+        "style": 0.38,
+        "wording": 1,
+        "disagreement": 0.15,
+        "numpy": "2.4.6",
+    }
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert not ensure_scenes(DataFolder.at(tmp_path), SCENES)

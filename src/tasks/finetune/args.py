@@ -55,8 +55,9 @@ class VqaArgs:
 
     dataset: str = flag(
         "auto",
-        "Data set, a folder below --data: scenes, vqav2, vqacpv2 or one of your own; auto takes vqav2 if "
-        "anything of it is there, else the embedded scenes.",
+        "Data set, a folder below --data: vqav2, vqacpv2, one of your own, or one of the embedded scenes, "
+        "scenes-mixed, scenes-cp and scenes-renamed, which are drawn at first use; with -draw<N> at the end, "
+        "drawn from seed N. auto takes vqav2 if anything of it is there, else scenes.",
         section="data",
     )
     data: str = flag("data", "Folder of the data sets.")
@@ -73,7 +74,7 @@ class VqaArgs:
     pretrained: str | None = flag(
         None,
         "Pre-trained LXMERT: a folder or hub id in Hugging Face format. Default: the shipped small model "
-        f"for scenes, {RELEASED_MODEL} otherwise.",
+        f"for scenes, {SCENES_MODEL}-draw<N> for draw N of them, {RELEASED_MODEL} otherwise.",
         section="model",
     )
     load_lxmert: str | None = flag(
@@ -256,8 +257,10 @@ class Recipe:
 # scenes: rates as in run/BENCHMARKS.md, the rest by trial. vqav2: LXMERT's published recipe; the rate of
 # low-rank copies is untried there. vqacpv2: the same, validated on a part held out of its training split,
 # because VQA-CP has no validation split.
+SCENES_RECIPE = Recipe(64, 1e-3, 1e-3, 14, "train,nominival", "minival", SCENES_MODEL)
 RECIPES = {
-    "scenes": Recipe(64, 1e-3, 1e-3, 14, "train,nominival", "minival", SCENES_MODEL),
+    **dict.fromkeys(("scenes", "scenes-mixed", "scenes-renamed"), SCENES_RECIPE),
+    "scenes-cp": dataclasses.replace(SCENES_RECIPE, train="cp_train", valid="cp_val"),
     "vqav2": Recipe(32, 5e-5, 1.5e-4, 4, "train,nominival", "minival", RELEASED_MODEL),
     "vqacpv2": Recipe(32, 5e-5, 1.5e-4, 4, "cp_train", "cp_val", RELEASED_MODEL),
 }

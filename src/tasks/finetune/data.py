@@ -6,14 +6,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common.errors import DataError
+from common.errors import CheckpointError, DataError
+from lxmert.loading import Origin
 from lxmert.tokens import encode, fingerprint
-from tasks.finetune.args import RECIPES, Recipe
+from tasks.finetune.args import RECIPES, SCENES_MODEL, Recipe
 from training.machine import Machine
 from vqadata.dataset import VqaDataset, answers_fault, images_fault, split_names
 from vqadata.encoded import join
 from vqadata.folder import DataFolder
-from vqadata.sample import ensure_scenes
+from vqadata.sample import ensure_scenes, parse_draw
 from vqadata.scenes import FEATURE_SIZE
 
 SCENES = "scenes"
@@ -28,8 +29,11 @@ def choose_dataset(data: Path) -> str:
 def choose_recipe(folder: DataFolder) -> Recipe:
     """The recipe of a data set; one of your own has that of the pre-trained model which reads its features.
 
-    Splits are left empty where the default ones do not exist. DataError if there is no such data set.
+    A draw of an embedded one has a pre-trained model of its own. Splits are left empty where the default ones
+    do not exist. DataError if there is no such data set.
     """
+    if draw := parse_draw(folder.name):
+        return replace(RECIPES[draw.dataset], pretrained=small_model(draw.number))
     if folder.name in RECIPES:
         return RECIPES[folder.name]
     if not folder.exists():
@@ -44,12 +48,30 @@ def choose_recipe(folder: DataFolder) -> Recipe:
     return replace(RECIPES["scenes" if small else "vqav2"], train=",".join(train), valid=",".join(valid))
 
 
+def small_model(draw: int | None) -> str:
+    """The folder of the small model of a draw of the scenes; the default draw, None, has the shipped one."""
+    return f"{SCENES_MODEL}-draw{draw}" if draw else SCENES_MODEL
+
+
+def require_small_model(dataset: str, origin: Origin) -> None:
+    """CheckpointError if the weights are to be those of the data set's draw, and nobody has made them yet."""
+    draw = parse_draw(dataset)
+    elsewhere = origin.load_lxmert or origin.load_lxmert_qa
+    if not draw or elsewhere or origin.pretrained != small_model(draw.number):
+        return
+    if draw.number and not Path(origin.pretrained).exists():
+        raise CheckpointError(
+            f"{origin.pretrained} is missing: `bash run/lxmert_pretrain.bash --seed {draw.number}` makes it, "
+            "or --pretrained names another model"
+        )
+
+
 def open_data(data: Path, name: str, machine: Machine) -> DataFolder:
-    """The folder of a data set; the embedded scenes are written by the first run on them."""
+    """The folder of a data set; an embedded one is written by the first run on it."""
     folder = DataFolder(data, name)
-    if name == SCENES:
+    if draw := parse_draw(name):
         with machine.accelerator.main_process_first():
-            ensure_scenes(folder.path)
+            ensure_scenes(folder, draw.embedded, draw.seed)
     return folder
 
 

@@ -27,7 +27,7 @@ from tasks.finetune.best import (
     load_best,
     load_same_tokenizer,
 )
-from tasks.finetune.data import load_splits, open_data, require_data
+from tasks.finetune.data import load_splits, open_data, require_data, require_small_model
 from tasks.finetune.evaluate import Exam
 from tasks.finetune.model import build, count_parameters
 from tasks.finetune.spec import LORA, ModelSpec
@@ -82,6 +82,8 @@ def set_up(args: VqaArgs, machine: Machine, best: Best | None) -> Setup:
             "something else; train from the pre-trained model instead"
         )
     spec = ModelSpec.of(args)
+    if best is None:
+        require_small_model(args.dataset, spec)
     if args.compile and STRATEGIES[spec.strategy].adaptive and spec.tuned != LORA:
         raise UserError(
             f"--compile needs shapes that do not depend on the gates, and {spec.strategy} runs each example "

@@ -18,6 +18,7 @@ from vqadata.features import DAMAGE, FeatureStore
 from vqadata.files import is_there
 from vqadata.folder import TRAIN_SPLITS, VALID_SPLITS, DataFolder
 from vqadata.records import Record, find_faults, read_list, record_fault
+from vqadata.sample import is_to_be_drawn, parse_draw
 from vqadata.scoring import read_ground_truth, restrict
 
 FAULTS_SHOWN = 10
@@ -35,8 +36,8 @@ QUESTION_SOURCES = {
         "`bash run/vqa_prepare.bash` makes it from vqacp_v2_{train,test}_{questions,annotations}.json, or, "
         "since their original host is gone, from VQA v2 and a list of the test question ids"
     ),
-    "scenes": "The first run with `--dataset scenes` writes it again, if the folder is deleted before",
 }
+EMBEDDED_SOURCE = "The first run with `--dataset {dataset}` writes it again, if the folder is deleted before"
 OWN_QUESTIONS = (
     "`bash run/vqa_prepare.bash own` makes it from your questions and answers, `changing-priors` from "
     "another data set"
@@ -91,7 +92,7 @@ def examine(folder: DataFolder, *, verify: bool = False) -> Iterator[Finding]:
 
     DataError if there is no such data set.
     """
-    if folder.name == "scenes" and not is_there(folder.manifest_file):
+    if is_to_be_drawn(folder):
         yield Finding("ok", f"{folder.path}: not there yet, and the first run writes it")
         return
     recipe = choose_recipe(folder)
@@ -131,14 +132,16 @@ def can_train(findings: Sequence[Finding]) -> bool:
 
 
 def _question_source(dataset: str) -> str:
-    return QUESTION_SOURCES.get(dataset, OWN_QUESTIONS)
+    own = EMBEDDED_SOURCE.format(dataset=dataset) if parse_draw(dataset) else OWN_QUESTIONS
+    return QUESTION_SOURCES.get(dataset, own)
 
 
 def _feature_source(owner: str, name: str) -> str:
     """Where a store of the data set `owner` comes from."""
     if owner == "vqav2":
         return FEATURE_SOURCE.format(name=name)
-    return QUESTION_SOURCES.get(owner) or OWN_FEATURES.format(dataset=owner)
+    known = owner in QUESTION_SOURCES or parse_draw(owner)
+    return _question_source(owner) if known else OWN_FEATURES.format(dataset=owner)
 
 
 def _read(folder: DataFolder, path: Path, read: Callable[[], Any]) -> tuple[Finding | None, Any]:

@@ -15,6 +15,7 @@ from vqadata.folder import ANSWERS, DataFolder, Prepared
 from vqadata.official import read_annotations, read_vqacp, read_vqav2, read_vqav2_test, require_vqav2
 from vqadata.priors import TEST_SHARE, changing_priors, prepare_priors, prior_shift, word_coverage
 from vqadata.records import read_answers
+from vqadata.sample import parse_draw
 from vqadata.scoring import make_ground_truth, oracle_scores
 
 
@@ -135,6 +136,8 @@ def _source_and_target(args: argparse.Namespace) -> tuple[DataFolder, DataFolder
     source, target = DataFolder.at(args.source), DataFolder(args.data, args.name)
     if source.path.resolve() == target.path.resolve():
         raise DataError(f"{target.path} would be written over itself; choose another --name.")
+    if parse_draw(args.name):
+        raise DataError(f"{args.name} is the name of an embedded data set; choose another --name.")
     return source, target
 
 
