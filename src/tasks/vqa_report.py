@@ -63,7 +63,8 @@ def build_parser() -> Parser:
     page = commands.add_parser("page", help="a page of results, with pictures", description=about)
     page.add_argument("runs", type=find_run, nargs="+", help="version names or folders, of any data sets")
     help = "the page, in markdown; its pictures are written beside it (%(default)s)"
-    page.add_argument("--page", type=Path, default=Path("visualizations/results.md"), metavar="FILE", help=help)
+    default = Path("visualizations/results.md")
+    page.add_argument("--page", type=Path, default=default, metavar="FILE", help=help)
     return parser
 
 

@@ -9,8 +9,8 @@ Each differs from the world of pre-training in a way of its own, see EMBEDDED, s
 is to adapt. In all of them some answers are replaced by another of their family, as annotators disagree:
 enough to make it matter how the pre-trained model is adapted.
 
-Each can be drawn again from another seed: `scenes-mixed-draw3` is what `scenes-mixed` is, from seed 3. What is
-chosen on such a draw can be measured on scenes that the choice has not seen.
+Each can be drawn again from another seed: `scenes-mixed-draw3` is what `scenes-mixed` is, from seed 3. What
+is chosen on such a draw can be measured on scenes that the choice has not seen.
 """
 
 import hashlib

@@ -347,8 +347,8 @@ def test_half_of_the_mixed_scenes_are_those_of_pretraining_and_records_say_which
         groups = Counter(record["group"] for record in load(folder, split))
         assert groups["clean"] == groups["shifted"] == groups.total() / 2
     starts = {
-        group: {text.split("{")[0] for text in texts}
-        for group, texts in zip(("clean", "shifted"), zip(*scenes.WORDINGS.values(), strict=True), strict=True)
+        group: [wordings[number].split("{")[0] for wordings in scenes.WORDINGS.values()]
+        for number, group in enumerate(("clean", "shifted"))
     }
     corners: dict[str, list[float]] = {"clean": [], "shifted": []}
     for record in all_records(folder):
