@@ -50,8 +50,8 @@ NOTHING = -100  # target of a padded region; cross_entropy ignores it
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser(
         prog="lxmert_pretrain.bash",
-        description="Pre-train the small LXMERT of the embedded data sets on clean scenes: 9 to 22 minutes on "
-        "one thread, which the checksum needs.",
+        description="Pre-train the small LXMERT of the embedded data sets on clean scenes: 9 to 22 minutes "
+        "on one thread, which the checksum needs.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     flag = parser.add_argument
