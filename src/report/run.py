@@ -4,10 +4,11 @@ A file is read when it is first needed; a missing, damaged or incomplete one is 
 """
 
 import zipfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,6 +25,22 @@ RESULT = {
     **{"from_scratch": bool, "best": dict, "share_tuned": (*NUMBER, type(None))},
 }
 USAGE = ("stream", "layer", "component", "live", "train", "val", "question_types", "val_by_type")
+TYPES = ("answer_type", "question_type", "group")  # of questions, where they are known
+
+
+class Scores(NamedTuple):
+    """How N questions were answered, in the order of their data set: a file in scores/."""
+
+    epoch: np.ndarray  # (), from 1
+    question_id: np.ndarray  # (N,) int64
+    image: np.ndarray  # (N,) str
+    score: np.ndarray  # (N,) soft target of the answer, 0..1
+    answer: np.ndarray  # (N,) str
+    probability: np.ndarray  # (N,) of the answer: its own, they need not sum to 1
+    types: dict[str, np.ndarray]  # (N,) str by kind: "answer type", "question type", "group"; as far as known
+
+
+SCORES = Scores._fields[:-1]
 
 
 class Run:
@@ -81,16 +98,42 @@ class Run:
         file = self.folder / "usage.npz"
         if not file.is_file():
             raise RunError(f"{file} is missing: only an adaptive run that has ended an epoch has one.")
-        try:
-            with np.load(file) as archive:
-                usage = dict(archive)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as fault:
-            raise RunError(f"{file} cannot be read ({fault}): run the fine-tuning again.") from None
-        if missing := [name for name in USAGE if name not in usage]:
-            raise RunError(f"{file} lacks {', '.join(missing)}: run the fine-tuning again.")
+        usage = self._arrays(file, USAGE)
         if not len(usage["train"]) or not len(usage["val"]):
             raise RunError(f"{file} holds no epoch yet: wait until the first one has ended.")
         return usage
+
+    def scores(self, at: str = "last") -> Scores:
+        """How the validation questions were answered, `at` the "last" epoch or the "best" one.
+
+        RunError if the run has not ended an epoch, or is older than these files.
+        """
+        splits = self.arguments.get("valid")
+        file = self.folder / "scores" / f"{splits}{'-last' * (at == 'last')}.npz"
+        if not file.is_file():
+            raise RunError(
+                f"{file} is missing: a run has it after its first epoch, unless it is of an earlier version of "
+                "this repository; run the fine-tuning again under another version name."
+            )
+        arrays = self._arrays(file, SCORES)
+        types = {name.replace("_", " "): arrays[name] for name in TYPES if name in arrays}
+        return Scores(*(arrays[name] for name in SCORES), types)
+
+    @property
+    def has_scores(self) -> bool:
+        """Whether there is what `scores` reads; runs of earlier versions have none."""
+        return any((self.folder / "scores").glob("*-last.npz"))
+
+    @staticmethod
+    def _arrays(file: Path, fields: Sequence[str]) -> dict[str, np.ndarray]:
+        try:
+            with np.load(file) as archive:
+                arrays = dict(archive)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as fault:
+            raise RunError(f"{file} cannot be read ({fault}): run the fine-tuning again.") from None
+        if missing := [name for name in fields if name not in arrays]:
+            raise RunError(f"{file} lacks {', '.join(missing)}: run the fine-tuning again.")
+        return arrays
 
     def _json(self, name: str, fields: Mapping[str, Any] | None = None) -> dict[str, Any]:
         content = read_json(self.folder / name, RunError)
@@ -103,3 +146,9 @@ class Run:
             raise RunError(f"{self.folder / name} holds no JSON object: run the fine-tuning again.")
         if wrong := [f for f, kind in fields.items() if f not in content or not isinstance(content[f], kind)]:
             raise RunError(f"{self.folder / name} lacks a usable {wrong[0]}: run the fine-tuning again.")
+
+
+def find_run(text: str) -> Run:
+    """The run of a version name or a folder."""
+    folder = Path(text)
+    return Run(folder if folder.is_dir() or len(folder.parts) > 1 else RUNS / text)

@@ -96,18 +96,22 @@ def train(args: VqaArgs, machine: Machine, start: Best | None) -> dict[str, Any]
                 tracker.record(metrics.values(), state.updates, metrics.log_text(args.epochs))
                 if state.best is metrics:
                     keep_best(run, folder, setup)
+                messages.save_scores(folder, evaluation, setup.exam, state)
                 save(run, folder)
                 if machine.is_main:  # after the save: what only shows must not spoil what was learned
                     messages.show_policy(folder, f"{setup.spec.title} on {args.dataset}", setup, state)
+            own = evaluate(machine, run.model, run.own_loader, setup.own_exam)
         except Interrupted:
             save(run, folder)
             advice = f"all is saved in {args.folder / 'LAST'}. Run the same command again to go on."
             raise Interrupted(f"Interrupted; {advice}") from None
 
         # 5. The result.
-        outcome = messages.result_of(vars(args), state, setup)
+        final = state.finish(own)
+        outcome = messages.result_of(vars(args), state, setup, final)
         folder.write("result.json", outcome)
-        tracker.say(messages.summary_table(state, args.folder, args.valid))
+        tracker.record(final.values(), state.updates)
+        tracker.say(messages.summary_table(state, final, args.folder, args.valid))
     return outcome
 
 

@@ -7,6 +7,8 @@
     LAST/          the full state, and the arguments and inputs that it belongs to; a run goes on from here
     LAST-<steps>/  earlier ones, with --keep
     BEST/          the best epoch, written by the task
+    scores/        how each validation question was answered
+    usage.npz      which gates ran tuned
     result.json    the end
     .lock          who works in it now
 
@@ -15,6 +17,7 @@ It is opened last, when everything that can be refused was refused: a failed sta
 
 from __future__ import annotations
 
+import io
 import os
 import platform
 import shutil
@@ -28,6 +31,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -41,6 +45,7 @@ from common.files import (
     read_json,
     read_text,
     remove_leftovers,
+    replace_file,
     replace_folder,
     write_errors_explained,
     write_json,
@@ -186,6 +191,13 @@ class RunFolder:
         """One of its JSON files: env.json at the beginning, result.json at the end."""
         if self._accelerator.is_main_process:
             write_json(self.path / name, content)
+
+    def write_arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """One of its .npz files."""
+        if self._accelerator.is_main_process:
+            content = io.BytesIO()
+            np.savez_compressed(content, **arrays)
+            replace_file(self.path / name, content.getvalue())
 
     def has(self, name: str) -> bool:
         """Whether one of its JSON files is there, and is one."""

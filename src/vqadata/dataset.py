@@ -59,6 +59,7 @@ class VqaDataset(Dataset):
         self.token_ids = questions.token_ids
         self.token_lengths = questions.token_lengths
         self.images = questions.images
+        self.image = questions.image  # of each question, its place among them
         self.question_ids = questions.question_ids
         self.places = stores.locate(questions.images)[questions.image]
         self.question_types, self.question_type = _by_name(questions.question_types, questions.question_type)

@@ -23,6 +23,7 @@ def test_every_file_of_a_run_is_read() -> None:
     assert run.environment["device"] == "cpu"
     assert run.metrics[0]["step"] == 1 and run.metrics[-1]["step"] == run.metrics[-2]["step"]
     assert run.usage["val"].shape == (run.result["epochs"], run.result["gates"]["total"])
+    assert not run.has_scores  # it is older
 
 
 @pytest.mark.parametrize(
@@ -34,13 +35,16 @@ def test_every_file_of_a_run_is_read() -> None:
         ("env.json", None, lambda run: run.environment),
         ("metrics.jsonl", '{"step": 1}\n{"st', lambda run: run.metrics),
         ("usage.npz", "no archive", lambda run: run.usage),
+        ("scores/minival-last.npz", "no archive", lambda run: run.scores()),
+        ("scores/minival.npz", None, lambda run: run.scores("best")),
     ],
 )
 def test_a_missing_or_damaged_file_is_named(
     tmp_path: Path, file: str, content: str | None, read: Callable[[Run], object]
 ) -> None:
     folder = shutil.copytree(OLD_RUN, tmp_path / "run")
-    (folder / file).unlink()
+    (folder / "scores").mkdir()
+    (folder / file).unlink(missing_ok=True)
     if content is not None:
         (folder / file).write_text(content)
     with pytest.raises(RunError, match=str(folder / file)):
@@ -49,6 +53,6 @@ def test_a_missing_or_damaged_file_is_named(
 
 def test_reading_runs_needs_no_torch() -> None:
     code = (
-        "import sys, report.run, report.results_table, report.policy_plot; assert 'torch' not in sys.modules"
+        "import sys, report.run, report.pair, report.results_table, report.policy_plot; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(SRC)})

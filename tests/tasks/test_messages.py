@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from tasks.finetune import messages
+from tasks.finetune.metrics import FinalMetrics
+from training.run_folder import RunFolder
 
 GATES = {
     "stream": np.array(["language", "vision"]),
@@ -43,7 +45,8 @@ def show(folder: Path) -> Tracker:
     )
     shares = {split: [torch.tensor([0.5, 1.0])] for split in ("train", "val")}
     state: Any = SimpleNamespace(epoch=1, updates=4, shares=shares, by_type=torch.ones(2, 2))
-    run: Any = SimpleNamespace(path=folder / "run", tracker=tracker)
+    run: Any = RunFolder(folder / "run", None, SimpleNamespace(is_main_process=True))
+    run.tracker = tracker
     run.path.mkdir()
     messages.show_policy(run, "SpotTune on mine", setup, state)
     return tracker
@@ -103,9 +106,9 @@ def test_a_folder_of_pictures_that_may_not_be_looked_at_is_not_shown(
         raise PermissionError(13, "Permission denied", str(path))
 
     epoch = SimpleNamespace(
-        rows=lambda: [("accuracy", "50 %")], val_official=None, epoch=1, val_accuracy=50.0
+        rows=lambda: [("accuracy", "50 %")], val_official=None, val_by_group=None, epoch=1, val_accuracy=50.0
     )
     state: Any = SimpleNamespace(history=[epoch], best=epoch, seconds=1.0)
     monkeypatch.setattr(Path, "is_dir", refuse)
-    table = messages.summary_table(state, Path("snap/vqa/run"), "minival")
+    table = messages.summary_table(state, FinalMetrics(60.0, 10.0), Path("snap/vqa/run"), "minival")
     assert "best weights" in table and "pictures" not in table

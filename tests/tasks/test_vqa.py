@@ -66,6 +66,7 @@ def test_a_run_leaves_the_promised_folder(args: VqaArgs, strategy: str) -> None:
         "metrics.jsonl",
         "LAST",
         "BEST",
+        "scores",
         "result.json",
     }
     assert files == expected | ({"usage.npz"} if adaptive else set())

@@ -44,6 +44,7 @@ class VqaArgs:
 
     version: str = flag("run", "Name of the run; its folder is snap/vqa/<version>.", section="run")
     output: str | None = flag(None, "Run folder, if not snap/vqa/<version>.")
+    label: str | None = flag(None, "Name of its row in tables of results. Default: the way of fine-tuning.")
     strategy: str | None = flag(None, "How to fine-tune.", choices=STRATEGIES)
     seed: int = flag(9595, "Seed of initialisation, order, dropout and gate noise.")
     load: str | None = flag(None, "A BEST folder to start from, or with --test to evaluate.")
@@ -216,7 +217,7 @@ class VqaArgs:
 # what `--precision auto` means, is compared by itself: see tasks.finetune.inputs.
 FREE_FIELDS = frozenset(
     {"num_workers", "save_every", "log_every", "tqdm", "wandb", "test", "question", "image_id", "keep"}
-    | {"max_bad_steps", "accept_changes", "version", "output", "data", "pretrained", "precision"}
+    | {"max_bad_steps", "accept_changes", "version", "output", "label", "data", "pretrained", "precision"}
 )
 # Of these it matters whether they were given: they choose how weights are read.
 PATH_FIELDS = ("load", "load_lxmert", "load_lxmert_qa")

@@ -23,9 +23,11 @@ class Evaluation(NamedTuple):
     question_ids: np.ndarray  # (N,)
     chosen: np.ndarray  # (N,) answer numbers
     scores: np.ndarray  # (N,) soft target of the chosen answer
+    probabilities: np.ndarray  # (N,) of the chosen answer: its own, they need not sum to 1
     usage: Usage  # of the gates, by question type
     live: np.ndarray  # bool (G,), the gates that the answer depends on
     official: dict[str, Any] | None  # see `Exam.official_accuracy`
+    by_group: dict[str, float] | None  # see `Exam.accuracy_by_group`
 
     @property
     def accuracy(self) -> float:
@@ -58,6 +60,18 @@ class Exam(NamedTuple):
             "vocabulary_bound": oracle_scores(self.truth, self.answers).overall,
         }
 
+    def accuracy_by_group(self, question_ids: np.ndarray, scores: np.ndarray) -> dict[str, float] | None:
+        """Soft-target accuracy in per cent of the questions of each group; None where records name no groups.
+
+        question_ids, scores (N,): some or all of the questions, in any order.
+        """
+        data = self.dataset
+        if not any(data.groups):
+            return None
+        places = {number: place for place, number in enumerate(data.question_ids.tolist())}
+        group = data.groups[data.group[[places[number] for number in question_ids.tolist()]]]
+        return {str(name): 100 * float(scores[group == name].mean(dtype=np.float64)) for name in np.unique(group)}
+
 
 @torch.no_grad()
 def evaluate(machine: Machine, model: nn.Module, loader: DataLoader, exam: Exam) -> Evaluation:
@@ -68,7 +82,7 @@ def evaluate(machine: Machine, model: nn.Module, loader: DataLoader, exam: Exam)
     """
     accelerator = machine.accelerator
     model.eval()
-    columns: tuple[list[Tensor], ...] = ([], [], [], [])
+    columns: tuple[list[Tensor], ...] = ([], [], [], [], [])
     usage = Usage(len(exam.live), len(exam.dataset.question_types), machine.device)
     # Autocast around the whole loop: weights are rounded once for all batches and not once a batch.
     bar = machine.progress_bar("evaluation", len(loader))
@@ -78,23 +92,25 @@ def evaluate(machine: Machine, model: nn.Module, loader: DataLoader, exam: Exam)
             logits = output.outputs
             scores = score(logits, batch["target"])
             # In one matrix: gates of a model that has none would be empty, and NCCL gathers nothing empty.
-            scores_and_gates = torch.cat([scores[:, None], output.gates_of(scores)], dim=1)
+            numbers = torch.stack([scores, logits.float().amax(1).sigmoid()], dim=1)
+            numbers_and_gates = torch.cat([numbers, output.gates_of(scores)], dim=1)
             answered = (batch["question_id"], logits.argmax(1), logits.isfinite().all(1))
-            *answered, scores_and_gates, question_type = accelerator.gather_for_metrics(
-                (*answered, scores_and_gates, batch["question_type"])
+            *answered, numbers_and_gates, question_type = accelerator.gather_for_metrics(
+                (*answered, numbers_and_gates, batch["question_type"])
             )
-            scores, gates = scores_and_gates.split([1, len(exam.live)], dim=1)
+            numbers, gates = numbers_and_gates.split([2, len(exam.live)], dim=1)
             usage.update(gates, question_type)
-            for column, values in zip(columns, (*answered, scores.squeeze(1)), strict=True):
+            for column, values in zip(columns, (*answered, *numbers.unbind(1)), strict=True):
                 column.append(values)
             bar.update()
             if machine.should_stop_evaluating(len(columns[0])):
                 raise Interrupted("Interrupted; nothing was written.")
-    ids, chosen, finite, scores = (torch.cat(column).cpu().numpy() for column in columns)
+    ids, chosen, finite, scores, probabilities = (torch.cat(column).cpu().numpy() for column in columns)
     if not finite.all():
         raise UserError(
             f"the model's answers to {(~finite).sum():,} of {len(ids):,} questions of {exam.splits} are not "
             f"finite ({shown(ids[~finite].tolist())}), so there is no accuracy. Look at the features of "
             "these questions' images; if it is all questions, the weights are spoilt."
         )
-    return Evaluation(ids, chosen, scores, usage, exam.live, exam.official_accuracy(ids, chosen))
+    more = (exam.official_accuracy(ids, chosen), exam.accuracy_by_group(ids, scores))
+    return Evaluation(ids, chosen, scores, probabilities, usage, exam.live, *more)

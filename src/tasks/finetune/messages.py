@@ -1,6 +1,5 @@
 """What a run leaves for people: its texts, its pictures, its predictions, and what result.json holds."""
 
-import io
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -12,8 +11,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from common.errors import UserError
 from common.files import replace_file
-from tasks.finetune.evaluate import Evaluation
+from tasks.finetune.evaluate import Evaluation, Exam
+from tasks.finetune.metrics import FinalMetrics
 from tasks.finetune.setup import Setup
 from tasks.finetune.state import TrainState
 from training.machine import Machine
@@ -63,27 +64,33 @@ def progress_text(means: Mapping[str, float], bar: tqdm, batch_size: int) -> str
     return " ".join([*words, f"{examples_per_second:.0f} ex/s"])
 
 
-def result_of(what: Mapping[str, Any], state: TrainState, setup: Setup) -> dict[str, Any]:
-    """What result.json holds: what was run, the last epoch's metrics, and the best epoch.
+def result_of(
+    what: Mapping[str, Any], state: TrainState, setup: Setup, final: FinalMetrics
+) -> dict[str, Any]:
+    """What result.json holds: what was run, the metrics of the last epoch and of the end, and the best epoch.
 
     `gap` is running train minus validation accuracy in the last epoch; `seconds` are those of all training.
     """
     best = state.best
     return {
         **{name: what[name] for name in IDENTITY},
-        "label": setup.spec.title,
+        "label": what["label"] or setup.spec.title,
         **vars(state.history[-1]),
+        **vars(final),
         "best": {"epoch": best.epoch, "val_accuracy": best.val_accuracy},
         **setup.sizes,
         "seconds": state.seconds,
     }
 
 
-def summary_table(state: TrainState, folder: Path, valid: str) -> str:
+def summary_table(state: TrainState, final: FinalMetrics, folder: Path, valid: str) -> str:
     """The table at the end of a run: figures, where everything is, and how to evaluate again."""
     last, best = state.history[-1], state.best
+    by_group = last.val_by_group or {}
     rows = [
         *last.rows(),
+        *final.rows(),
+        *((f"  validation accuracy of {name}", f"{value:.2f} %") for name, value in by_group.items()),
         *official_rows(last.val_official),
         (f"best validation accuracy (epoch {best.epoch})", f"{best.val_accuracy:.2f} %"),
         ("training time", f"{state.seconds:.0f} s"),
@@ -139,10 +146,8 @@ def show_policy(folder: RunFolder, title: str, setup: Setup, state: TrainState) 
 
         shares = {split: torch.stack(epochs).numpy() for split, epochs in state.shares.items()}  # (E, G)
         question_types = np.array(setup.exam.dataset.question_types)
-        content = io.BytesIO()
         by_type = {"question_types": question_types, "val_by_type": state.by_type.numpy()}
-        np.savez(content, **setup.labels, **shares, **by_type)
-        replace_file(folder.path / "usage.npz", content.getvalue())
+        folder.write_arrays("usage.npz", setup.labels | shares | by_type)
         for split, how in (("train", "training, gates sampled"), ("val", "validation, the likelier copy")):
             path = PICTURES / folder.path.name / f"epoch_{state.epoch:02d}_{split}.png"
             caption = f"{title}, epoch {state.epoch}: {how}"
@@ -151,6 +156,35 @@ def show_policy(folder: RunFolder, title: str, setup: Setup, state: TrainState) 
     except Exception as error:  # whatever it is, a run is worth more than its pictures
         text = f"The policy's pictures are missing ({type(error).__name__}: {error}); training goes on."
         folder.tracker.say(textwrap.fill(text, WIDTH, **LONG_PATHS_STAY))
+
+
+def save_scores(folder: RunFolder, evaluation: Evaluation, exam: Exam, state: TrainState) -> None:
+    """Write how the epoch just finished answered each question, and again if it is the best one so far.
+
+    scores/<splits>-last.npz and scores/<splits>.npz, whose fields `report.run.Scores` explains. A failure
+    costs one sentence.
+    """
+    questions = exam.dataset
+    columns = {
+        "question_id": evaluation.question_ids,
+        "image": np.array(questions.images)[questions.image],
+        "question_type": questions.question_types[questions.question_type],
+        "score": evaluation.scores,
+        "answer": np.array(exam.answers)[evaluation.chosen],
+        "probability": evaluation.probabilities,
+        "epoch": np.array(state.epoch),
+    }
+    if any(questions.groups):
+        columns["group"] = questions.groups[questions.group]
+    if exam.truth:
+        answer_types = (exam.truth[number].answer_type for number in evaluation.question_ids.tolist())
+        columns["answer_type"] = np.array(list(answer_types))
+    names = [f"{exam.splits}-last", *([exam.splits] if state.best.epoch == state.epoch else [])]
+    try:
+        for name in names:
+            folder.write_arrays(f"scores/{name}.npz", columns)
+    except UserError as error:
+        folder.tracker.say(f"The scores of this epoch are missing; training goes on. {error}")
 
 
 def save_predictions(path: Path, evaluation: Evaluation, answers: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""What is known of a finished epoch: one dataclass, in which a new number is one new field.
+"""What is known of a finished epoch, and of a finished run: a new number is one new field of a dataclass.
 
 From there it gets into metrics.jsonl, W&B, the log line, the closing table and result.json.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -26,7 +26,14 @@ class Epoch(NamedTuple):
     examples: int  # trained on
 
 
-def metric(of: Callable[[Epoch], Any], log: str = "", row: str = "") -> Any:
+class End(NamedTuple):
+    """A finished run, as metrics are computed from it."""
+
+    last: EpochMetrics
+    own_accuracy: float  # of the last epoch's model on a sample of the training questions, in per cent
+
+
+def metric(of: Callable[[Any], Any], log: str = "", row: str = "") -> Any:
     """A field: how it is computed, and how it reads in the log line and in the closing table.
 
     `log` and `row` are format strings; that of a row is its label and its value, with a | between them. Left
@@ -35,9 +42,38 @@ def metric(of: Callable[[Epoch], Any], log: str = "", row: str = "") -> Any:
     return dataclasses.field(default=None, metadata={"of": of, "log": log, "row": row})
 
 
+class Metrics:
+    """A dataclass of metrics. Accuracies are in per cent. What does not apply to a run is None."""
+
+    @classmethod
+    def of(cls: type[AnyMetrics], source: Any) -> AnyMetrics:
+        """Each metric computed from `source`."""
+        return cls(**{field.name: field.metadata["of"](source) for field in dataclasses.fields(cls)})
+
+    def values(self) -> dict[str, Any]:
+        """What applies to this run, by name."""
+        named = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
+        return {name: value for name, value in named if value is not None}
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Label and value of each row of the closing table."""
+        return [tuple(row.split("|")) for row in self._formatted("row")]
+
+    def _formatted(self, where: str) -> list[str]:
+        values = self.values()
+        return [
+            field.metadata[where].format(values[field.name])
+            for field in dataclasses.fields(self)
+            if field.name in values and field.metadata[where]
+        ]
+
+
+AnyMetrics = TypeVar("AnyMetrics", bound=Metrics)
+
+
 @dataclass(frozen=True)
-class EpochMetrics:
-    """Accuracies are in per cent. What does not apply to a run is None."""
+class EpochMetrics(Metrics):
+    """What is measured in every epoch, from an `Epoch`."""
 
     epoch: int = metric(lambda epoch: epoch.number)
     train_loss: float = metric(lambda epoch: epoch.training["loss"], log="loss {:.3f}")
@@ -53,6 +89,9 @@ class EpochMetrics:
     )
     val_official: dict[str, Any] | None = metric(  # noqa: RUF009 - metric is dataclasses.field
         lambda epoch: epoch.evaluation.official, log="vqa {0[overall]:.2f}"
+    )
+    val_by_group: dict[str, float] | None = metric(  # noqa: RUF009
+        lambda epoch: epoch.evaluation.by_group
     )
     gap: float = metric(
         lambda epoch: epoch.training["accuracy"] - epoch.evaluation.accuracy,
@@ -71,30 +110,25 @@ class EpochMetrics:
     seconds: float = metric(lambda epoch: epoch.seconds)
     examples_per_second: float = metric(lambda epoch: epoch.examples / epoch.seconds)
 
-    @classmethod
-    def of(cls, epoch: Epoch) -> EpochMetrics:
-        return cls(**{field.name: field.metadata["of"](epoch) for field in dataclasses.fields(cls)})
-
-    def values(self) -> dict[str, Any]:
-        """What applies to this run, by name."""
-        named = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
-        return {name: value for name, value in named if value is not None}
-
     def log_text(self, epochs: int) -> str:
         """One line for an epoch out of so many."""
         return " ".join([f"epoch {self.epoch:>2}/{epochs}", *self._formatted("log")])
 
-    def rows(self) -> list[tuple[str, str]]:
-        """Label and value of each row of the closing table."""
-        return [tuple(row.split("|")) for row in self._formatted("row")]
 
-    def _formatted(self, where: str) -> list[str]:
-        values = self.values()
-        return [
-            field.metadata[where].format(values[field.name])
-            for field in dataclasses.fields(self)
-            if field.name in values and field.metadata[where]
-        ]
+@dataclass(frozen=True)
+class FinalMetrics(Metrics):
+    """What is measured once, after the last epoch, from an `End`: it takes an evaluation more.
+
+    The own train accuracy is that of the model that is validated, without dropout, where the running one is
+    the mean over an epoch of training steps; so is the gap.
+    """
+
+    own_train_accuracy: float = metric(
+        lambda end: end.own_accuracy, row="train accuracy (without dropout, a fixed sample)|{:.2f} %"
+    )
+    own_gap: float = metric(
+        lambda end: end.own_accuracy - end.last.val_accuracy, row="own gap|{:+.2f} points"
+    )
 
 
 def _mean_of_live(evaluation: Evaluation, measure: Callable[[Any], Any]) -> float | None:

@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from common.errors import RunError
 from tasks.finetune.args import VqaArgs
@@ -39,6 +40,7 @@ class Run(NamedTuple):
     total_updates: int
     loader: DataLoader
     valid_loader: DataLoader
+    own_loader: DataLoader  # over a sample of the training questions, as they are evaluated
     state: TrainState
     bad_steps: BadSteps
 
@@ -82,9 +84,9 @@ def prepare(args: VqaArgs, machine: Machine, setup: Setup) -> Run:
         # One compiled function a shape; evaluation, which has other shapes, runs without.
         train_set.length_step = LENGTH_STEP
         setup.model.model.compile(backend=COMPILER, fullgraph=True, dynamic=False)
-    model, optimizer, valid_loader = machine.accelerator.prepare(
-        setup.model, joint, machine.loader(valid_set, EVALUATION_BATCH * args.batch_size)
-    )
+    sample = Subset(train_set, fixed_sample(len(train_set), len(valid_set)))
+    loaders = (machine.loader(part, EVALUATION_BATCH * args.batch_size) for part in (valid_set, sample))
+    model, optimizer, *loaders = machine.accelerator.prepare(setup.model, joint, *loaders)
     loader = machine.training_loader(train_set, args.batch_size, args.seed, lengths)
     machine.seed_processes(args.seed)  # the model is built, and the same in all of them
     total_updates = args.epochs * math.ceil(len(loader) / args.accumulate)
@@ -99,9 +101,13 @@ def prepare(args: VqaArgs, machine: Machine, setup: Setup) -> Run:
         routing, words = settle_routing(args.routing, machine, model, optimizer, loader)
         args = replace(args, routing=routing)
         setup.loaded.extend(words)
-    return Run(
-        args, machine, model, optimizer, schedule, total_updates, loader, valid_loader, state, bad_steps
-    )
+    parts = (model, optimizer, schedule, total_updates, loader, *loaders, state, bad_steps)
+    return Run(args, machine, *parts)
+
+
+def fixed_sample(size: int, count: int) -> list[int]:
+    """Up to `count` of `size` places, in order: the same in every run on the same data, whatever its seed."""
+    return sorted(np.random.default_rng(0).permutation(size)[:count].tolist())
 
 
 def check_steps(run: Run, folder: RunFolder) -> None:

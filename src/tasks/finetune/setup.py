@@ -60,6 +60,11 @@ class Setup(NamedTuple):
         gates = {"total": len(live), "live": int(live.sum())}
         return {"parameters": count_parameters(self.model), "gates": gates}
 
+    @property
+    def own_exam(self) -> Exam:
+        """The training questions, as questions to be answered."""
+        return self.exam._replace(splits="the training data", dataset=self.datasets[0], truth=None)
+
     def as_best(self, folder: Path, dataset: str, metrics: dict[str, Any]) -> Best:
         """What a BEST folder says of the model, after an epoch on `dataset` with these metrics."""
         weights = self.weights

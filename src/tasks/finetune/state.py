@@ -9,7 +9,7 @@ from torch import Tensor
 
 from adaptive.usage import Usage
 from tasks.finetune.evaluate import Evaluation
-from tasks.finetune.metrics import Epoch, EpochMetrics
+from tasks.finetune.metrics import End, Epoch, EpochMetrics, FinalMetrics
 
 COUNTERS = ("epoch", "step", "updates", "seconds")
 
@@ -98,6 +98,10 @@ class TrainState:
         self._pooled.zero_()
         self._fill(self._pooled[0])
         return metrics
+
+    def finish(self, own: Evaluation) -> FinalMetrics:
+        """What is measured once, after the last epoch; own: the answers to training questions then."""
+        return FinalMetrics.of(End(self.history[-1], own.accuracy))
 
     @property
     def best(self) -> EpochMetrics:
