@@ -6,6 +6,7 @@ from common.errors import UserError
 from common.files import read_text, replace_file
 
 FULL = Path("run/BENCHMARKS.md")  # benchmarks in full, beside the README
+COLUMNS = 79  # of a terminal
 
 
 def write_block(file: Path, topic: str, block: str) -> None:
@@ -51,3 +52,23 @@ def aligned(rows: list[list[str]]) -> str:
     return "\n".join(
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows
     )
+
+
+def folded(rows: list[list[str]]) -> list[str]:
+    """The same in as many blocks as a terminal needs: each has the first column and as many more as fit."""
+    blocks, start = [], 1
+    while start < len(rows[0]):
+        stop = len(rows[0])
+        while stop > start + 1 and _width(_columns(rows, start, stop)) > COLUMNS:
+            stop -= 1
+        blocks.append(aligned(_columns(rows, start, stop)))
+        start = stop
+    return blocks
+
+
+def _columns(rows: list[list[str]], start: int, stop: int) -> list[list[str]]:
+    return [[row[0], *row[start:stop]] for row in rows]
+
+
+def _width(rows: list[list[str]]) -> int:
+    return max(map(len, aligned(rows).splitlines()))

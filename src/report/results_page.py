@@ -7,7 +7,6 @@ be read without colours.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,7 +16,7 @@ from matplotlib.text import Annotation, Text
 
 from common.files import replace_file
 from report.policy_plot import DPI, save_figure
-from report.results_table import UNITS, Row, make_rows, results_block
+from report.results_table import UNITS, Table, results_block
 from report.run import Run
 
 WIDTH, HEIGHT, FONT = 8.0, 4.2, 9  # of a panel in inches; points
@@ -38,28 +37,7 @@ DIRECTIONS = 16
 Boxes = np.ndarray  # (n, 4): left, bottom, right, top, in pixels
 
 
-class Section(NamedTuple):
-    """A data set: the rows of its table, and the table in markdown."""
-
-    dataset: str
-    rows: Sequence[Row]
-    table: str
-
-
-def sections_of(runs: Sequence[Run], order: Sequence[str] = ()) -> list[Section]:
-    """A section for each data set, in the order of the runs; RunError as `make_rows` raises it."""
-    by_dataset: dict[str, list[Run]] = {}
-    for run in runs:
-        by_dataset.setdefault(run.result["dataset"], []).append(run)
-    sections = []
-    for dataset, its_runs in by_dataset.items():
-        rows = make_rows(its_runs, order)
-        epochs = its_runs[0].result["epochs"]
-        sections.append(Section(dataset, rows, results_block(rows, dataset=dataset, epochs=epochs)))
-    return sections
-
-
-def write_page(page: Path, sections: Sequence[Section], origin: str) -> list[Path]:
+def write_page(page: Path, tables: Sequence[Table], origin: str) -> list[Path]:
     """Write the page in markdown and, beside it, its pictures; returns the files.
 
     origin: how and from what it was made, a sentence or more.
@@ -67,10 +45,10 @@ def write_page(page: Path, sections: Sequence[Section], origin: str) -> list[Pat
     files = {name: page.with_name(f"{page.stem}_{name}.png") for name in PICTURES}
     text = ["# Results", f"This page is generated. {origin}"]
     for name, (x, y, caption) in PICTURES.items():
-        save_figure(scatter_figure(sections, x, y), files[name])
+        save_figure(scatter_figure(tables, x, y), files[name])
         text.append(f"![{caption}]({files[name].name})\n\n*{caption}*")
     text.append("A point is a mean over seeds, a bar reaches a standard deviation to either side.")
-    text += [f"## {section.dataset}\n\n{section.table}" for section in sections]
+    text += [f"## {table.dataset}\n\n{results_block(table)}" for table in tables]
     replace_file(page, "\n\n".join(text) + "\n")
     return [page, *files.values()]
 
@@ -89,16 +67,16 @@ def origin_of(runs: Sequence[Run]) -> str:
     return f"{len(runs)} runs{': ' * bool(known)}{'; '.join(known)}."
 
 
-def scatter_figure(sections: Sequence[Section], x: str, y: str) -> Figure:
+def scatter_figure(tables: Sequence[Table], x: str, y: str) -> Figure:
     """A panel for each data set, in which each row is a named point; x, y: measures of AXES.
 
     Rows from scratch would press all others together: the title of a panel says where they are instead.
     """
-    names = list(dict.fromkeys(row.name for section in sections for row in section.rows))
-    figure = Figure((WIDTH, HEIGHT * len(sections)), DPI, layout="constrained")
+    names = list(dict.fromkeys(row.name for table in tables for row in table.rows))
+    figure = Figure((WIDTH, HEIGHT * len(tables)), DPI, layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(len(sections), squeeze=False)[:, 0]
-    notes = [_draw(axes, section, (x, y), names) for axes, section in zip(panels, sections, strict=True)]
+    panels = figure.subplots(len(tables), squeeze=False)[:, 0]
+    notes = [_draw(axes, table, (x, y), names) for axes, table in zip(panels, tables, strict=True)]
     figure.draw_without_rendering()  # from here on, it is settled where the panels are
     for axes, names_of_points in zip(panels, notes, strict=True):
         if names_of_points:
@@ -107,15 +85,15 @@ def scatter_figure(sections: Sequence[Section], x: str, y: str) -> Figure:
 
 
 def _draw(
-    axes: Axes, section: Section, measures: tuple[str, str], names: Sequence[str]
+    axes: Axes, table: Table, measures: tuple[str, str], names: Sequence[str]
 ) -> list[Annotation]:
     """Draw a panel; returns the names of its points, each still on its point. `names` number the shapes."""
-    longest = max(row.mean("seconds") for row in section.rows)
+    longest = max(row.mean("seconds") for row in table.rows)
     unit, second = next((unit, length) for unit, length, limit in UNITS if longest < limit)
     notes, elsewhere = [], []
-    for row in section.rows:
+    for row in table.rows:
         (x, x_spread), (y, y_spread) = (_summary(row, measure, second) for measure in measures)
-        if row.from_scratch and len(section.rows) > 1:
+        if row.from_scratch and len(table.rows) > 1:
             elsewhere.append(f"{row.name} ({x:.1f}, {y:.1f})")
             continue
         number = names.index(row.name)
@@ -127,7 +105,7 @@ def _draw(
         style = {"size": FONT, "ha": "center", "va": "center", "parse_math": False, "arrowprops": line}
         notes.append(axes.annotate(row.name, (x, y), (0, 0), textcoords="offset points", **style))
         notes[-1].set_in_layout(False)
-    axes.set_title(section.dataset, size=FONT + 2, weight="bold", loc="left", parse_math=False)
+    axes.set_title(table.dataset, size=FONT + 2, weight="bold", loc="left", parse_math=False)
     if elsewhere:
         axes.set_title(f"off the picture: {', '.join(elsewhere)}", size=FONT, loc="right", parse_math=False)
     x_label, y_label = (AXES[measure].format(unit=unit) for measure in measures)

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from common.cli import Parser, run_command
 from report.policy_plot import draw_run
-from report.results_page import origin_of, sections_of, write_page
-from report.results_table import show_results
-from report.run import RUNS, Run
+from report.results_page import origin_of, write_page
+from report.results_table import make_tables, show_results
+from report.run import find_run
 from tasks.finetune.strategies import STRATEGIES
 
 
@@ -28,17 +28,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"wrote {path}")
     elif args.command == "page":
         origin = origin_of(args.runs)
-        for path in write_page(args.page, sections_of(args.runs, list(STRATEGIES)), origin):
+        for path in write_page(args.page, make_tables(args.runs, list(STRATEGIES)), origin):
             print(f"wrote {path}")
     else:
-        files = {"readme": args.readme, "json": args.json}
-        show_results(args.runs, list(STRATEGIES), **files, markdown_only=args.markdown_only)
-
-
-def find_run(text: str) -> Run:
-    """The run of a version name or a folder."""
-    folder = Path(text)
-    return Run(folder if folder.is_dir() or len(folder.parts) > 1 else RUNS / text)
+        options = {name: getattr(args, name) for name in ("reference", "readme", "json", "markdown_only")}
+        show_results(args.runs, list(STRATEGIES), **options)
 
 
 def build_parser() -> Parser:
@@ -55,6 +49,7 @@ def build_parser() -> Parser:
     results = commands.add_parser("results", help="a row per strategy of finished runs", description=about)
     flag = results.add_argument
     flag("runs", type=find_run, nargs="+", help="version names or folders, such as snap/vqa/compare-*")
+    flag("--reference", metavar="ROW", help="the row to compare with (default: standard, if it is there)")
     flag("--readme", type=Path, metavar="FILE", help="write it between this file's results markers too")
     flag("--json", type=Path, metavar="FILE", help="write unrounded rows and orderings to this file too")
     flag("--markdown-only", action="store_true", help="print it in markdown and without the orderings")

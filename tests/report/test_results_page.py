@@ -15,15 +15,13 @@ from matplotlib.text import Annotation, Text
 from common.cli import run_command
 from report.results_page import (
     MARKER,
-    Section,
     choose_places,
     origin_of,
     overlap,
     scatter_figure,
-    sections_of,
     write_page,
 )
-from report.results_table import Row, make_rows, results_block
+from report.results_table import Row, Table, make_tables, results_block
 from report.run import Run
 from tasks import vqa_report
 
@@ -65,7 +63,7 @@ def runs(tmp_path: Path) -> list[Run]:
 
 def row(name: str, val: float, gap: float, seconds: float, spread: float) -> Row:
     figures = {"val_accuracy": val, "gap": gap, "seconds": seconds}
-    return Row(name, [0, 1], False, False, {n: {"mean": v, "std": spread} for n, v in figures.items()})
+    return Row(name, [0, 1], 14, False, False, {n: {"mean": v, "std": spread} for n, v in figures.items()})
 
 
 def names_on(axes: Any) -> list[Annotation]:
@@ -76,12 +74,11 @@ def test_the_page_holds_the_table_of_each_data_set_and_pictures_that_are_there(
     runs: list[Run], tmp_path: Path
 ) -> None:
     page = tmp_path / "pages" / "results.md"
-    files = write_page(page, sections_of(runs, ["standard", "Frozen"]), "By hand.")
+    files = write_page(page, make_tables(runs, ["standard", "Frozen"]), "By hand.")
     text = page.read_text()
     assert re.findall("^## (.*)$", text, flags=re.M) == ["scenes", "scenes-mixed"]
-    for dataset in ("scenes", "scenes-mixed"):
-        rows = make_rows([run for run in runs if run.result["dataset"] == dataset], ["standard", "Frozen"])
-        assert results_block(rows, dataset, 14) in text
+    for table in make_tables(runs, ["standard", "Frozen"]):
+        assert results_block(table) in text
     assert "generated. By hand." in text
     pictures = [page.parent / name for name in re.findall(r"!\[.+?\]\((.+?)\)", text)]
     assert files == [page, *pictures] and len(pictures) == 2
@@ -89,7 +86,7 @@ def test_the_page_holds_the_table_of_each_data_set_and_pictures_that_are_there(
 
 
 def test_a_panel_has_a_point_with_bars_for_each_row_but_those_from_scratch(runs: list[Run]) -> None:
-    figure = scatter_figure(sections_of(runs), "val_accuracy", "gap")
+    figure = scatter_figure(make_tables(runs), "val_accuracy", "gap")
     assert len(figure.axes) == 2
     for axes in figure.axes:
         assert sorted(note.get_text() for note in names_on(axes)) == ["Frozen", "standard"]
@@ -103,7 +100,7 @@ def test_a_panel_has_a_point_with_bars_for_each_row_but_those_from_scratch(runs:
 def test_shapes_tell_rows_apart_and_are_the_same_in_every_panel(tmp_path: Path) -> None:
     runs = [write_run(tmp_path, label, 0, dataset) for dataset in ("a", "b") for label in EIGHT]
     shapes = []
-    for axes in scatter_figure(sections_of(runs[:-1]), "seconds", "val_accuracy").axes:
+    for axes in scatter_figure(make_tables(runs[:-1]), "seconds", "val_accuracy").axes:
         points = [line for line in axes.lines if line.get_markersize() == MARKER]
         shapes.append([line.get_marker() for line in points])
     assert len(set(shapes[0])) == len(EIGHT)
@@ -117,7 +114,7 @@ def test_no_name_of_eight_rows_covers_another_or_a_point_or_leaves_the_panel(see
     spots[:, 2] = np.abs(spots[:, 2]) + 5
     rows = [row(name, *spot, spread=0.4) for name, spot in zip(EIGHT, spots.tolist(), strict=True)]
     for x, y in (("val_accuracy", "gap"), ("seconds", "val_accuracy")):
-        figure = scatter_figure([Section("scenes", rows, "")], x, y)
+        figure = scatter_figure([Table("scenes", None, "", rows)], x, y)
         (axes,) = figure.axes
         renderer = figure.canvas.get_renderer()
         notes = names_on(axes)

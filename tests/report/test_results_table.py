@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from common.cli import run_command
+from report.statistics import crossed_interval, paired_interval, seeds_interval
 from tasks import vqa_report
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -25,7 +27,8 @@ def markdown(arguments: list[str]) -> int:
 
 
 def write_run(root: Path, strategy: str, seed: int, train: float, val: float, **changes: Any) -> Path:
-    run = root / f"compare-{strategy}-{seed}{'-scratch' * changes.get('from_scratch', False)}"
+    scratch = "-scratch" * changes.get("from_scratch", False)
+    run = root / f"compare-{changes.get('dataset', '')}{strategy}-{seed}{scratch}"
     result = {
         "dataset": "scenes",
         "strategy": strategy,
@@ -39,9 +42,21 @@ def write_run(root: Path, strategy: str, seed: int, train: float, val: float, **
         "share_tuned": 0.5 + seed / 10 if strategy.startswith("SpotTune") else None,
         "seconds": 30.0 + 4 * seed,
     }
-    run.mkdir()
+    run.mkdir(parents=True)
     (run / "result.json").write_text(json.dumps(result | changes))
     return run
+
+
+def write_answered(root: Path, strategy: str, seed: int, scores: np.ndarray, **changes: Any) -> str:
+    """A run with scores (N,), four questions an image."""
+    accuracy = 100 * float(scores.mean())
+    run = write_run(root, strategy, seed, accuracy + 10, accuracy, **changes)
+    (run / "args.json").write_text('{"valid": "minival"}')
+    (run / "scores").mkdir()
+    number = np.arange(len(scores))
+    columns = {"question_id": number, "image": (number // 4).astype(str), "answer": scores.astype(str)}
+    np.savez(run / "scores" / "minival-last.npz", epoch=14, score=scores, probability=scores, **columns)
+    return str(run)
 
 
 def write_all(root: Path) -> list[str]:
@@ -196,9 +211,11 @@ def test_the_json_file_holds_the_numbers_unrounded(tmp_path: Path) -> None:
     file = tmp_path / "table.json"
     assert results([*write_all(tmp_path), "--json", str(file)]) == 0
     content = json.loads(file.read_text())
-    assert (content["dataset"], content["epochs"]) == ("scenes", 14)
+    (content,) = content["tables"]
+    assert (content["dataset"], content["reference"]) == ("scenes", "standard")
     (spottune,) = [row for row in content["rows"] if row["name"] == "SpotTune"]
-    assert spottune["seeds"] == [0, 1]
+    assert (spottune["seeds"], spottune["epochs"]) == ([0, 1], 14)
+    assert spottune["to_reference"]["mean"] == 1.5
     assert spottune["val_accuracy"] == {"mean": 74.0, "std": pytest.approx(0.5**0.5)}
     assert len(content["orderings"]) == 5 and content["orderings"][0]["holds"] is True
 
@@ -212,18 +229,132 @@ def test_unfinished_runs_are_all_named(tmp_path: Path, capsys: Capture) -> None:
     assert "compare-unfinished" in message and "compare-none" in message and str(finished) not in message
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"dataset": "vqav2"}, "different data sets (scenes, vqav2)"),
-        ({"epochs": 4}, "different numbers of epochs (14, 4)"),
-    ],
-)
-def test_runs_that_cannot_be_compared_are_an_error(
-    tmp_path: Path, capsys: Capture, changes: dict[str, Any], words: str
-) -> None:
-    runs = [write_run(tmp_path, "Frozen", 0, 74, 72), write_run(tmp_path, "standard", 1, 86, 73, **changes)]
-    assert words in error([str(run) for run in runs], capsys)
+def test_runs_of_one_row_with_other_epochs_are_an_error(tmp_path: Path, capsys: Capture) -> None:
+    runs = [write_run(tmp_path, "Frozen", 0, 74, 72), write_run(tmp_path, "Frozen", 1, 86, 73, epochs=4)]
+    assert "Frozen have different numbers of epochs [4, 14]" in error([str(run) for run in runs], capsys)
+
+
+def test_rows_may_have_epochs_of_their_own_which_the_caption_says(tmp_path: Path, capsys: Capture) -> None:
+    runs = [write_run(tmp_path, "Frozen", 0, 74, 72), write_run(tmp_path, "standard", 0, 86, 73, epochs=4)]
+    assert results([str(run) for run in runs]) == 0
+    assert "epochs: standard 4, Frozen 14" in capsys.readouterr().out
+
+
+def test_every_data_set_has_a_table_of_its_own(tmp_path: Path, capsys: Capture) -> None:
+    runs = [write_run(tmp_path, "Frozen", 0, 74, 72, dataset=name) for name in ("vqav2", "scenes")]
+    assert markdown([str(run) for run in runs]) == 0
+    output = capsys.readouterr().out
+    assert output.index("Data set vqav2") < output.index("Data set scenes")
+    assert output.count("| Frozen |") == 2
+
+
+# ------------------------------------------------------------------------------------------------ differences
+
+
+def answered(root: Path, seeds: int = 3) -> tuple[list[str], dict[str, np.ndarray]]:
+    """Runs of three strategies on 400 questions: SpotTune hardly better than standard, and Frozen worse."""
+    rng = np.random.default_rng(0)
+    hard = np.repeat(rng.normal(size=100), 4)
+    shifts = {"standard": 0.0, "SpotTune": 0.02, "Frozen": -0.6}
+    scores = {
+        name: (hard + rng.normal(size=(seeds, 400)) + shift > 0).astype(float) for name, shift in shifts.items()
+    }
+    runs = [write_answered(root, name, s, of_all[s]) for name, of_all in scores.items() for s in range(seeds)]
+    return runs, scores
+
+
+def test_differences_are_paired_over_seeds_and_images(tmp_path: Path, capsys: Capture) -> None:
+    runs, scores = answered(tmp_path)
+    assert markdown(runs) == 0
+    table = rows(capsys.readouterr().out)
+    assert table[0][3] == "difference to standard"
+    by_name = {row[0]: row for row in table[2:]}
+    assert by_name["standard"][3] == ""
+    images = np.arange(400) // 4
+    for name in ("SpotTune", "Frozen"):
+        interval = crossed_interval(100 * (scores[name] - scores["standard"]), images)
+        assert by_name[name][3] == f"{interval.mean:+.1f} [{interval.low:+.1f}, {interval.high:+.1f}]"
+
+
+def test_another_row_can_be_the_reference(tmp_path: Path, capsys: Capture) -> None:
+    runs, _ = answered(tmp_path)
+    assert markdown([*runs, "--reference", "Frozen"]) == 0
+    table = rows(capsys.readouterr().out)
+    assert table[0][3] == "difference to Frozen"
+    assert {row[0] for row in table[2:] if not row[3]} == {"Frozen"}
+    assert "there is no row 'Frosen' to compare with; there are" in error([*runs, "--reference", "Frosen"], capsys)
+
+
+def test_rows_that_the_best_one_is_not_told_from_are_marked(tmp_path: Path, capsys: Capture) -> None:
+    runs, _ = answered(tmp_path)
+    assert markdown(runs) == 0
+    output = capsys.readouterr().out
+    marked = {row[0]: row[2].endswith("†") for row in rows(output)[2:]}
+    assert marked == {"standard": True, "SpotTune": True, "Frozen": False}
+    assert "† best, or tied with the best: the interval of the difference includes 0." in output
+
+
+def test_the_caption_says_which_difference_would_be_found(tmp_path: Path, capsys: Capture) -> None:
+    runs, scores = answered(tmp_path)
+    assert markdown(runs) == 0
+    images = np.arange(400) // 4
+    differences = [scores[name] - scores["standard"] for name in ("SpotTune", "Frozen")]
+    least = np.median([crossed_interval(100 * part, images).least_detectable for part in differences])
+    assert f"finds a difference of {least:.1f} points in 80 % of cases." in capsys.readouterr().out
+
+
+def test_one_seed_is_paired_over_images_alone(tmp_path: Path, capsys: Capture) -> None:
+    runs, scores = answered(tmp_path, seeds=1)
+    assert markdown(runs) == 0
+    interval = paired_interval(100 * (scores["Frozen"] - scores["standard"])[0], np.arange(400) // 4)
+    text = f"{interval.mean:+.1f} [{interval.low:+.1f}, {interval.high:+.1f}]"
+    assert text in capsys.readouterr().out
+
+
+def test_runs_of_before_there_were_scores_are_paired_over_seeds_alone(tmp_path: Path, capsys: Capture) -> None:
+    accuracies = {"standard": (72.0, 73.5, 72.2), "Frozen": (74.0, 74.5, 75.0)}
+    runs = [
+        str(write_run(tmp_path, name, seed, 80, value))
+        for name, values in accuracies.items()
+        for seed, value in enumerate(values)
+    ]
+    assert markdown(runs) == 0
+    interval = seeds_interval(np.array(accuracies["Frozen"]) - accuracies["standard"])
+    text = f"{interval.mean:+.1f} [{interval.low:+.1f}, {interval.high:+.1f}]"
+    assert text in capsys.readouterr().out
+
+
+def test_without_seeds_in_common_there_is_no_interval(tmp_path: Path, capsys: Capture) -> None:
+    runs = [str(write_run(tmp_path, "Frozen", 0, 80, 74)), str(write_run(tmp_path, "standard", 1, 80, 72))]
+    assert markdown(runs) == 0
+    output = capsys.readouterr().out
+    assert "difference" not in output and "†" not in output
+
+
+def test_other_questions_are_an_error(tmp_path: Path, capsys: Capture) -> None:
+    runs = [write_answered(tmp_path, name, 0, np.ones(count)) for name, count in (("standard", 40), ("Frozen", 44))]
+    assert "answered other validation questions" in error(runs, capsys)
+
+
+def test_a_number_that_only_some_runs_have_is_a_column(tmp_path: Path, capsys: Capture) -> None:
+    runs = [
+        str(write_run(tmp_path, "standard", 0, 86, 73, own_gap=16.94)),
+        str(write_run(tmp_path, "SpotTune", 0, 84, 73, own_gap=14.31, worth=0.256)),
+    ]
+    assert markdown(runs) == 0
+    heading, _, standard, spottune = rows(capsys.readouterr().out)
+    columns = heading.index("own gap (points)"), heading.index("worth of the choice per input (points)")
+    assert [standard[column] for column in columns] == ["16.9", "none"]
+    assert [spottune[column] for column in columns] == ["14.3", "0.26"]
+
+
+def test_a_label_makes_a_row(tmp_path: Path, capsys: Capture) -> None:
+    runs = [
+        str(write_run(tmp_path, "standard", 0, 86, 73)),
+        str(write_run(tmp_path / "x", "standard", 0, 84, 74, label="a third")),
+    ]
+    assert markdown(runs) == 0
+    assert [row[0] for row in rows(capsys.readouterr().out)[2:]] == ["standard", "a third"]
 
 
 def test_the_same_run_twice_is_an_error(tmp_path: Path, capsys: Capture) -> None:
