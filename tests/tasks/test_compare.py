@@ -37,8 +37,11 @@ if "--wait" in sys.argv:
 if strategy == "--strategy=Frozen":
     print("10%\\r20%\\rthe reason")
     sys.exit(3)
+flags = dict(flag[2:].split("=", 1) for flag in sys.argv if "=" in flag)
 result = RESULT | {"strategy": strategy.partition("=")[2], "from_scratch": "--fromScratch" in sys.argv}
+result |= {name: flags[name] for name in ("dataset", "label") if name in flags}
 result["seed"] = int(sys.argv[sys.argv.index("--seed") + 1])
+(folder / "env.json").write_text(json.dumps({"command": sys.argv}))
 (folder / "result.json").write_text(json.dumps(result))
 """
 RESULT = {
@@ -50,7 +53,7 @@ RESULT = {
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """What a comparison needs of the repository, with another trainer."""
-    for path in ("common", "report", "tasks/compare.py", "tasks/finetune/strategies.py"):
+    for path in ("common", "report", "vqadata", "tasks/compare.py", "tasks/finetune/strategies.py"):
         source, target = SRC / path, tmp_path / "src" / path
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
@@ -103,10 +106,10 @@ def test_a_row_of_the_strategy_table_is_all_that_a_new_strategy_needs(
     with pytest.raises(SystemExit):
         command.parse_args(["--help"])
     assert re.search(r"^  Toy +a sentence about the toy$", capsys.readouterr().out, re.MULTILINE)
-    args = command.parse_args([])
-    assert args.strategies == ["from scratch", *STRATEGIES]
-    assert command.trainer_command(args, "Toy", 3)[2:] == [
-        *("--version", "compare-Toy-3", "--strategy=Toy", "--seed", "3")
+    candidates = command.parse_args([]).candidates
+    assert [candidate.name for candidate in candidates] == ["from scratch", *STRATEGIES]
+    assert command.trainer_command("v", candidates[-1], "", 3, ["--epochs", "2"])[2:] == [
+        *("--version", "v", "--strategy=Toy", "--seed", "3", "--epochs", "2")
     ]
 
 
@@ -131,6 +134,127 @@ def test_does_not_repeat_a_finished_run(root: Path) -> None:
     assert done.stdout.startswith("1 of 1 runs were finished earlier and are not repeated.\n")
     assert table_rows(done.stdout) == ["standard"]
     assert not (finished / "command").exists()
+
+
+def test_rows_have_names_and_flags_of_their_own_and_every_data_set_has_a_table(root: Path) -> None:
+    row = "a third=--strategy=standard --lr '3e-4'"
+    flags = ["--strategies", "standard", "--row", row, "--datasets", "one,two", "--seeds", "0,1"]
+    done = compare(root, *flags, "--", "--epochs", "2")
+    assert done.returncode == 0, done.stderr
+    names = [
+        f"compare-{data}-{row}-{seed}"
+        for data in ("one", "two")
+        for row in ("standard", "a_third")
+        for seed in "01"
+    ]
+    assert {path.name for path in (root / "snap/vqa").iterdir()} == set(names)
+    assert (root / "snap/vqa/compare-two-a_third-1/command").read_text() == (
+        "--strategy=standard --lr 3e-4 --label=a third --dataset=two --seed 1 --epochs 2 1"
+    )
+    tables = done.stdout.split("\n\n\n")
+    assert [table_rows(table) for table in tables] == [["standard", "a third"]] * 2
+    assert [re.search(r"Data set (\w+)", table)[1] for table in tables] == ["one", "two"]
+    assert "+0.0 [+0.0, +0.0]" in tables[0]
+
+
+def test_rows_alone_are_compared_alone() -> None:
+    args = command.parse_args(["--row", "a=--lr 1", "--row", "b=--lr 2"])
+    assert [candidate.name for candidate in args.candidates] == ["a", "b"]
+
+
+def test_the_reference_is_named_as_the_rows_are(root: Path) -> None:
+    flags = ["--row", "a=--strategy=standard", "--row", "b=--strategy=standard", "--reference", "b"]
+    done = compare(root, *flags, "--seeds", "0,1")
+    assert " to b " in done.stdout, done.stderr
+
+
+def test_a_finished_run_with_other_flags_is_said_to_be_one(root: Path) -> None:
+    for flags in (["--", "--lr", "1"], ["--", "--lr", "1"], ["--", "--lr", "2"]):
+        done = compare(root, "--strategies", "standard", "--seeds", "0", *flags)
+        assert done.returncode == 0, done.stderr
+        assert ("Made with other flags than now: compare-standard-0." in done.stdout) == (flags[-1] == "2")
+
+
+def test_the_time_left_is_that_of_the_same_row_shared_by_the_runs_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(command.time, "monotonic", lambda: now[0])
+    times = command.Times(jobs=2)
+    times.begin("a-0")
+    times.begin("b-0")
+    assert times.left(["a-1", "b-1", "c-0"]) == "time left not known yet"
+    now[0] = 60
+    times.end("a-0")
+    # b has run for as long as any other did, so it is as good as done; a takes 60, b and c as long as that.
+    assert times.left(["a-1", "b-1", "c-0"]) == f"{(0 + 60 + 60 + 60) / 2:.0f} s left"
+    now[0] = 300
+    times.end("b-0")
+    times.begin("a-1")
+    now[0] = 330
+    # Of a-1 half a minute is left, b-1 takes five, c-0 the mean of one and five.
+    assert times.left(["b-1", "c-0"]) == f"{(0.5 + 5 + 3) / 2:.0f} min left"
+    times.end("a-1")
+    times.begin("b-1")
+    assert times.left([]) == "5 min left"  # one run alone cannot be shared
+
+
+ANSWERS = {1: "red", 2: "Two", 3: "yes", 4: "no"}
+HUMANS = {1: ["red"] * 10, 2: ["2"] * 4 + ["three"] * 6, 3: ["no"] * 8 + ["yes"] * 2, 4: ["no"] * 10}
+
+
+def write_predictions(root: Path, name: str, answers: dict[int, str]) -> Path:
+    file = root / name
+    file.write_text(json.dumps([{"question_id": q, "answer": answer} for q, answer in answers.items()]))
+    return file
+
+
+def write_annotations(root: Path, **changes: object) -> Path:
+    records = [
+        {"question_id": q, "image_id": q // 2, "question_type": f"type {q % 2}", "answers": answers}
+        for q, answers in {**HUMANS, 5: ["a"] * 10}.items()
+    ]
+    file = root / "annotations.json"
+    file.write_text(json.dumps({"annotations": [record | changes for record in records]}))
+    return file
+
+
+def test_two_prediction_files_are_compared_with_the_official_accuracy(root: Path) -> None:
+    """Of four questions about three images; a fifth one is annotated, and nobody answers it."""
+    one = write_predictions(root, "one.json", ANSWERS)
+    other = write_predictions(root, "other.json", ANSWERS | {2: "three", 3: "NO", 1: "Red"})
+    files = ["--predictions", one.name, other.name, "--annotations", write_annotations(root).name]
+    done = compare(root, *files)
+    assert done.returncode == 0, done.stderr
+    lines = [line.strip() for line in done.stdout.splitlines() if "[" in line]
+    rows = {line.split("  ")[0]: line.split()[-6:] for line in lines}
+    # A: 1, 1, .6, 1; B: 0 (all humans agree, so case counts), 1, 1, 1.
+    assert rows["all"][:3] == ["4", "90.00", "75.00"]
+    assert rows["type 0"][:3] == ["2", "100.00", "100.00"]
+    assert rows["type 1"][:3] == ["2", "80.00", "50.00"]
+    words = " ".join(done.stdout.split())
+    assert "different answers to 3 of 4 questions (75.0%): B scores higher on 1, A on 1, and both" in words
+    assert "draws the 3 images" in words
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_predictions_that_cannot_be_compared_are_one_sentence(root: Path) -> None:
+    one = write_predictions(root, "one.json", ANSWERS)
+    few = write_predictions(root, "few.json", {1: "red"})
+    more = write_predictions(root, "more.json", ANSWERS | {9: "red"})
+    annotations = write_annotations(root)
+    for pair, reason in (
+        ((one, few), "3 questions are answered in only one of"),
+        ((more, more), "1 questions have no annotation: 9"),
+        ((one, root / "none.json"), "none.json"),
+    ):
+        files = ["--predictions", *(file.name for file in pair), "--annotations", annotations.name]
+        done = compare(root, *files)
+        assert done.returncode == 2 and done.stderr.startswith("error: ") and reason in done.stderr
+        assert done.stderr.count("\n") == 1
+    write_annotations(root, image_id="")
+    done = compare(root, "--predictions", one.name, one.name, "--annotations", annotations.name)
+    assert "does not say which image question 1 is about" in done.stderr
 
 
 def test_interrupted_comparison_interrupts_each_run_once_and_waits_for_it(root: Path) -> None:
@@ -164,10 +288,21 @@ def test_interrupted_comparison_interrupts_each_run_once_and_waits_for_it(root: 
         (["--seeds", "0,x"], "seeds are whole numbers"),
         (["--jobs", "0"], "--jobs must be at least 1"),
         (["--prefix", "a/b"], "--prefix name 'a/b' may hold"),
+        (["--datasets", "a,../b"], "--datasets name '../b' may hold"),
+        (["--row", "third"], "a row is a name, without |, and flags"),
+        (["--row", "a|b=--lr 1"], "a row is a name, without |, and flags"),
+        (["--row", "third=--label 'x"], "cannot be read as flags"),
+        (["--row", "a b=--lr 1", "--row", "a_b=--lr 2"], "the same run folders: a b, a_b"),
+        (["--row", "standard=--lr 1", "--strategies", "standard"], "the same run folders: standard, standard"),
+        (["--reference", "standard", "--strategies", "Frozen"], "--reference standard is none of the rows"),
+        (["--runs", "a"], "--runs: expected 2 arguments"),
+        (["--runs", "a", "b"], "snap/vqa/a/args.json is missing"),
+        (["--predictions", "a", "b"], "--predictions needs --annotations"),
+        (["--annotations", "a"], "--annotations needs --predictions"),
         (["--epochs", "3"], "--epochs"),
     ],
 )
 def test_refuses_bad_flags_in_one_sentence(root: Path, flags: list[str], reason: str) -> None:
     done = compare(root, *flags)
     assert done.returncode == 2
-    assert re.fullmatch(rf"error: .*{reason}.*\n", done.stderr)
+    assert re.fullmatch(rf"error: .*{re.escape(reason)}.*\n", done.stderr)
