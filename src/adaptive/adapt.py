@@ -48,20 +48,21 @@ class AdaptiveOutput(NamedTuple):
     """What `Adaptive` returns."""
 
     outputs: Any  # whatever the model returns
-    gates: Tensor | None  # (B, G), None without a policy
-    policy_logits: Tensor | None  # (B, G, 2), None without a policy
+    gates: Tensor | None  # (B, G), or (1, G) for weights; None without a policy
+    policy_logits: Tensor | None  # (B, G, 2), None where no policy decided
 
     def gates_of(self, batch: Tensor) -> Tensor:
         """The gates (B, G) of a batch (B, ...) of examples; without a policy G is 0."""
-        return batch.new_zeros(len(batch), 0) if self.gates is None else self.gates
+        return batch.new_zeros(len(batch), 0) if self.gates is None else self.gates.expand(len(batch), -1)
 
 
 class Adaptive(nn.Module):
     """A model and its policy as one module: prepared, clipped, saved and loaded together.
 
-    In training mode gates are sampled, in evaluation mode the likelier copy is taken. Without a policy (plain
-    fine-tuning) the model runs as it is. While `train_policy` is false gates get no gradient, so that only
-    the chosen copies run. Between forward passes it holds no graph, so that it can be copied and pickled.
+    In training mode gates are sampled, with the gradients of an estimator of `adaptive.policy`; in evaluation
+    mode the likelier copy is taken. Without a policy (plain fine-tuning) the model runs as it is. While
+    `train_policy` is false gates get no gradient, so that only the chosen copies run. Between forward passes
+    it holds no graph, so that it can be copied and pickled.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Adaptive(nn.Module):
         policy: nn.Module | None = None,
         gates: Gates | None = None,
         temperature: float = 5.0,
+        estimator: str = "gumbel",
     ) -> None:
         super().__init__()
         if (policy is None) != (gates is None):
@@ -78,6 +80,7 @@ class Adaptive(nn.Module):
         self.policy = policy
         self.gates = gates
         self.temperature = temperature
+        self.estimator = estimator
         self.train_policy = True
         self._noise: Tensor | None = None
 
@@ -91,16 +94,34 @@ class Adaptive(nn.Module):
             noise = torch.empty(batch, self.gates.total, 2, device=generator.device)
             self._noise = noise.exponential_(generator=generator)[rows]
 
-    def forward(self, **inputs: Any) -> AdaptiveOutput:
-        """Both the policy and the model are called with `inputs`."""
+    def forward(self, gates: Tensor | None = None, **inputs: Any) -> AdaptiveOutput:
+        """Both the policy and the model are called with `inputs`.
+
+        gates: what decides instead of the policy: gates (B, G), or (B, 1) for all gates alike, each 0 or 1;
+        or, in evaluation, weights (G,) from 0 to 1 of the tuned copies, with which the outputs of both are
+        averaged.
+        """
         if self.policy is None:
             return AdaptiveOutput(self.model(**inputs), None, None)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.train_policy):
-            logits = self.policy(**inputs)
-            noise, self._noise = self._noise, None
-            sampled = self.training
-            gates = sample_gates(logits, self.temperature, noise) if sampled else choose_gates(logits)
-        self.gates.fill(gates)
+        noise, self._noise = self._noise, None
+        logits = None
+        if gates is None:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.train_policy):
+                logits = self.policy(**inputs)
+                gates = self._decide(logits, noise)
+        elif gates.dim() == 2:
+            gates = gates.float().expand(-1, self.gates.total)
+        if gates.dim() == 2:
+            self.gates.fill(gates)
+        else:
+            self.gates.weigh(gates)
+            gates = gates[None]
         outputs = self.model(**inputs)
         self.gates.detach()
         return AdaptiveOutput(outputs, gates, logits)
+
+    def _decide(self, logits: Tensor, noise: Tensor | None) -> Tensor:
+        """The gates (B, G) of policy logits (B, G, 2)."""
+        if self.training:
+            return sample_gates(logits, self.temperature, noise, self.estimator)
+        return choose_gates(logits)

@@ -1,6 +1,8 @@
 """The gates of a forward pass, and which rows of the batch they send to which copy.
 
-A gate is 1 where an example takes the tuned copy and 0 where it takes the frozen one, everywhere.
+A gate is 1 where an example takes the tuned copy and 0 where it takes the frozen one, everywhere. In
+evaluation there may be weights instead, between 0 and 1 and the same for all examples: both copies run, and
+are averaged.
 Shapes in this package: B examples (rows), G gates of the whole model, w gates (the "width") of one pair.
 """
 
@@ -66,6 +68,7 @@ class Gates:
         self.dense = dense
         self._units: set[tuple[int, int]] = set()
         self._values: Tensor | None = None
+        self._weights: tuple[float, ...] | None = None
         self._tuned: Tensor | None = None
         self._parts: dict[tuple[int, int], Tensor] | None = None
         self._plan: Plan | None = None
@@ -85,8 +88,19 @@ class Gates:
             raise ValueError(f"gates have the shape {tuple(gates.shape)}; expected (batch, {self.total})")
         self._values = gates
         self._tuned = gates.detach() > 0.5
+        self._weights = None
         self._parts = None
         self._plan = None
+
+    def weigh(self, weights: Tensor) -> None:
+        """Set weights (G,) of the tuned copies instead, for a pass without autograd. Waits for the device."""
+        self.fill(weights[None])
+        self._weights = tuple(weights.tolist())
+
+    @property
+    def choose(self) -> bool:
+        """Whether each example takes one copy at each gate: they are gates, and no weights."""
+        return self._weights is None
 
     @property
     def plan(self) -> Plan:
@@ -129,10 +143,12 @@ class Gates:
         self._require_filled()
         return self._tuned[:, start : start + width]
 
-    def constant(self, start: int, width: int) -> tuple[bool, ...] | None:
-        """Which of `width` gates are 1, if each of them is the same for all examples; else None."""
+    def constant(self, start: int, width: int) -> tuple[float, ...] | None:
+        """The values of `width` gates, if each of them is the same for all examples; else None."""
         if self._same is not None:
             return (self._same,) * width
+        if self._weights is not None:
+            return self._weights[start : start + width]
         counts, batch = self.plan.tuned[start : start + width], len(self._values)
         return tuple(count == batch for count in counts) if {*counts} <= {0, batch} else None
 
@@ -147,6 +163,8 @@ class Gates:
 
     def share_tuned(self, start: int, width: int) -> float:
         """The share of decisions of `width` gates that are for tuned: 0.0 and 1.0 are exact."""
+        if self._weights is not None:
+            return sum(self._weights[start : start + width]) / width
         return sum(self.plan.tuned[start : start + width]) / (width * len(self._values))
 
     def rows(self, gate: int) -> Rows:

@@ -94,21 +94,21 @@ class LowRank(nn.Module):
         """What layers have in common that can go through one product."""
         return self.gates, self.start, self.width, self.scale, len(self.down)
 
-    def _constant_choice(self) -> tuple[bool, ...] | None:
-        """Which slices run tuned, if these are the same in all examples of the batch."""
+    def _constant_choice(self) -> tuple[float, ...] | None:
+        """The gates of the slices, if these are the same in all examples of the batch."""
         if self.gates is None:
-            return (True,)
+            return (1.0,)
         return None if torch.compiler.is_compiling() else self.gates.constant(self.start, self.width)
 
-    def _call_merged(self, input: Tensor, tuned: tuple[bool, ...]) -> Tensor:
-        """One product with a weight that is tuned in these slices. It is kept until training goes on."""
-        if not any(tuned):
+    def _call_merged(self, input: Tensor, gates: tuple[float, ...]) -> Tensor:
+        """One product with a weight W + g scale B A, slice by slice. It is kept until training goes on."""
+        if not any(gates):
             return self.call_frozen(input)
         weight = self.frozen.weight
-        key = (tuned, *((id(tensor), tensor._version) for tensor in (weight, self.down, self.up)))
+        key = (gates, *((id(tensor), tensor._version) for tensor in (weight, self.down, self.up)))
         if self._merged is None or self._merged[0] != key:
-            rows = torch.tensor(tuned, device=weight.device).repeat_interleave(len(weight) // len(tuned))
-            update = self.scale * (self.up * rows[:, None]) @ self.down
+            slices = self.up.new_tensor(gates).repeat_interleave(len(weight) // len(gates))
+            update = self.scale * (self.up * slices[:, None]) @ self.down
             linear = copy.copy(self.frozen)
             merged = nn.Parameter((weight + update).to(weight.dtype), requires_grad=False)
             linear._parameters = {**self.frozen._parameters, "weight": merged}

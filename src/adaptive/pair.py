@@ -57,9 +57,9 @@ class GatedPair(nn.Module):
             share = self.gates.share_tuned(self.start, self.width)
             if share in (0.0, 1.0):
                 return self._one_copy(gate, share == 1.0, args, kwargs)
-            if self.width == 1:
+            if self.gates.choose and self.width == 1:
                 return self._by_rows(gate, args, kwargs)
-            if isinstance(self.tuned, Sliced) and not kwargs and not gate.requires_grad:
+            if self.gates.choose and isinstance(self.tuned, Sliced) and not kwargs and not gate.requires_grad:
                 return self._by_slices(args)
         return mix(gate, self.tuned(*args, **kwargs), self._frozen(*args, **kwargs))
 

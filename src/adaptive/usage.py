@@ -1,4 +1,6 @@
-"""How often each gate chose the tuned copy: a running sum that stays on the device."""
+"""How often each gate chose the tuned copy: a running sum that stays on the device; and what that tells."""
+
+import math
 
 import torch
 from torch import Tensor
@@ -35,3 +37,15 @@ def variation(share: Tensor) -> Tensor:
     measure the noise.
     """
     return torch.minimum(share, 1 - share)
+
+
+def information(tuned: Tensor, examples: Tensor) -> Tensor:
+    """Bits that each gate tells about the group of its example: plug-in mutual information, (G,).
+
+    tuned (K, G), examples (K,): counts, as `Usage` has them. The sum over groups k and values v of a gate of
+    p(k, v) log2(p(k, v) / (p(k) p(v))), with frequencies for probabilities (Cover and Thomas 2006, 2.28).
+    """
+    counts = torch.stack([examples[:, None] - tuned, tuned]).double()  # (2, K, G)
+    joint = counts / examples.sum().double()
+    independent = joint.sum(0, keepdim=True) * joint.sum(1, keepdim=True)
+    return (torch.xlogy(joint, joint) - torch.xlogy(joint, independent)).sum((0, 1)) / math.log(2)

@@ -49,10 +49,10 @@ def draw_gates_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     yet hard.
     """
 
-    def sample(logits: Tensor, temperature: float, noise: Tensor | None = None) -> Tensor:
+    def sample(logits: Tensor, temperature: float, noise: Tensor | None, estimator: str) -> Tensor:
         tuned = torch.rand(logits.shape[:2], generator=torch.Generator().manual_seed(1)) < 0.5
         noise = torch.exp(torch.where(torch.stack([tuned, ~tuned], -1), 25.0, -25.0))
-        return sample_gates(logits, 30.0, noise.to(logits.device))
+        return sample_gates(logits, 30.0, noise.to(logits.device), estimator)
 
     monkeypatch.setattr(adapt, "sample_gates", sample)
 
