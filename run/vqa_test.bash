@@ -13,10 +13,13 @@
 #
 #   bash run/vqa_test.bash 0 spottune
 #   bash run/vqa_test.bash 0 spottune --test nominival --load snap/vqa/spottune/BEST
+#   bash run/vqa_test.bash 0 spottune --controls                       the same weights under other gates too
+#   bash run/vqa_test.bash 0 spottune --evaluate-gates average         both copies, half and half
 #   bash run/vqa_test.bash 0 spottune --question "how many red objects are there?" --image-id scene_000400
 #
 # On the embedded scenes it takes a few seconds.
-# It prints the accuracy and writes snap/vqa/<version>/predictions/<split>.json; for a question it prints the five
+# It prints the accuracy and writes snap/vqa/<version>/predictions/<split>.json, with --controls, which takes about
+# twenty times as long, their table too and controls/<split>.json; for a question it prints the five
 # likeliest answers and which layers ran tuned, and writes nothing.
 
 set -euo pipefail

@@ -168,7 +168,7 @@ def answers_files(sources: Sources) -> list[str]:
 
 
 MEASURES = (
-    Measure("project modules that the trainer imports", 14, trainer_modules),
+    Measure("project modules that the trainer imports", 15, trainer_modules),
     Measure("names that the trainer imports from them", 32, trainer_names),
     Measure(f"functions of more than {LONGEST} lines", 0, long_functions),
     Measure(f"functions of more than {MOST_PARAMETERS} parameters", 0, wide_functions),

@@ -27,6 +27,7 @@ from tasks.finetune import messages
 from tasks.finetune.args import VqaArgs, parse_args
 from tasks.finetune.ask import ask
 from tasks.finetune.best import Best
+from tasks.finetune.controls import Trial, try_controls, worth_of_choice
 from tasks.finetune.evaluate import evaluate
 from tasks.finetune.model import score, vqa_loss
 from tasks.finetune.run import (
@@ -107,11 +108,11 @@ def train(args: VqaArgs, machine: Machine, start: Best | None) -> dict[str, Any]
             raise Interrupted(f"Interrupted; {advice}") from None
 
         # 5. The result.
-        final = state.finish(own)
-        outcome = messages.result_of(vars(args), state, setup, final)
+        final, worth = state.finish(own), worth_of_choice(run, folder, setup)
+        outcome = messages.result_of(vars(args), state, setup, final) | worth.values()
         folder.write("result.json", outcome)
         tracker.record(final.values(), state.updates)
-        tracker.say(messages.summary_table(state, final, args.folder, args.valid))
+        tracker.say(messages.summary_table(state, final, args.folder, args.valid, worth.rows()))
     return outcome
 
 
@@ -139,7 +140,7 @@ def train_epoch(run: Run, folder: RunFolder) -> None:
             with accelerator.accumulate(run.model):
                 output = run.model(**batch["inputs"])
                 loss = vqa_loss(output.outputs, batch["target"])
-                accelerator.backward(loss * part.weight)
+                accelerator.backward(run.objective(loss, output.policy_logits) * part.weight)
                 run.bad_steps.watch(loss, output.outputs, batch["question_id"])
                 if accelerator.sync_gradients:
                     norms = clip_gradients(accelerator, adaptive.children(), args.clip)
@@ -177,13 +178,20 @@ def test(args: VqaArgs, machine: Machine, best: Best) -> dict[str, Any]:
     (dataset,) = setup.datasets
     loader = machine.loader(dataset, EVALUATION_BATCH * args.batch_size)
     model, loader = machine.accelerator.prepare(setup.model, loader)
-    evaluation = evaluate(machine, model, loader, setup.exam)
+    exam = setup.exam._replace(keeps_choices=args.controls)
+    evaluation = evaluate(machine, model, loader, exam)
     file = args.folder / "predictions" / f"{args.test}.json"
     if machine.is_main:
         messages.save_predictions(file, evaluation, setup.answers)
     partial = args.images is not None
     machine.say(messages.test_message(args.test, dataset.labelled, evaluation, file, partial))
     outcome = {"split": args.test, "accuracy": evaluation.accuracy if dataset.labelled else None}
+    if args.controls:
+        controls = try_controls(Trial(machine, model, loader, exam, evaluation))
+        machine.say(controls.table())
+        outcome |= controls.values()
+        if machine.is_main:
+            messages.save_controls(args.folder / "controls" / f"{args.test}.json", controls)
     return outcome | ({"official": evaluation.official} if evaluation.official else {})
 
 

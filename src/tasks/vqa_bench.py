@@ -37,7 +37,7 @@ from tasks.bench.picture import draw_speed
 from tasks.bench.table import FIGURES, HIGHLIGHTS, all_tables, highlights, medians
 from tasks.bench.variants import ANSWERS, Variant, build_variant, earlier_arithmetic, list_variants
 from tasks.finetune.model import vqa_loss
-from tasks.finetune.policies import POLICIES
+from tasks.finetune.policies import NETWORKS
 from tasks.finetune.spec import ModelSpec
 from training.optim import JointOptimizer, make_optimizer
 
@@ -318,7 +318,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     flag("--heads", type=positive, default=12, help="attention heads (default: %(default)s)")
     flag("--features", type=positive, default=2048, help="features per region (default: %(default)s)")
     flag("--layers", type=layer_counts, default="9/5/5", help="language/vision/cross (default: %(default)s)")
-    flag("--policy", choices=POLICIES, default=ModelSpec.policy, help="the policy listed first")
+    flag("--policy", choices=NETWORKS, default=ModelSpec.policy, help="the policy listed first")
     flag("--only", default="", metavar="TEXT", help="variants whose name contains this, and their references")
     flag("--seed", type=int, default=0, help="of batches and weights (default: %(default)s)")
     flag("--json", type=Path, default=Path("snap/bench.json"), metavar="FILE", help="default: %(default)s")

@@ -13,6 +13,8 @@ from torch.utils.data import Dataset
 from vqadata.encoded import Questions
 from vqadata.features import FeatureStores
 
+FIELDS = ("question_type", "group")  # of records, by which questions can be told apart
+
 
 def split_names(splits: str) -> list[str]:
     """ "train,nominival" -> ["train", "nominival"]."""
@@ -55,6 +57,7 @@ class VqaDataset(Dataset):
 
     def __init__(self, questions: Questions, stores: FeatureStores, answers: Sequence[str]) -> None:
         self.length_step = 1  # batches are as long as the next multiple of it
+        self.more_inputs: dict[str, np.ndarray] = {}  # (N, ...), that the model is called with besides
         self.stores = stores
         self.token_ids = questions.token_ids
         self.token_lengths = questions.token_lengths
@@ -92,11 +95,21 @@ class VqaDataset(Dataset):
                 "visual_feats": regions.features,
                 "visual_pos": regions.boxes,
                 "visual_attention_mask": regions.mask,
+                **{name: column[indices] for name, column in self.more_inputs.items()},
             },
             "target": self.targets(indices),
             "question_id": self.question_ids[indices],
             "question_type": self.question_type[indices].astype(np.int64),
         }
+
+    def column(self, field: str) -> tuple[np.ndarray, np.ndarray]:
+        """The values of a field of the records, sorted, and the number of each example's, (N,).
+
+        '' is the value of records without it; of a field that is not in `FIELDS` there are no values.
+        """
+        if field not in FIELDS:
+            return np.array([], str), np.zeros(len(self), np.int64)
+        return getattr(self, f"{field}s"), getattr(self, field)
 
     def targets(self, indices: np.ndarray) -> np.ndarray:
         """Soft targets (B, A) in [0, 1]; all zero where no human answer is in the vocabulary."""

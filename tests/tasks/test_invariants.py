@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from adaptive.adapt import Adaptive
 from lxmert.loading import load_pretrained
 from lxmert.units import gate_labels
-from tasks.finetune.args import POLICIES, VqaArgs
+from tasks.finetune.args import VqaArgs
 from tasks.finetune.model import VqaModel, build, vqa_loss
-from tasks.finetune.policies import Borrowed
+from tasks.finetune.policies import NETWORKS, Borrowed
 from tasks.finetune.spec import ModelSpec
 from tasks.finetune.strategies import STRATEGIES
 
@@ -118,7 +118,7 @@ def test_one_step_moves_tuned_policy_and_head_and_nothing_frozen(
         assert [name for name in moved if part in name], part
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", NETWORKS)
 def test_a_copy_taken_after_a_step_is_equal_and_independent(
     pretrained: Path, inputs: dict, policy: str
 ) -> None:
@@ -148,7 +148,7 @@ def borrowed(model: Adaptive) -> list[nn.Module]:
     return [part._module[0] for part in model.policy.modules() if isinstance(part, Borrowed)]
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", NETWORKS)
 @pytest.mark.parametrize("strategy", ADAPTIVE)
 def test_bf16_loses_no_gradient_of_what_no_gate_decides_over(
     pretrained: Path, inputs: dict, strategy: str, policy: str

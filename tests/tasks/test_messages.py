@@ -41,7 +41,10 @@ def show(folder: Path) -> Tracker:
     tracker = Tracker()
     dataset = SimpleNamespace(question_types=["colour", "$\\count"])
     setup = SimpleNamespace(
-        sizes={"gates": {"total": 2}}, labels=GATES, exam=SimpleNamespace(dataset=dataset)
+        sizes={"gates": {"total": 2}},
+        labels=GATES,
+        exam=SimpleNamespace(dataset=dataset),
+        spec=SimpleNamespace(evaluate_gates="argmax"),
     )
     shares = {split: [torch.tensor([0.5, 1.0])] for split in ("train", "val")}
     state: Any = SimpleNamespace(epoch=1, updates=4, shares=shares, by_type=torch.ones(2, 2))

@@ -17,7 +17,7 @@ from tasks.bench.memory import process_peak, tensor_peak
 from tasks.bench.picture import COLOURS, PANELS
 from tasks.bench.table import FIGURES, HIGHLIGHTS
 from tasks.bench.variants import ANSWERS, Variant, build_variant, earlier_arithmetic, list_variants
-from tasks.finetune.policies import POLICIES
+from tasks.finetune.policies import NETWORKS
 from tasks.finetune.strategies import STRATEGIES, Strategy
 from tasks.vqa_bench import parse_args, trim
 
@@ -125,7 +125,7 @@ def test_every_adaptive_strategy_is_measured_with_every_policy_in_both_precision
     monkeypatch.setitem(STRATEGIES, "Toy", Strategy("Toy", "a toy", "layer"))
     variants = {variant.name: variant for variant in list_variants("light")}
     for strategy in STRATEGIES.values():
-        names = [f", {policy} policy" for policy in POLICIES] if strategy.adaptive else [""]
+        names = [f", {policy} policy" for policy in NETWORKS] if strategy.adaptive else [""]
         assert {f"{strategy.name}{n}, {p}" for n in names for p in ("fp32", "bf16")} <= set(variants)
     assert variants["Toy, light policy, bf16"].against == ("dense SpotTune_Block", "standard, bf16")
     assert all(set(variant.against) <= set(variants) for variant in variants.values())

@@ -20,7 +20,7 @@ from lxmert.loading import Pretrained
 from lxmert.modeling import Attention
 from tasks.finetune.args import VqaArgs
 from tasks.finetune.model import VqaModel, build
-from tasks.finetune.policies import POLICIES
+from tasks.finetune.policies import NETWORKS
 from tasks.finetune.spec import LORA, ModelSpec
 from tasks.finetune.strategies import STRATEGIES
 
@@ -57,7 +57,7 @@ def list_variants(default_policy: str) -> list[Variant]:
     dense = Variant("dense SpotTune", "SpotTune", dense=True)
     dense_block = Variant("dense SpotTune_Block", "SpotTune_Block", dense=True)
     variants = [hugging_face, dense, dense_block]
-    policies = sorted(POLICIES, key=lambda policy: policy != default_policy)
+    policies = sorted(NETWORKS, key=lambda policy: policy != default_policy)
     for precision in ("fp32", "bf16"):
         standard = f"standard, {precision}"
         for strategy in STRATEGIES.values():

@@ -14,11 +14,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from adaptive.policy import ESTIMATORS
+from adaptive.terms import TERMS
 from common.cli import Parser
 from common.errors import UserError
 from common.files import check_name
+from tasks.finetune.gating import WAYS
 from tasks.finetune.policies import POLICIES
-from tasks.finetune.spec import LORA, RANK, YOUNGER, ModelSpec
+from tasks.finetune.spec import AVERAGE, LORA, RANK, WEIGHT, YOUNGER, ModelSpec
 from tasks.finetune.strategies import STRATEGIES
 from training.optim import OPTIMIZERS
 from training.record import Record
@@ -31,8 +34,8 @@ RELEASED_MODEL = "unc-nlp/lxmert-base-uncased"
 def flag(default: Any, help: str, *, old: str = "", choices: Collection[str] = (), section: str = "") -> Any:
     """A field that is a flag; `old` is its other spelling, `section` opens a group in --help.
 
-    choices: the values, or a table of what each of them is, `about` it. The default None means that it is
-    settled later, see `tasks.finetune.settle`.
+    choices: the values, or a table of what each of them is, `about` it; of `name:WORD` the word is free. The
+    default None means that it is settled later, see `tasks.finetune.settle`.
     """
     metadata = {"help": help, "old": old, "choices": choices, "section": section}
     return dataclasses.field(default=default, metadata=metadata)
@@ -49,6 +52,11 @@ class VqaArgs:
     seed: int = flag(9595, "Seed of initialisation, order, dropout and gate noise.")
     load: str | None = flag(None, "A BEST folder to start from, or with --test to evaluate.")
     test: str | None = flag(None, "Only evaluate --load on this split and write its predictions.")
+    controls: bool = flag(
+        False,
+        "With --test, evaluate the same weights under other gates too: exchanged between questions, a fixed "
+        "mask, all tuned, all frozen, random, both copies averaged. It takes about twenty evaluations.",
+    )
     question: str | None = flag(
         None, "Only let --load answer this question about --image-id: answers, and what ran tuned."
     )
@@ -136,7 +144,7 @@ class VqaArgs:
     accumulate: int = flag(1, "Batches whose gradients are added up for one step.")
     group_by_length: bool = flag(True, "Put questions of like length into one batch.")
 
-    policy: str | None = flag(None, "Policy network.", choices=POLICIES, section="policy")
+    policy: str | None = flag(None, "What decides.", choices=POLICIES, section="policy")
     policy_every: int = flag(
         1, "Train the policy on every K-th step; in the steps between only the chosen copies run."
     )
@@ -145,12 +153,36 @@ class VqaArgs:
     policy_llayers: int | None = flag(None, "Language layers of the policy network.")
     policy_xlayers: int | None = flag(None, "Cross-modality layers of the policy network.")
     policy_rlayers: int | None = flag(None, "Vision layers of the policy network.")
-    policy_start: float | None = flag(None, "Share tuned from which the policy starts.")
+    policy_start: float | None = flag(None, "Share tuned from which the policy starts; random keeps it.")
+    estimator: str | None = flag(
+        None,
+        "What a drawn gate's logits get for a gradient, for g, the gradient of the gate.",
+        choices=ESTIMATORS,
+    )
     temperature: float | None = flag(
-        None, "Temperature of the Gumbel-softmax in training.", old="policy_temperature"
+        None,
+        "Temperature tau of the Gumbel-softmax in training. It weighs the gradient of each gate, by "
+        "s (1 - s) / tau: an undecided gate gets less of it at a higher one, a decided gate more. It does "
+        "not change how gates are drawn.",
+        old="policy_temperature",
     )
     temperature_end: float | None = flag(
         None, "Temperature at the last step, reached geometrically. Default: it stays."
+    )
+    target_share: float | None = flag(
+        None,
+        "Hold the mean probability of tuned at this share, by a bias on all gates that moves 0.01 a step "
+        "against what is too much or too little. The log's share tuned shows it.",
+    )
+    entropy: float = flag(0.0, f"Weight of a term for the policy: {TERMS['entropy'].about}.")
+    batch_shaping: float = flag(0.0, f"Weight of another one: {TERMS['batch_shaping'].about}.")
+    evaluate_gates: str | None = flag(
+        None,
+        "Gates in evaluation. With --policy random the default is sample.",
+        choices=WAYS,
+    )
+    average: float | None = flag(
+        None, f"Weight of the tuned copy with --evaluate-gates {AVERAGE}, from 0 to 1. Default: {WEIGHT}."
     )
     routing: str | None = flag(
         None,
@@ -217,7 +249,8 @@ class VqaArgs:
 # what `--precision auto` means, is compared by itself: see tasks.finetune.inputs.
 FREE_FIELDS = frozenset(
     {"num_workers", "save_every", "log_every", "tqdm", "wandb", "test", "question", "image_id", "keep"}
-    | {"max_bad_steps", "accept_changes", "version", "output", "label", "data", "pretrained", "precision"}
+    | {"controls", "max_bad_steps", "accept_changes", "version", "output", "label", "data", "pretrained"}
+    | {"precision"}
 )
 # Of these it matters whether they were given: they choose how weights are read.
 PATH_FIELDS = ("load", "load_lxmert", "load_lxmert_qa")
@@ -226,9 +259,11 @@ PATH_FIELDS = ("load", "load_lxmert", "load_lxmert_qa")
 def deciding(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Of a run's arguments those that decide its numbers, as they are compared when it is taken up again.
 
-    Epochs may be raised where no step done would have been another one.
+    Runs from before a flag was there had its default. Epochs may be raised where no step done would have been
+    another one.
     """
-    compared = {n: value for n, value in (YOUNGER | dict(arguments)).items() if n not in FREE_FIELDS}
+    earlier = {field.name: field.default for field in dataclasses.fields(VqaArgs)} | YOUNGER
+    compared = {n: value for n, value in (earlier | dict(arguments)).items() if n not in FREE_FIELDS}
     compared |= {name: bool(compared.get(name)) for name in PATH_FIELDS}
     constant = arguments.get("schedule") == "constant" and not arguments.get("warmup")
     if constant and arguments.get("temperature_end") is None:
@@ -304,7 +339,7 @@ def validate(args: VqaArgs) -> None:
             check_name("split", split or "train")
     for field in dataclasses.fields(args):
         value, choices = getattr(args, field.name), field.metadata["choices"]
-        if choices and value is not None and value not in choices:
+        if choices and value is not None and not _offers(choices, value):
             raise UserError(f"there is no {field.name} {value!r}; there are {', '.join(choices)}")
     positive = (
         "batch_size", "lr", "epochs", "clip", "accumulate", "save_every", "log_every",
@@ -317,13 +352,22 @@ def validate(args: VqaArgs) -> None:
             raise UserError(f"--{name} must be greater than 0, not {value}")
     origins = [f for f in ("pretrained", "load_lxmert", "load_lxmert_qa", "from_scratch") if getattr(args, f)]
     one_origin = len(origins) < 2 or set(origins) == {"pretrained", "from_scratch"}
-    question, start, dropout = args.question, args.policy_start, args.dropout
+    question, start, dropout, weight = args.question, args.policy_start, args.dropout, args.average
     for holds, sentence in (
         (args.max_bad_steps >= 0, f"--max_bad_steps must be at least 0, not {args.max_bad_steps}"),
         (0 <= args.warmup <= 1, f"--warmup is a share of all steps, between 0 and 1, not {args.warmup}"),
         (start is None or 0 < start < 1, f"--policy_start is a share above 0 and below 1, not {start}"),
         (dropout is None or 0 <= dropout < 1, f"--dropout must be at least 0 and below 1, not {dropout}"),
         (one_origin, f"--{' and --'.join(origins)} exclude each other: the weights come from one place"),
+        (
+            weight is None or (args.evaluate_gates == AVERAGE and 0 <= weight <= 1),
+            f"--average is a weight between 0 and 1, and needs --evaluate-gates {AVERAGE}; it is {weight}",
+        ),
+        (
+            args.target_share is None or 0 < args.target_share < 1,
+            f"--target_share is a share above 0 and below 1, not {args.target_share}",
+        ),
+        (args.test or not args.controls, "--controls needs --test, the split to evaluate on"),
         (not args.test or args.load, "--test needs --load, the BEST folder to evaluate"),
         (question is None or args.image_id, "--question needs --image-id: one question about one image"),
         (args.image_id is None or question is not None, "--image-id needs --question, a question about it"),
@@ -357,11 +401,20 @@ def _add_flag(group: Any, field: dataclasses.Field, hint: Any) -> None:
         help += f" {'; '.join(f'{name}: {row.about}' for name, row in choices.items())}."
     if kind is bool:
         options = {"action": argparse.BooleanOptionalAction}
+    elif any(":" in choice for choice in choices):  # which argparse cannot tell apart
+        options = {"metavar": f"{{{','.join(choices)}}}"}
     elif choices:
         options = {"choices": tuple(choices)}
     else:
         options = {"type": kind, "metavar": kind.__name__.upper()}
     group.add_argument(*(f"--{spelling}" for spelling in spellings), dest=field.name, help=help, **options)
+
+
+def _offers(choices: Collection[str], value: str) -> bool:
+    """Whether a value is one of the choices; `name:WORD` stands for the name with anything after it."""
+    name, colon, word = value.partition(":")
+    offered = any(choice.partition(":")[:2] == (name, colon) for choice in choices)
+    return offered and bool(colon) == bool(word)
 
 
 def _unknown_flag(text: str, parser: argparse.ArgumentParser) -> str:

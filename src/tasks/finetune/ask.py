@@ -20,6 +20,7 @@ from lxmert.units import Unit
 from tasks.finetune.args import VqaArgs
 from tasks.finetune.best import Best, load_base_weights, load_best, load_same_tokenizer
 from tasks.finetune.data import open_data
+from tasks.finetune.gating import chooses, decided_by
 from tasks.finetune.model import build
 from tasks.finetune.strategies import STRATEGIES
 from training.machine import Machine
@@ -55,7 +56,9 @@ def ask(args: VqaArgs, machine: Machine, best: Best) -> dict[str, Any]:
     dataset = VqaDataset(Questions.of([record], *encoded), stores, best.answers)
     (batch,) = machine.batches(machine.loader(dataset, 1))
     inputs = {name: column.to(machine.device) for name, column in batch["inputs"].items()}
-    output = machine.accelerator.prepare(model).eval()(**inputs)
+    model = machine.accelerator.prepare(model).eval()
+    inputs |= decided_by(best.spec)(machine.accelerator.unwrap_model(model), inputs, batch["question_id"])
+    output = model(**inputs)
     probability = output.outputs[0].float().sigmoid()
     if not probability.isfinite().all():
         raise DataError(f"The answers are not finite: look at the features of {args.image_id}.")
@@ -75,6 +78,10 @@ def describe_gates(best: Best, units: Sequence[Unit], tuned: Sequence[bool]) -> 
     strategy = STRATEGIES[best.spec.strategy]
     if not strategy.adaptive:
         yield f"{strategy.name} has no gates: {strategy.about}"
+        return
+    if not chooses(best.spec):
+        weight = f"{best.spec.average:g} of the tuned one"
+        yield f"{strategy.name}: at every gate both copies ran, and were averaged, with {weight}"
         return
     rest = iter(tuned)
     marks = ["".join("01"[on] if unit.live else "-" for on in islice(rest, unit.width)) for unit in units]

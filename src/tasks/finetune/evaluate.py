@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from adaptive.usage import Usage
 from common.errors import Interrupted, UserError
+from tasks.finetune.gating import Decide, as_the_policy_does
 from tasks.finetune.model import score
 from training.finite import shown
 from training.machine import Machine
@@ -28,6 +29,7 @@ class Evaluation(NamedTuple):
     live: np.ndarray  # bool (G,), the gates that the answer depends on
     official: dict[str, Any] | None  # see `Exam.official_accuracy`
     by_group: dict[str, float] | None  # see `Exam.accuracy_by_group`
+    choices: np.ndarray | None = None  # bool (N, G), the gates, if the exam keeps them
 
     @property
     def accuracy(self) -> float:
@@ -43,6 +45,8 @@ class Exam(NamedTuple):
     live: np.ndarray  # bool (G,), the gates that the answer depends on
     truth: GroundTruth | None  # what humans answered to exactly these questions, if it is at hand
     answers: Sequence[str]  # in label order
+    decide: Decide = as_the_policy_does  # how gates come about
+    keeps_choices: bool = False
 
     def official_accuracy(self, question_ids: np.ndarray, chosen: np.ndarray) -> dict[str, Any] | None:
         """In per cent: overall, by answer and question type, and the vocabulary's bound.
@@ -75,20 +79,22 @@ class Exam(NamedTuple):
 
 @torch.no_grad()
 def evaluate(machine: Machine, model: nn.Module, loader: DataLoader, exam: Exam) -> Evaluation:
-    """Answer every question once, with the likelier copy at every gate; Interrupted if asked to stop.
+    """Answer every question once, with gates as the exam decides; Interrupted if asked to stop.
 
     model, loader: as `accelerator.prepare` gave them, the loader over the exam's data set. UserError if what
     the model answers to a question is not finite: an accuracy over such answers would mean nothing.
     """
     accelerator = machine.accelerator
-    model.eval()
+    adaptive = accelerator.unwrap_model(model.eval())
     columns: tuple[list[Tensor], ...] = ([], [], [], [], [])
+    choices: list[Tensor] = []
     usage = Usage(len(exam.live), len(exam.dataset.question_types), machine.device)
     # Autocast around the whole loop: weights are rounded once for all batches and not once a batch.
     bar = machine.progress_bar("evaluation", len(loader))
     with accelerator.autocast(), torch.compiler.set_stance("force_eager"), bar as bar:
         for batch in machine.batches(loader):
-            output = model(**batch["inputs"])
+            given = exam.decide(adaptive, batch["inputs"], batch["question_id"])
+            output = model(**batch["inputs"] | given)
             logits = output.outputs
             scores = score(logits, batch["target"])
             # In one matrix: gates of a model that has none would be empty, and NCCL gathers nothing empty.
@@ -100,6 +106,8 @@ def evaluate(machine: Machine, model: nn.Module, loader: DataLoader, exam: Exam)
             )
             numbers, gates = numbers_and_gates.split([2, len(exam.live)], dim=1)
             usage.update(gates, question_type)
+            if exam.keeps_choices:
+                choices.append(gates.bool().cpu())
             for column, values in zip(columns, (*answered, *numbers.unbind(1)), strict=True):
                 column.append(values)
             bar.update()
@@ -113,4 +121,5 @@ def evaluate(machine: Machine, model: nn.Module, loader: DataLoader, exam: Exam)
             "these questions' images; if it is all questions, the weights are spoilt."
         )
     more = (exam.official_accuracy(ids, chosen), exam.accuracy_by_group(ids, scores))
-    return Evaluation(ids, chosen, scores, probabilities, usage, exam.live, *more)
+    kept = torch.cat(choices).numpy() if exam.keeps_choices else None
+    return Evaluation(ids, chosen, scores, probabilities, usage, exam.live, *more, kept)

@@ -12,8 +12,10 @@ import torch
 from tqdm import tqdm
 
 from common.errors import UserError
-from common.files import replace_file
+from common.files import replace_file, write_json
+from tasks.finetune.controls import Controls
 from tasks.finetune.evaluate import Evaluation, Exam
+from tasks.finetune.gating import WAYS
 from tasks.finetune.metrics import FinalMetrics
 from tasks.finetune.setup import Setup
 from tasks.finetune.state import TrainState
@@ -83,14 +85,24 @@ def result_of(
     }
 
 
-def summary_table(state: TrainState, final: FinalMetrics, folder: Path, valid: str) -> str:
-    """The table at the end of a run: figures, where everything is, and how to evaluate again."""
+def summary_table(
+    state: TrainState,
+    final: FinalMetrics,
+    folder: Path,
+    valid: str,
+    more: Sequence[tuple[str, str]] = (),
+) -> str:
+    """The table at the end of a run: figures, where everything is, and how to evaluate again.
+
+    more: rows of figures that were measured after the last epoch.
+    """
     last, best = state.history[-1], state.best
     by_group = last.val_by_group or {}
     rows = [
         *last.rows(),
         *final.rows(),
         *((f"  validation accuracy of {name}", f"{value:.2f} %") for name, value in by_group.items()),
+        *more,
         *official_rows(last.val_official),
         (f"best validation accuracy (epoch {best.epoch})", f"{best.val_accuracy:.2f} %"),
         ("training time", f"{state.seconds:.0f} s"),
@@ -148,7 +160,8 @@ def show_policy(folder: RunFolder, title: str, setup: Setup, state: TrainState) 
         question_types = np.array(setup.exam.dataset.question_types)
         by_type = {"question_types": question_types, "val_by_type": state.by_type.numpy()}
         folder.write_arrays("usage.npz", setup.labels | shares | by_type)
-        for split, how in (("train", "training, gates sampled"), ("val", "validation, the likelier copy")):
+        validation = f"validation, {WAYS[setup.spec.evaluate_gates].caption}"
+        for split, how in (("train", "training, gates sampled"), ("val", validation)):
             path = PICTURES / folder.path.name / f"epoch_{state.epoch:02d}_{split}.png"
             caption = f"{title}, epoch {state.epoch}: {how}"
             draw_policy(setup.labels, shares[split][-1], caption, path)
@@ -185,6 +198,11 @@ def save_scores(folder: RunFolder, evaluation: Evaluation, exam: Exam, state: Tr
             folder.write_arrays(f"scores/{name}.npz", columns)
     except UserError as error:
         folder.tracker.say(f"The scores of this epoch are missing; training goes on. {error}")
+
+
+def save_controls(path: Path, controls: Controls) -> None:
+    """What the table of controls shows, as JSON."""
+    write_json(path, controls.values())
 
 
 def save_predictions(path: Path, evaluation: Evaluation, answers: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from adaptive.copies import full_copy, low_rank
 from lxmert.loading import Pretrained, answer_rows, fill
 from lxmert.modeling import AnswerHead, LxmertModel
 from lxmert.units import Unit, list_units, unused_modules
-from tasks.finetune.policies import POLICIES
+from tasks.finetune.policies import make_policy
 from tasks.finetune.spec import LORA, ModelSpec
 from tasks.finetune.strategies import STRATEGIES
 from vqadata.answers import convert_answer
@@ -79,10 +79,10 @@ def build(
     copies = low_rank(spec.rank, spec.alpha, frozen_dtype) if low else full_copy(frozen_dtype)
     if strategy.adaptive:
         units = list_units(weights.config, strategy.granularity)
-        policy = POLICIES[spec.policy](spec, lxmert, sum(unit.width for unit in units))
+        policy = make_policy(spec, lxmert, sum(unit.width for unit in units))
         gates = adapt(lxmert, [(unit.modules, unit.width) for unit in units], copies)
         gates.dense = dense
-        return Adaptive(model, policy, gates, spec.temperature), units, messages
+        return Adaptive(model, policy, gates, spec.temperature, spec.estimator), units, messages
     for name in strategy.keeps:
         freeze(lxmert.get_submodule(name))
     if low:

@@ -1,19 +1,26 @@
-"""The policy networks: what decides, for each example, which copy runs at each gate.
+"""The policies: what decides, for each example, which copy runs at each gate.
 
-`POLICIES` is the one table of them; a row more is a choice of --policy more. A policy network is built from a
-spec, the model and its number of gates, and says what it is in `about`.
+`POLICIES` is the one table of them; a row more is a choice of --policy more. A policy is built from a spec,
+the model and its number of gates, and says what it is in `about`. Those without a network are what a learned
+choice has to be better than.
 """
 
 import copy
+import math
+from collections.abc import Sequence
+from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from adaptive.gates import TUNED
 from adaptive.policy import GateHead
 from common.errors import UserError
 from lxmert.modeling import LxmertModel
 from lxmert.units import LAYER_LISTS, unused_modules
-from tasks.finetune.spec import LORA, ModelSpec
+from tasks.finetune.spec import LORA, ORACLE, RANDOM, ModelSpec
+from vqadata.dataset import FIELDS, VqaDataset
 
 
 class Borrowed(nn.Module):
@@ -103,4 +110,134 @@ def _masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
     return (hidden * weights).sum(1) / weights.sum(1)
 
 
-POLICIES = {"lxmert": LxmertPolicy, "light": LightPolicy}
+class ConstantPolicy(nn.Module):
+    """One logit a gate, learned: the same for all inputs."""
+
+    about = "one learned logit a gate, which sees no input: in evaluation a fixed mask"
+
+    def __init__(self, spec: ModelSpec, lxmert: LxmertModel, gates: int) -> None:
+        super().__init__()
+        self.logit = nn.Parameter(torch.full((gates,), _logit(spec.policy_start)))
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        """The inputs of `VqaModel` -> logits (B, G, 2)."""
+        logits = torch.stack([torch.zeros_like(self.logit), self.logit], dim=-1)  # frozen, tuned
+        return logits.expand(len(inputs["input_ids"]), -1, -1)
+
+
+class RandomPolicy(nn.Module):
+    """Gates drawn for each example and gate with the share tuned of --policy-start; nothing is learned.
+
+    No gate needs a gradient, so only the chosen copies run.
+    """
+
+    about = "gates drawn with the share tuned of --policy-start, nothing learned: only the chosen copies run"
+
+    def __init__(self, spec: ModelSpec, lxmert: LxmertModel, gates: int) -> None:
+        super().__init__()
+        logits = torch.zeros(gates, 2)
+        logits[:, TUNED] = _logit(spec.policy_start)
+        self.register_buffer("logits", logits, persistent=False)
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        """The inputs of `VqaModel` -> logits (B, G, 2), without a gradient."""
+        return self.logits.expand(len(inputs["input_ids"]), -1, -1)
+
+
+class OraclePolicy(nn.Module):
+    """What the examples say, which bring their gates along; see `let_field_decide`."""
+
+    about = (
+        "a field of the question decides all gates, an upper bound: of two values the second in the alphabet "
+        "runs tuned; of more, those named, as in oracle:question_type=count,color"
+    )
+
+    def __init__(self, spec: ModelSpec, lxmert: LxmertModel, gates: int) -> None:
+        super().__init__()
+        self.name = spec.policy
+        self.total = gates
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        """gates (B, 1), bool -> logits (B, G, 2) that leave no doubt; UserError without such a column."""
+        try:
+            tuned = inputs["gates"]
+        except KeyError:
+            words = f"--policy {self.name} needs the field of each question; a question alone has none"
+            raise UserError(words) from None
+        return 1000.0 * torch.stack([~tuned, tuned], dim=-1).float().expand(-1, self.total, -1)
+
+
+def let_field_decide(spec: ModelSpec, datasets: Sequence[VqaDataset]) -> ModelSpec:
+    """With --policy oracle:FIELD, give the examples of all data sets their gates; without it, do nothing.
+
+    datasets: those for training and validation, or one to be tested on. Returns the spec, which then names
+    the values that run tuned. UserError for a field that the questions do not have, or for values that do not
+    occur in training.
+    """
+    kind, _, choice = spec.policy.partition(":")
+    if kind != ORACLE:
+        return spec
+    field, _, named = choice.partition("=")
+    columns = [dataset.column(field) for dataset in datasets]
+    if any(len(names) < 1 or [*names] == [""] for names, _ in columns):
+        known = ", ".join(FIELDS)
+        raise UserError(f"--policy {spec.policy}: the questions have no {field}; it may be one of {known}")
+    occurring = columns[0][0].tolist()
+    tuned = named.split(",") if named else occurring[1:]
+    training = len(datasets) > 1
+    if training and (len(tuned) != 1 and not named or {*tuned} - {*occurring}):
+        raise UserError(
+            f"--policy {spec.policy}: the training questions have {len(occurring)} values of {field} "
+            f"({', '.join(occurring)}); name those that run tuned, as in "
+            f"--policy oracle:{field}={occurring[-1]}"
+        )
+    for dataset, (names, numbers) in zip(datasets, columns, strict=True):
+        dataset.more_inputs["gates"] = np.isin(names, tuned)[numbers][:, None]
+    return replace(spec, policy=f"{ORACLE}:{field}={','.join(tuned)}")
+
+
+class HeldShare(nn.Module):
+    """A policy whose share tuned a bias holds at a target, and no loss: all gates have the same one.
+
+    After each batch of training the bias takes a step of a fixed size, up if the mean probability of tuned is
+    below the target and down if it is above (Wang et al. 2024, arXiv:2408.15664). So the share has no
+    gradient, and the policy is free in which gates and for which examples it spends it.
+    """
+
+    STEP = 0.01
+
+    def __init__(self, policy: nn.Module, target: float) -> None:
+        super().__init__()
+        self.policy = policy
+        self.target = target
+        self.register_buffer("bias", torch.zeros(()))
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        """The inputs of `VqaModel` -> logits (B, G, 2)."""
+        logits = self.policy(**inputs)
+        logits = logits + torch.stack([torch.zeros_like(self.bias), self.bias])  # frozen, tuned
+        if self.training and torch.is_grad_enabled():
+            share = logits.detach().float().softmax(-1)[..., TUNED].mean()
+            # What is not finite is left out, as the step will be.
+            self.bias += self.STEP * torch.sign(self.target - share).nan_to_num(0.0)
+        return logits
+
+
+NETWORKS = {"lxmert": LxmertPolicy, "light": LightPolicy}
+POLICIES = NETWORKS | {
+    "constant": ConstantPolicy,
+    RANDOM: RandomPolicy,
+    f"{ORACLE}:FIELD": OraclePolicy,
+}
+
+
+def make_policy(spec: ModelSpec, lxmert: LxmertModel, gates: int) -> nn.Module:
+    """The policy of a spec; what stands behind a colon in its name is its own affair."""
+    kind, colon, _ = spec.policy.partition(":")
+    (row,) = (row for name, row in POLICIES.items() if name.partition(":")[:2] == (kind, colon))
+    policy = row(spec, lxmert, gates)
+    return policy if spec.target_share is None else HeldShare(policy, spec.target_share)
+
+
+def _logit(share: float) -> float:
+    return math.log(share / (1 - share))

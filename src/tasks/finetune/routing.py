@@ -48,7 +48,7 @@ def _measure(
     accelerator = machine.accelerator
     gates = accelerator.unwrap_model(model).gates
     seconds = dict.fromkeys((ROUTED, DENSE), 0.0)
-    model.train()
+    before = [(buffer, buffer.clone()) for buffer in model.train().buffers()]
     devices = [] if machine.device.type == "cpu" else [machine.device]
     with torch.random.fork_rng(devices, device_type=machine.device.type):
         for step, way in enumerate(islice(cycle(seconds), 2 * (WARM_UP + STEPS))):
@@ -63,6 +63,8 @@ def _measure(
                 optimizer.zero_grad()
             if step >= 2 * WARM_UP:
                 seconds[way] += (_now(machine.device) - start) / STEPS
+    for buffer, value in before:
+        buffer.copy_(value)
     routed, dense = _mean_of_all(accelerator, seconds.values())
     chosen = ROUTED if routed <= dense else DENSE
     if dense == float("inf"):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Subset
 
+from adaptive.terms import TERMS, add_terms
 from common.errors import RunError
 from tasks.finetune.args import VqaArgs
 from tasks.finetune.best import best_fault, save_best
@@ -52,6 +53,10 @@ class Run(NamedTuple):
             return True
         patient = args.patience is None or state.epochs_without_best < args.patience
         return state.epoch < args.epochs and state.updates < self.total_updates and patient
+
+    def objective(self, loss: Tensor, logits: Tensor | None) -> Tensor:
+        """What training minimises: the loss, and the terms that the policy's logits are to meet besides."""
+        return add_terms(loss, logits, {name: getattr(self.args, name) for name in TERMS})
 
     @property
     def parts(self) -> dict[str, Stateful]:

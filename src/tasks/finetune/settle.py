@@ -14,7 +14,7 @@ from common.errors import UserError
 from tasks.finetune.args import VqaArgs
 from tasks.finetune.best import Best, read_best
 from tasks.finetune.data import SCENES, choose_dataset, choose_recipe
-from tasks.finetune.spec import FIXED, LOCATIONS, LORA, ModelSpec
+from tasks.finetune.spec import FIXED, FURTHER, LOCATIONS, LORA, ModelSpec
 from training.record import recorded_arguments
 from vqadata.folder import DataFolder
 
@@ -40,7 +40,7 @@ def settle(args: VqaArgs, say: Callable[[str], None]) -> tuple[VqaArgs, Best | N
             saved["dataset"] = best.dataset  # evaluation may be on other data, training may not
         refuse_contradictions(vars(args), saved, args.load)
         moved = any(getattr(args, name) for name in LOCATIONS)
-        kept = (*FIXED, "temperature", "dropout", *(() if moved else LOCATIONS))
+        kept = (*FIXED, *FURTHER, *(() if moved else LOCATIONS))
         args = args.completed({name: getattr(best.spec, name) for name in kept})
         args = replace(args, dataset=best.dataset) if args.dataset == "auto" else args
     # The same command goes on with the data set and the routing of its run, whatever they would be now.

@@ -29,7 +29,9 @@ from tasks.finetune.best import (
 )
 from tasks.finetune.data import load_splits, open_data, require_data, require_small_model
 from tasks.finetune.evaluate import Exam
+from tasks.finetune.gating import decided_by, require_choice
 from tasks.finetune.model import build, count_parameters
+from tasks.finetune.policies import let_field_decide
 from tasks.finetune.spec import LORA, ModelSpec
 from tasks.finetune.strategies import STRATEGIES
 from training.machine import Machine
@@ -97,6 +99,9 @@ def set_up(args: VqaArgs, machine: Machine, best: Best | None) -> Setup:
     weights = load_base_weights(best) if best else load_pretrained(spec)
     tokenizer = load_same_tokenizer(best, weights) if best else load_tokenizer(weights.tokenizer)
     datasets = load_splits(folder, args.splits, tokenizer, answers, args.images)
+    spec = let_field_decide(spec, datasets)
+    if args.controls:
+        require_choice(spec, datasets[-1])
     set_feature_size(weights, datasets[0].stores.feature_size)
     model, units, loaded = build(spec, weights, answers, machine.precision, args.routing == "dense")
     if best:
@@ -106,7 +111,9 @@ def set_up(args: VqaArgs, machine: Machine, best: Best | None) -> Setup:
     labels = gate_labels(units)
     truth = folder.ground_truth(split_names(list(args.splits.values())[-1]))
     truth = restrict(truth, datasets[-1].question_ids.tolist()) if truth else None
-    exam = Exam(list(args.splits.values())[-1], datasets[-1], labels["live"], truth, answers)
+    exam = Exam(
+        list(args.splits.values())[-1], datasets[-1], labels["live"], truth, answers, decided_by(spec)
+    )
     mark = fingerprint(tokenizer)
     inputs: dict[str, Any] = {} if args.test else read_by(folder, args.splits, datasets)
     inputs |= described_by(weights, mark) | {

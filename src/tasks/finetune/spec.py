@@ -13,6 +13,9 @@ from tasks.finetune.strategies import STRATEGIES
 
 LORA = "lora"  # a value of `tuned`
 RANK = 8  # of low-rank copies, if none is given
+AVERAGE, WEIGHT = "average", 0.5  # a value of `evaluate_gates`, and the tuned copy's weight if none is given
+RANDOM, ORACLE = "random", "oracle"  # values of `policy`; the second is followed by a colon and a field
+UNNAMED = ("lxmert", "light")  # policies that titles do not name: all that look at the input and learn
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,10 @@ class ModelSpec(Origin):
     rank: int | None = None  # of low-rank copies, else None; as alpha
     alpha: float | None = None
     embeddings: str = "train"
+    target_share: float | None = None  # at which a bias holds the share tuned
+    estimator: str = "gumbel"
+    evaluate_gates: str = "argmax"
+    average: float | None = None  # the weight of the tuned copies where both are averaged
 
     def __post_init__(self) -> None:
         strategy = STRATEGIES[self.strategy]
@@ -53,13 +60,24 @@ class ModelSpec(Origin):
         if chosen["tuned"] == LORA:
             chosen = _completed(chosen, {"rank": RANK})
             chosen = _completed(chosen, {"alpha": float(chosen["rank"])})
+        if chosen["policy"] == RANDOM:  # the likelier copy would be the same everywhere
+            chosen = _completed(chosen, {"evaluate_gates": "sample"})
+        averages = chosen["evaluate_gates"] == AVERAGE
+        chosen = _completed(chosen, {"average": WEIGHT}) if averages else {**chosen, "average": None}
         chosen = _completed(chosen, {field.name: field.default for field in dataclasses.fields(cls)})
         return cls(**chosen | {"from_scratch": bool(chosen["from_scratch"])})
 
     @property
     def title(self) -> str:
         """What a reader knows the way of fine-tuning by."""
-        return f"{self.strategy} + LoRA (rank {self.rank})" if self.tuned == LORA else self.strategy
+        parts = [self.strategy]
+        if self.tuned == LORA:
+            parts.append(f"LoRA (rank {self.rank})")
+        if STRATEGIES[self.strategy].adaptive and self.policy not in UNNAMED:
+            parts.append(f"{self.policy} gates")
+        if STRATEGIES[self.strategy].adaptive and self.evaluate_gates == AVERAGE:
+            parts.append("averaged")
+        return " + ".join(parts)
 
 
 def _completed(chosen: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,12 +88,16 @@ def _completed(chosen: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[s
 
 
 # What a checkpoint fixes once and for all. Other fields may be chosen anew: where its pre-trained file lies
-# now, and how further training goes.
+# now, and how it is trained further and evaluated.
 FIXED = (
     *("strategy", "policy", "policy_llayers", "policy_xlayers", "policy_rlayers", "policy_start"),
     *("frozen_dtype", "from_scratch", "llayers", "xlayers", "rlayers"),
-    *("tuned", "rank", "alpha", "embeddings"),
+    *("tuned", "rank", "alpha", "embeddings", "target_share"),
 )
+FURTHER = ("temperature", "dropout", "estimator", "evaluate_gates", "average")
 # Fields that older BEST and run folders do not have, and what held there.
-YOUNGER = {"frozen_dtype": "auto", "tuned": "full", "rank": None, "alpha": None, "embeddings": "train"}
+YOUNGER = {
+    **{"frozen_dtype": "auto", "tuned": "full", "rank": None, "alpha": None, "embeddings": "train"},
+    **{"target_share": None, "estimator": "gumbel", "evaluate_gates": "argmax", "average": None},
+}
 LOCATIONS = ("pretrained", "load_lxmert", "load_lxmert_qa")
