@@ -45,7 +45,8 @@ def expected(loss: Loss, slope: Callable[[float, float], float]) -> Tensor:
     """The mean of g * slope(d, p) over all patterns d, for g the gradient of the loss at the pattern."""
     points = PATTERNS.clone().requires_grad_()
     (g,) = torch.autograd.grad(loss(points).sum(), points)
-    slopes = [[slope(float(d), float(p)) for d, p in zip(row, PROBABILITIES, strict=True)] for row in PATTERNS]
+    p = PROBABILITIES.tolist()
+    slopes = [[slope(d, p[gate]) for gate, d in enumerate(row)] for row in PATTERNS.tolist()]
     return (weights()[:, None] * g * torch.tensor(slopes)).sum(0)
 
 

@@ -21,7 +21,9 @@ from vqadata.dataset import VqaDataset
 Decide = Callable[[Adaptive, Mapping[str, Tensor], Tensor], Mapping[str, Tensor]]
 
 
-def as_the_policy_does(model: Adaptive, inputs: Mapping[str, Tensor], question_ids: Tensor) -> dict[str, Tensor]:
+def as_the_policy_does(
+    model: Adaptive, inputs: Mapping[str, Tensor], question_ids: Tensor
+) -> dict[str, Tensor]:
     """The likelier copy at each gate, which is what `Adaptive` does by itself in evaluation."""
     return {}
 
