@@ -5,7 +5,7 @@ against accuracy, and accuracy against training time. Shapes and names tell the 
 be read without colours.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from matplotlib.text import Annotation, Text
 
 from common.files import replace_file
 from report.policy_plot import DPI, save_figure
-from report.results_table import UNITS, Table, results_block
+from report.results_table import UNITS, Row, Table, results_block
 from report.run import Run
 
 WIDTH, HEIGHT, FONT = 8.0, 4.2, 9  # of a panel in inches; points
@@ -84,9 +84,7 @@ def scatter_figure(tables: Sequence[Table], x: str, y: str) -> Figure:
     return figure
 
 
-def _draw(
-    axes: Axes, table: Table, measures: tuple[str, str], names: Sequence[str]
-) -> list[Annotation]:
+def _draw(axes: Axes, table: Table, measures: tuple[str, str], names: Sequence[str]) -> list[Annotation]:
     """Draw a panel; returns the names of its points, each still on its point. `names` number the shapes."""
     longest = max(row.mean("seconds") for row in table.rows)
     unit, second = next((unit, length) for unit, length, limit in UNITS if longest < limit)

@@ -124,9 +124,7 @@ def show_results(
     print(block if markdown_only else "\n\n\n".join(map(terminal_text, tables)))
 
 
-def make_tables(
-    runs: Sequence[Run], order: Sequence[str] = (), reference: str | None = None
-) -> list[Table]:
+def make_tables(runs: Sequence[Run], order: Sequence[str] = (), reference: str | None = None) -> list[Table]:
     """A table for each data set, in the order of the runs.
 
     RunError as of `make_table`, if a run is unfinished, or if no data set has a row `reference`.
@@ -146,8 +144,8 @@ def make_table(runs: Sequence[Run], order: Sequence[str] = (), reference: str | 
     """Average the runs of each row over its seeds, and compare rows.
 
     runs: on one data set. Rows from scratch come first, then those named in `order`, others last. RunError if
-    runs answered other questions, if those of a row differ in epochs, if one has a seed twice, or if only some
-    of its runs have a share tuned.
+    runs answered other questions, if those of a row differ in epochs, if one has a seed twice, or if only
+    some of its runs have a share tuned.
     """
     groups: dict[tuple[bool, str], list[Run]] = {}
     for run in runs:
@@ -190,7 +188,9 @@ def _row(runs: Sequence[Run]) -> Row:
     if len(set(seeds)) < len(seeds):
         raise RunError(f"{name} has two runs with the same seed (seeds {seeds}): leave one of them out.")
     if len(epochs := sorted({run.result["epochs"] for run in runs})) > 1:
-        raise RunError(f"the runs of {name} have different numbers of epochs {epochs}: compare like with like.")
+        raise RunError(
+            f"the runs of {name} have different numbers of epochs {epochs}: compare like with like."
+        )
     if len({run.adaptive for run in runs}) > 1:
         raise RunError(f"some runs of {name} have a share tuned and some have not: compare like with like.")
     results = [run.result | {"best_val_accuracy": run.result["best"]["val_accuracy"]} for run in runs]
@@ -231,8 +231,8 @@ def _answered(runs: Sequence[Run]) -> dict[int, Answered]:
 def difference(one: Mapping[int, Answered], other: Mapping[int, Answered]) -> Interval | None:
     """The first row's validation accuracy minus the second's, over the seeds that both have.
 
-    Over seeds and images where there are scores, over images alone for a single seed, over seeds alone without
-    scores, and None where that is a single one too. RunError if different questions were answered.
+    Over seeds and images where there are scores, over images alone for a single seed, over seeds alone
+    without scores, and None where that is a single one too. RunError if different questions were answered.
     """
     seeds = sorted(one.keys() & other.keys())
     pairs = [(one[seed], other[seed]) for seed in seeds]
@@ -246,7 +246,9 @@ def difference(one: Mapping[int, Answered], other: Mapping[int, Answered]) -> In
     images = runs[0].image
     if len(np.unique(images)) < 2:
         return None
-    return crossed_interval(differences, images) if len(seeds) > 1 else paired_interval(differences[0], images)
+    return (
+        crossed_interval(differences, images) if len(seeds) > 1 else paired_interval(differences[0], images)
+    )
 
 
 def interval_text(interval: Interval | None, digits: int = 1) -> str:

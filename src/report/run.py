@@ -112,8 +112,8 @@ class Run:
         file = self.folder / "scores" / f"{splits}{'-last' * (at == 'last')}.npz"
         if not file.is_file():
             raise RunError(
-                f"{file} is missing: a run has it after its first epoch, unless it is of an earlier version of "
-                "this repository; run the fine-tuning again under another version name."
+                f"{file} is missing: a run has it after its first epoch, unless it is of an earlier version "
+                "of this repository; run the fine-tuning again under another version name."
             )
         arrays = self._arrays(file, SCORES)
         types = {name.replace("_", " "): arrays[name] for name in TYPES if name in arrays}

@@ -72,9 +72,7 @@ NEXT_COLOR = dict(zip(COLORS, (*COLORS[1:], COLORS[0]), strict=True))
 USUAL, OTHERS = scenes.ANSWERS[::2], scenes.ANSWERS[1::2]  # half of the answers of each family each
 EMBEDDED = {
     # A shift at the input: darker and noisier scenes, another wording.
-    "scenes": Embedded(
-        scenes.FINE_TUNING, {"train": 320, "nominival": 80, "minival": 300}, [Look(0.38, 1)]
-    ),
+    "scenes": Embedded(scenes.FINE_TUNING, {"train": 320, "nominival": 80, "minival": 300}, [Look(0.38, 1)]),
     # Every other scene is one of pre-training, the rest is shifted at the input: what should be tuned depends
     # on the scene.
     "scenes-mixed": Embedded(

@@ -15,7 +15,7 @@ from report.statistics import paired_interval
 
 
 def pair() -> Pair:
-    """Forty questions about ten images; B is right where A is not in eight of them, and wrong in three more."""
+    """Forty questions about ten images; B is right where A is not in eight of them, wrong in three more."""
     one = np.tile([1.0, 0.0], 20)
     other = one.copy()
     other[1:16:2] = 1.0
@@ -42,7 +42,9 @@ def test_accuracies_differences_and_intervals_by_type() -> None:
 
 def test_disagreements_are_counted() -> None:
     text = " ".join(describe(pair()).split())
-    assert "different answers to 12 of 40 questions (30.0%): B scores higher on 8, A on 3, and both the" in text
+    assert (
+        "different answers to 12 of 40 questions (30.0%): B scores higher on 8, A on 3, and both the" in text
+    )
     assert "the same on 1." in text and "draws the 10 images" in text
 
 

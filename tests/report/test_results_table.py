@@ -257,7 +257,8 @@ def answered(root: Path, seeds: int = 3) -> tuple[list[str], dict[str, np.ndarra
     hard = np.repeat(rng.normal(size=100), 4)
     shifts = {"standard": 0.0, "SpotTune": 0.02, "Frozen": -0.6}
     scores = {
-        name: (hard + rng.normal(size=(seeds, 400)) + shift > 0).astype(float) for name, shift in shifts.items()
+        name: (hard + rng.normal(size=(seeds, 400)) + shift > 0).astype(float)
+        for name, shift in shifts.items()
     }
     runs = [write_answered(root, name, s, of_all[s]) for name, of_all in scores.items() for s in range(seeds)]
     return runs, scores
@@ -282,7 +283,9 @@ def test_another_row_can_be_the_reference(tmp_path: Path, capsys: Capture) -> No
     table = rows(capsys.readouterr().out)
     assert table[0][3] == "difference to Frozen"
     assert {row[0] for row in table[2:] if not row[3]} == {"Frozen"}
-    assert "there is no row 'Frosen' to compare with; there are" in error([*runs, "--reference", "Frosen"], capsys)
+    assert "there is no row 'Frosen' to compare with; there are" in error(
+        [*runs, "--reference", "Frosen"], capsys
+    )
 
 
 def test_rows_that_the_best_one_is_not_told_from_are_marked(tmp_path: Path, capsys: Capture) -> None:
@@ -311,7 +314,9 @@ def test_one_seed_is_paired_over_images_alone(tmp_path: Path, capsys: Capture) -
     assert text in capsys.readouterr().out
 
 
-def test_runs_of_before_there_were_scores_are_paired_over_seeds_alone(tmp_path: Path, capsys: Capture) -> None:
+def test_runs_of_before_there_were_scores_are_paired_over_seeds_alone(
+    tmp_path: Path, capsys: Capture
+) -> None:
     accuracies = {"standard": (72.0, 73.5, 72.2), "Frozen": (74.0, 74.5, 75.0)}
     runs = [
         str(write_run(tmp_path, name, seed, 80, value))
@@ -332,7 +337,10 @@ def test_without_seeds_in_common_there_is_no_interval(tmp_path: Path, capsys: Ca
 
 
 def test_other_questions_are_an_error(tmp_path: Path, capsys: Capture) -> None:
-    runs = [write_answered(tmp_path, name, 0, np.ones(count)) for name, count in (("standard", 40), ("Frozen", 44))]
+    runs = [
+        write_answered(tmp_path, name, 0, np.ones(count))
+        for name, count in (("standard", 40), ("Frozen", 44))
+    ]
     assert "answered other validation questions" in error(runs, capsys)
 
 

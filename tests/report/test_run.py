@@ -52,7 +52,6 @@ def test_a_missing_or_damaged_file_is_named(
 
 
 def test_reading_runs_needs_no_torch() -> None:
-    code = (
-        "import sys, report.run, report.pair, report.results_table, report.policy_plot; assert 'torch' not in sys.modules"
-    )
+    modules = "report.run, report.pair, report.results_table, report.policy_plot"
+    code = f"import sys, {modules}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(SRC)})

@@ -121,7 +121,9 @@ def test_the_variance_of_seeds_and_images_is_that_of_the_two_way_analysis() -> N
     squares = of_seeds, of_images, rest
     error = (of_seeds + of_images - rest) / (seeds * images)
     degrees = seeds - 1, images - 1, (seeds - 1) * (images - 1)
-    freedom = (of_seeds + of_images - rest) ** 2 / sum(s**2 / d for s, d in zip(squares, degrees, strict=True))
+    freedom = (of_seeds + of_images - rest) ** 2 / sum(
+        s**2 / d for s, d in zip(squares, degrees, strict=True)
+    )
     found = crossed_interval(differences, np.repeat(np.arange(images), each))
     assert found.error == pytest.approx(math.sqrt(error))
     assert found.freedom == pytest.approx(freedom)

@@ -293,7 +293,10 @@ def test_interrupted_comparison_interrupts_each_run_once_and_waits_for_it(root: 
         (["--row", "a|b=--lr 1"], "a row is a name, without |, and flags"),
         (["--row", "third=--label 'x"], "cannot be read as flags"),
         (["--row", "a b=--lr 1", "--row", "a_b=--lr 2"], "the same run folders: a b, a_b"),
-        (["--row", "standard=--lr 1", "--strategies", "standard"], "the same run folders: standard, standard"),
+        (
+            ["--row", "standard=--lr 1", "--strategies", "standard"],
+            "the same run folders: standard, standard",
+        ),
         (["--reference", "standard", "--strategies", "Frozen"], "--reference standard is none of the rows"),
         (["--runs", "a"], "--runs: expected 2 arguments"),
         (["--runs", "a", "b"], "snap/vqa/a/args.json is missing"),

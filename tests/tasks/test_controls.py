@@ -17,7 +17,7 @@ from common.errors import UserError
 from tasks import vqa
 from tasks.finetune import controls
 from tasks.finetune.args import VqaArgs
-from tasks.finetune.controls import CONTROLS, EXCHANGED, Trial, most_told, paired_interval
+from tasks.finetune.controls import CONTROLS, EXCHANGED, Trial, most_told
 from tasks.finetune.gating import given
 
 BY_NAME = {control.name: control for control in CONTROLS}
@@ -129,17 +129,6 @@ def test_gates_that_are_the_chosen_ones_cost_no_evaluation(monkeypatch: pytest.M
     assert Machine.asked == 1
     found.under(BY_NAME["all frozen"])
     assert Machine.asked == 2
-
-
-def test_the_interval_is_wider_where_questions_share_images() -> None:
-    rng = np.random.default_rng(0)
-    of_image = np.repeat(rng.normal(0.1, 1.0, 200), 8)
-    together = paired_interval(of_image, np.arange(1600) // 8)
-    apart = paired_interval(of_image, np.arange(1600))
-    error = 1.0 / 200**0.5
-    assert together[1] - together[0] == pytest.approx(2 * 1.96 * error, rel=0.15)
-    assert together[1] - together[0] > 2 * (apart[1] - apart[0])
-    assert paired_interval(of_image, np.arange(1600) // 8) == together
 
 
 def test_a_gate_tells_nothing_of_a_label_that_it_has_nothing_to_do_with() -> None:

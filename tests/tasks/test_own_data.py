@@ -129,8 +129,7 @@ def test_a_data_set_that_is_not_there_names_those_that_are(
     assert vqa.cli(["--dataset=mein"]) == 2
     assert (
         "There is no data set mein: data/mein is missing. --dataset takes scenes, scenes-mixed, "
-        "scenes-renamed, scenes-cp, vqav2, vqacpv2, mine"
-        in (capsys.readouterr().err)
+        "scenes-renamed, scenes-cp, vqav2, vqacpv2, mine" in (capsys.readouterr().err)
     )
 
 

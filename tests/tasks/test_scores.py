@@ -102,12 +102,18 @@ def test_scores_that_cannot_be_written_cost_a_sentence_and_nothing_else(args: Vq
     assert "The scores of this epoch are missing; training goes on." in (FOLDER / "train.log").read_text()
 
 
-def test_two_runs_are_compared_question_by_question(args: VqaArgs, capsys: pytest.CaptureFixture[str]) -> None:
-    outcomes = [vqa.main(replace(args, version=name, lr=lr, epochs=1)) for name, lr in (("a", 3e-3), ("b", 1e-2))]
+def test_two_runs_are_compared_question_by_question(
+    args: VqaArgs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcomes = [
+        vqa.main(replace(args, version=name, lr=lr, epochs=1)) for name, lr in (("a", 3e-3), ("b", 1e-2))
+    ]
     capsys.readouterr()
     assert compare.main(["--runs", "a", "snap/vqa/b", "--at", "best"]) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("A: a, epoch 1\nB: b, epoch 1\n\narguments that differ:\n  --lr: A 0.003, B 0.01\n\n")
+    assert printed.startswith(
+        "A: a, epoch 1\nB: b, epoch 1\n\narguments that differ:\n  --lr: A 0.003, B 0.01\n\n"
+    )
     (line,) = (line for line in printed.splitlines() if line.startswith("all "))
     assert line.split()[1:4] == ["60", *(f"{outcome['val_accuracy']:.2f}" for outcome in outcomes)]
     assert "question type\n  colour " in printed and "draws the 15 images" in " ".join(printed.split())
@@ -122,7 +128,9 @@ def test_groups_are_told_apart_where_records_name_them(args: VqaArgs, tmp_path: 
     outcome = vqa.main(replace(args, data="data", epochs=1))
     scores = Run(FOLDER).scores()
     assert scores.types["group"].tolist() == groups
-    expected = {name: 100 * scores.score[scores.types["group"] == name].mean() for name in ("clean", "shifted")}
+    expected = {
+        name: 100 * scores.score[scores.types["group"] == name].mean() for name in ("clean", "shifted")
+    }
     assert outcome["val_by_group"] == pytest.approx(expected)
     log = " ".join((FOLDER / "train.log").read_text().split())
     assert f"validation accuracy of shifted {expected['shifted']:.2f} %" in log

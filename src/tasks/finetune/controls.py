@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from adaptive.usage import Usage, information
 from common.errors import Interrupted
+from report.statistics import paired_interval
 from tasks.finetune.best import load_best, read_best
 from tasks.finetune.evaluate import Evaluation, Exam, evaluate
 from tasks.finetune.gating import chooses, given, weighed
@@ -28,7 +29,6 @@ from vqadata.dataset import FIELDS
 
 DRAWS = 5  # of gates that are drawn, for the mean of their accuracies
 SHUFFLES = 20  # of labels, for what finite numbers of questions pretend to tell
-RESAMPLES = 2000
 
 Gates = Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray]
 
@@ -123,8 +123,9 @@ class Trial:
         gates = [control.gates(self.chosen, types, rng) for _ in range(draws or control.draws)]
         scores = 100 * np.mean([self._scores(drawn) for drawn in gates], axis=0)
         differences = scores - 100 * self.scores
-        low, high = paired_interval(differences, self.exam.dataset.image)
-        return Outcome(control.name, float(scores.mean()), Difference(float(differences.mean()), low, high))
+        interval = paired_interval(differences, self.exam.dataset.image)
+        difference = Difference(interval.mean, interval.low, interval.high)
+        return Outcome(control.name, float(scores.mean()), difference)
 
     def information(self) -> dict[str, float]:
         """Bits that gates tell about each label of their questions, by its name; see `most_told`."""
@@ -140,19 +141,6 @@ class Trial:
             return self.scores
         decide = given(gates, self.question_ids) if gates.ndim == 2 else weighed(gates)
         return self._answer(decide=decide).scores.astype(np.float64)
-
-
-def paired_interval(differences: np.ndarray, images: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """The 95 % interval of the mean of differences (N,), by a bootstrap over the images (N,)."""
-    _, places = np.unique(images, return_inverse=True)
-    totals, sizes = np.bincount(places, differences), np.bincount(places)
-    rng = np.random.default_rng(seed)
-    means = []
-    for _ in range(RESAMPLES):
-        drawn = rng.integers(len(sizes), size=len(sizes))
-        means.append(totals[drawn].sum() / sizes[drawn].sum())
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
 
 
 def most_told(chosen: np.ndarray, label: np.ndarray) -> float:

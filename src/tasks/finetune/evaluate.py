@@ -74,7 +74,9 @@ class Exam(NamedTuple):
             return None
         places = {number: place for place, number in enumerate(data.question_ids.tolist())}
         group = data.groups[data.group[[places[number] for number in question_ids.tolist()]]]
-        return {str(name): 100 * float(scores[group == name].mean(dtype=np.float64)) for name in np.unique(group)}
+        return {
+            str(name): 100 * float(scores[group == name].mean(dtype=np.float64)) for name in np.unique(group)
+        }
 
 
 @torch.no_grad()

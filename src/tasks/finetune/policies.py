@@ -185,7 +185,7 @@ def let_field_decide(spec: ModelSpec, datasets: Sequence[VqaDataset]) -> ModelSp
     occurring = columns[0][0].tolist()
     tuned = named.split(",") if named else occurring[1:]
     training = len(datasets) > 1
-    if training and (len(tuned) != 1 and not named or {*tuned} - {*occurring}):
+    if training and ((len(tuned) != 1 and not named) or {*tuned} - {*occurring}):
         raise UserError(
             f"--policy {spec.policy}: the training questions have {len(occurring)} values of {field} "
             f"({', '.join(occurring)}); name those that run tuned, as in "
