@@ -182,8 +182,8 @@ MEASURES = (
     # more for what keeps runs whole: states, identity, finiteness, signals, several processes, W&B apart;
     # 1,800 more for low-rank copies and their export, routing by measurement, counted operations, kept word
     # pieces, and the benchmark of growth; 3,000 more for results one can trust: intervals, comparisons of any
-    # rows, runs and files, controls, policies and estimators, layers to tune, held-out policies, embedded data
-    # sets with known shifts, and the page of results.
+    # rows, runs and files, controls, policies and estimators, layers to tune, held-out policies, data sets
+    # with known shifts, and the page of results.
     Measure("lines of src/", 17_000, lines, lambda places: sum(int(p.rsplit(" ", 1)[1]) for p in places)),
 )
 

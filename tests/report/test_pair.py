@@ -51,7 +51,7 @@ def test_disagreements_are_counted() -> None:
 def test_questions_about_one_image_have_no_interval() -> None:
     two = pair()
     (line,) = (
-        line for line in describe(two._replace(image=np.zeros(40))).splitlines() if line.startswith("all")
+        line for line in describe(two._replace(image=np.zeros(40))).splitlines() if line.startswith("all ")
     )
     assert line.endswith("none")
 

