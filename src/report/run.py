@@ -116,7 +116,7 @@ class Run:
                 "of this repository; run the fine-tuning again under another version name."
             )
         arrays = self._arrays(file, SCORES)
-        types = {name.replace("_", " "): arrays[name] for name in TYPES if name in arrays}
+        types = {name.replace("_", " "): arrays[name] for name in TYPES if any(arrays.get(name, ()))}
         return Scores(*(arrays[name] for name in SCORES), types)
 
     @property

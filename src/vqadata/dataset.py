@@ -51,8 +51,8 @@ class VqaDataset(Dataset):
     """Examples held as columns; N examples, T word pieces, A answers.
 
     questions: N of them, about images that have features (see `images_fault`); answers: in label order.
-    question_types and groups are the names that occur, sorted, '' where a record has none; question_type and
-    group (N,) the number of each example's.
+    question_types, answer_types and groups are the names that occur, sorted, '' where a record has none;
+    question_type, answer_type and group (N,) the number of each example's.
     """
 
     def __init__(self, questions: Questions, stores: FeatureStores, answers: Sequence[str]) -> None:
@@ -66,6 +66,7 @@ class VqaDataset(Dataset):
         self.question_ids = questions.question_ids
         self.places = stores.locate(questions.images)[questions.image]
         self.question_types, self.question_type = _by_name(questions.question_types, questions.question_type)
+        self.answer_types, self.answer_type = _by_name(questions.answer_types, questions.answer_type)
         self.groups, self.group = _by_name(questions.groups, questions.group)
         self.num_answers = len(answers)
         self.labelled = answers_fault(questions, answers) is None  # else there is nothing to score against

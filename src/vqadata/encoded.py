@@ -35,7 +35,7 @@ Encode = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]  # questions -
 class Questions:
     """N questions of T word pieces at most, with L labels in all: what a record holds, without its texts.
 
-    Images, question types, groups and answers are numbers, which count in the lists of their names.
+    Images, types, groups and answers are numbers, which count in the lists of their names.
     """
 
     token_ids: np.ndarray  # (N, T), padded at the end
@@ -43,13 +43,15 @@ class Questions:
     question_ids: np.ndarray  # (N,) int64
     image: np.ndarray  # (N,)
     question_type: np.ndarray  # (N,)
+    answer_type: np.ndarray  # (N,)
     group: np.ndarray  # (N,)
     labelled: np.ndarray  # (N,) bool: whether there is a label, be it an empty one
     label_start: np.ndarray  # (N + 1,): of whose labels where the first one is
     label_answer: np.ndarray  # (L,)
     label_score: np.ndarray  # (L,) float32
-    images: list[str]  # in order of appearance, as the other three
+    images: list[str]  # in order of appearance, as the other four
     question_types: list[str]  # '' for none
+    answer_types: list[str]  # '' for none
     groups: list[str]  # '' for none
     answers: list[str]
 
@@ -60,6 +62,7 @@ class Questions:
         """The columns of records without fault; the first two may be left out where nobody reads them."""
         images: dict[str, int] = {}
         types: dict[str, int] = {}
+        answer_types: dict[str, int] = {}
         groups: dict[str, int] = {}
         answers: dict[str, int] = {}
         labels = [record.get("label", {}) for record in records]
@@ -73,12 +76,13 @@ class Questions:
             np.array([record["question_id"] for record in records], np.int64),
             numbers((record["img_id"] for record in records), images),
             numbers((record.get("question_type", "") for record in records), types),
+            numbers((record.get("answer_type", "") for record in records), answer_types),
             numbers((record.get("group", "") for record in records), groups),
             np.array(["label" in record for record in records], bool),
             _starts(list(map(len, labels))),
             numbers((answer for label in labels for answer in label), answers),
             np.fromiter((score for label in labels for score in label.values()), np.float32),
-            *map(list, (images, types, groups, answers)),
+            *map(list, (images, types, answer_types, groups, answers)),
         )
 
     def __len__(self) -> int:
@@ -94,11 +98,13 @@ class Questions:
         )
 
 
-_BY_QUESTION = ("token_ids", "token_lengths", "question_ids", "image", "question_type", "group", "labelled")
+_BY_QUESTION = ("token_ids", "token_lengths", "question_ids", "labelled")
+_BY_QUESTION += ("image", "question_type", "answer_type", "group")
 _BY_LABEL = ("label_answer", "label_score")
 _TABLES = {
     "image": "images",
     "question_type": "question_types",
+    "answer_type": "answer_types",
     "group": "groups",
     "label_answer": "answers",
 }

@@ -15,7 +15,7 @@ from report.statistics import paired_interval
 
 
 def pair() -> Pair:
-    """Forty questions about ten images; B is right where A is not in eight of them, wrong in three more."""
+    """Forty questions about ten images; B is right where A is not in eight, and wrong in three more."""
     one = np.tile([1.0, 0.0], 20)
     other = one.copy()
     other[1:16:2] = 1.0
@@ -51,7 +51,7 @@ def test_disagreements_are_counted() -> None:
 def test_questions_about_one_image_have_no_interval() -> None:
     two = pair()
     (line,) = (
-        line for line in describe(two._replace(image=np.zeros(40))).splitlines() if line.startswith("all ")
+        line for line in describe(two._replace(image=np.zeros(40))).splitlines() if line.startswith("all  ")
     )
     assert line.endswith("none")
 

@@ -94,7 +94,9 @@ def test_a_panel_has_a_point_with_bars_for_each_row_but_those_from_scratch(runs:
         frozen = next(note for note in names_on(axes) if note.get_text() == "Frozen")
         assert frozen.xy == pytest.approx((72.6, 7.9))  # the mean of 7.4 and 8.4
         lengths = [np.ptp(bar.get_segments()[0], axis=0).max() for bar in axes.collections]
-        assert sorted(lengths) == pytest.approx([0, 0, 2**0.5, 2**0.5])  # twice the deviation
+        assert sorted(lengths) == pytest.approx(
+            [0, 0, 2**0.5, 2**0.5]
+        )  # twice the deviation, of the gap only
 
 
 def test_shapes_tell_rows_apart_and_are_the_same_in_every_panel(tmp_path: Path) -> None:

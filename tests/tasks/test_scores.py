@@ -114,7 +114,7 @@ def test_two_runs_are_compared_question_by_question(
     assert printed.startswith(
         "A: a, epoch 1\nB: b, epoch 1\n\narguments that differ:\n  --lr: A 0.003, B 0.01\n\n"
     )
-    (line,) = (line for line in printed.splitlines() if line.startswith("all "))
+    (line,) = (line for line in printed.splitlines() if line.startswith("all  "))
     assert line.split()[1:4] == ["60", *(f"{outcome['val_accuracy']:.2f}" for outcome in outcomes)]
     assert "question type\n  colour " in printed and "draws the 15 images" in " ".join(printed.split())
 

@@ -182,16 +182,13 @@ def save_scores(folder: RunFolder, evaluation: Evaluation, exam: Exam, state: Tr
         "question_id": evaluation.question_ids,
         "image": np.array(questions.images)[questions.image],
         "question_type": questions.question_types[questions.question_type],
+        "answer_type": questions.answer_types[questions.answer_type],
+        "group": questions.groups[questions.group],
         "score": evaluation.scores,
         "answer": np.array(exam.answers)[evaluation.chosen],
         "probability": evaluation.probabilities,
         "epoch": np.array(state.epoch),
     }
-    if any(questions.groups):
-        columns["group"] = questions.groups[questions.group]
-    if exam.truth:
-        answer_types = (exam.truth[number].answer_type for number in evaluation.question_ids.tolist())
-        columns["answer_type"] = np.array(list(answer_types))
     names = [f"{exam.splits}-last", *([exam.splits] if state.best.epoch == state.epoch else [])]
     try:
         for name in names:
