@@ -13,7 +13,7 @@
 #
 #   bash run/vqa_test.bash 0 spottune
 #   bash run/vqa_test.bash 0 spottune --test nominival --load snap/vqa/spottune/BEST
-#   bash run/vqa_test.bash 0 spottune --controls                       the same weights under other gates too
+#   bash run/vqa_test.bash 0 spottune --test minival --load snap/vqa/spottune/BEST --controls    under other gates
 #   bash run/vqa_test.bash 0 spottune --evaluate-gates average         both copies, half and half
 #   bash run/vqa_test.bash 0 spottune --question "how many red objects are there?" --image-id scene_000400
 #

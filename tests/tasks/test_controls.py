@@ -88,7 +88,7 @@ def trial(chosen: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> Trial:
         asked = SimpleNamespace(gates=SimpleNamespace(total=chosen.shape[1]))
         decided = exam.decide(asked, {}, torch.arange(len(ids)))
         gates = decided["gates"].numpy() if decided else chosen
-        scores = 1.0 - np.abs(np.broadcast_to(gates, chosen.shape)[:, 0] - right)
+        scores = 1.0 - np.abs(np.broadcast_to(gates, chosen.shape)[:, 0].astype(float) - right)
         return SimpleNamespace(question_ids=ids, scores=scores, choices=chosen)
 
     class Exam(SimpleNamespace):
@@ -137,7 +137,7 @@ def test_a_gate_tells_nothing_of_a_label_that_it_has_nothing_to_do_with() -> Non
     chosen, label = rng.random((500, 100)) < 0.5, rng.integers(8, size=500)
     assert most_told(chosen, label) < 0.004
     chosen[:, 7] = label % 2
-    assert most_told(chosen, label) == pytest.approx(1.0, abs=0.03)
+    assert most_told(chosen, label) == pytest.approx(1.0, abs=0.05)  # less what chance tells
 
 
 def test_a_run_says_what_its_choice_is_worth(args: VqaArgs, capsys: pytest.CaptureFixture[str]) -> None:
