@@ -1,29 +1,32 @@
 """The machine a run is on: its devices, processes and precision, through accelerate."""
 
+from __future__ annotations
+
 import atexit
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from itertools import chain, islice
+from itertools import chain, count, islice
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate import Accelerator, DataLoaderConfiguration, skip_first_batches
 from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     GradientAccumulationPlugin,
     TorchDynamoPlugin,
+    send_to_device,
     set_seed,
 )
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler, default_convert
 from tqdm import tqdm
 
 from common.errors import Interrupted, RunError, UserError
-from training.loader import EpochSampler, SharedBatches
+from training.loader import EpochSampler, Part, SharedBatches
 from training.signals import StopSignal, end_without, held_back, is_launched, serve, stop_on_signal
 
 
@@ -119,13 +122,20 @@ class Machine:
 
         `batch_size` is that of one process; its `batch_sampler` is a `SharedBatches`.
         """
-        shared = batch_size * self.processes
-        order = EpochSampler(len(dataset), seed, shared, lengths)
-        loader = self._loader(dataset, SharedBatches(order, shared, self.processes, self.rank))
+        loader = self._shared(dataset, batch_size, seed, lengths)
         # As for one process: accelerate would deal out again what is dealt out, and repeat examples.
         return prepare_data_loader(
             loader, self.device, num_processes=1, process_index=0, put_on_device=True, non_blocking=True
         )
+
+    def stream(self, dataset: Dataset, batch_size: int, seed: int, lengths: Any = None) -> Stream:
+        """Batches in the order of `training_loader`, without end, beside those of another loader."""
+        return Stream(self, self._shared(dataset, batch_size, seed, lengths))
+
+    def _shared(self, dataset: Dataset, batch_size: int, seed: int, lengths: Any) -> DataLoader:
+        shared = batch_size * self.processes
+        order = EpochSampler(len(dataset), seed, shared, lengths)
+        return self._loader(dataset, SharedBatches(order, shared, self.processes, self.rank))
 
     def _loader(self, dataset: Dataset, batches: Sampler[list[int]]) -> DataLoader:
         """The data set assembles its batches itself, as arrays, which `default_convert` makes tensors.
@@ -206,6 +216,34 @@ class Machine:
         if number := int(self.accelerator.gather(vote).max()):
             self.stop.request(number)
         return number > 0
+
+
+class Stream:
+    """Batches without end, which a run takes now and then while it goes through those of another loader.
+
+    They do not go through accelerate, which takes the loader begun last for the one that a run goes through.
+    """
+
+    def __init__(self, machine: Machine, loader: DataLoader) -> None:
+        self._machine = machine
+        self._loader = loader
+        self._batches: Iterator[tuple[Any, Part]] | None = None
+
+    def take(self, done: int) -> tuple[Any, Part]:
+        """The batch after the `done` ones taken before, and the part of it that this process has."""
+        if self._batches is None:
+            self._batches = self._after(done)
+        return next(self._batches)
+
+    def _after(self, done: int) -> Iterator[tuple[Any, Part]]:
+        parts = self._loader.batch_sampler
+        first, skipped = divmod(done, len(self._loader))
+        for epoch in count(first):
+            parts.sampler.set_epoch(epoch)
+            loader = skip_first_batches(self._loader, skipped) if skipped else self._loader
+            for number, batch in enumerate(self._machine.batches(loader), skipped):
+                yield send_to_device(batch, self._machine.device, non_blocking=True), parts.part(number)
+            skipped = 0
 
 
 def end_workers() -> None:

@@ -4,12 +4,17 @@ A batch is assembled at once (`__getitems__`), as arrays: a loader over it colla
 `default_convert`, which makes tensors of them without a copy.
 """
 
+from __future__ import annotations
+
+import copy
 from collections.abc import Collection, Container, Sequence
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
 
+from common.errors import DataError
 from vqadata.encoded import Questions
 from vqadata.features import FeatureStores
 
@@ -70,7 +75,8 @@ class VqaDataset(Dataset):
         self.groups, self.group = _by_name(questions.groups, questions.group)
         self.num_answers = len(answers)
         self.labelled = answers_fault(questions, answers) is None  # else there is nothing to score against
-        self._label_start, self._label_answer, self._label_score = _labels_among(questions, answers)
+        starts, self._label_answer, self._label_score = _labels_among(questions, answers)
+        self._label_start, self._label_stop = starts[:-1], starts[1:]
 
     def __len__(self) -> int:
         return len(self.question_ids)
@@ -112,11 +118,30 @@ class VqaDataset(Dataset):
             return np.array([], str), np.zeros(len(self), np.int64)
         return getattr(self, f"{field}s"), getattr(self, field)
 
+    def split(self, share: float, seed: int) -> tuple[VqaDataset, VqaDataset]:
+        """The questions about all images but a share of them, and those about that share.
+
+        Which images these are depends on their names and on `seed`. DataError if one side would be empty.
+        """
+        count = len(self.images)
+        order = sorted(range(count), key=lambda n: sha256(f"{seed} {self.images[n]}".encode()).digest())
+        apart = np.isin(self.image, order[: round(share * count)])
+        if apart.all() or not apart.any():
+            raise DataError(f"A share of {share:g} of {count:,} training images leaves none on one side.")
+        return self._at(~apart), self._at(apart)
+
+    def _at(self, rows: np.ndarray) -> VqaDataset:
+        """The questions at these places, bool (N,)."""
+        part = copy.copy(self)
+        for name in _COLUMNS:
+            setattr(part, name, getattr(self, name)[rows])
+        return part
+
     def targets(self, indices: np.ndarray) -> np.ndarray:
         """Soft targets (B, A) in [0, 1]; all zero where no human answer is in the vocabulary."""
         target = np.zeros((len(indices), self.num_answers), np.float32)
         for row, index in enumerate(indices):
-            labels = slice(self._label_start[index], self._label_start[index + 1])
+            labels = slice(self._label_start[index], self._label_stop[index])
             target[row, self._label_answer[labels]] = self._label_score[labels]
         return target
 
@@ -126,6 +151,12 @@ def _by_name(names: Sequence[str], numbers: np.ndarray) -> tuple[np.ndarray, np.
     occurring, places = np.unique(numbers, return_inverse=True)
     sorted_names, order = np.unique(np.array(names)[occurring], return_inverse=True)
     return sorted_names, order[places]
+
+
+_COLUMNS = (
+    *("token_ids", "token_lengths", "image", "question_ids", "places", "question_type", "group"),
+    *("_label_start", "_label_stop"),
+)
 
 
 def _labels_among(questions: Questions, answers: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

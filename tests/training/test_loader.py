@@ -204,3 +204,44 @@ def test_accelerates_loaders_are_gathered_in_the_order_of_the_data() -> None:
     ]
     steps = zip(*map(batches, shards), strict=True)
     assert flat(first + second for first, second in steps)[:SIZE] == list(range(SIZE))
+
+
+@grouped_or_not
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_stream_is_one_epoch_after_another_wherever_it_is_taken_up(
+    rank: int, lengths: list[int] | None
+) -> None:
+    machine = Machine()
+    machine.rank, machine.processes = rank, 2
+    loader = machine.training_loader(Numbers(), BATCH, 1, lengths)
+    expected = []
+    for epoch in range(3):
+        loader.set_epoch(epoch)
+        expected += batches(loader)
+    steps = len(loader)
+    assert steps == 3
+    for start in range(2 * steps):
+        stream = machine.stream(Numbers(), BATCH, 1, lengths)
+        for done in range(start, 3 * steps):
+            batch, part = stream.take(done)
+            assert batch.tolist() == expected[done]
+            assert part == loader.batch_sampler.part(done % steps)
+
+
+def test_a_stream_does_not_end_the_accumulation_of_the_loader_that_is_under_way() -> None:
+    machine = Machine(accumulate=4)
+    loader, stream = machine.training_loader(Numbers(), BATCH, 1), machine.stream(Numbers(5), BATCH, 1)
+    model = machine.accelerator.prepare(torch.nn.Linear(1, 1))
+    synced = []
+    for number, _ in enumerate(loader):
+        with machine.accelerator.accumulate(model):
+            synced.append(machine.accelerator.sync_gradients)
+        stream.take(number)
+    assert synced == [False, False, False, True, False, True]
+
+
+def test_a_stream_draws_nothing_from_the_global_generators() -> None:
+    stream, before = Machine().stream(Numbers(), BATCH, 1), states()
+    for done in range(10):
+        stream.take(done)
+    assert states() == before

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, default_convert
 
+from common.errors import DataError
 from vqadata.dataset import VqaDataset, answers_fault, images_fault
 from vqadata.encoded import Questions
 from vqadata.feature_layout import Layout
@@ -127,3 +128,37 @@ def test_questions_that_nobody_answered_are_told_from_those_with_a_rare_answer(
     questions = Questions.of(records)
     assert answers_fault(questions, ANSWERS) == fault
     assert VqaDataset(questions, dataset.stores, ANSWERS).labelled == (fault is None)
+
+
+def test_a_split_by_image_gives_each_question_to_one_side_with_all_that_belongs_to_it(
+    dataset: VqaDataset,
+) -> None:
+    for seed in range(10):
+        sides = dataset.split(1 / 3, seed)
+        ids = [side.question_ids.tolist() for side in sides]
+        assert sorted(ids[0] + ids[1]) == dataset.question_ids.tolist()
+        images = [{RECORDS[number - 10]["img_id"] for number in side} for side in ids]
+        assert list(map(len, images)) == [2, 1] and not images[0] & images[1]
+        for side, numbers in zip(sides, ids, strict=True):
+            assert numbers == sorted(numbers)  # the order of the data
+            found = side.__getitems__(range(len(side)))
+            expected = dataset.__getitems__([number - 10 for number in numbers])
+            for name, column in (found | found.pop("inputs")).items():
+                whole = expected[name] if name in expected else expected["inputs"][name]
+                assert np.array_equal(column, whole), name
+
+
+def test_which_images_are_split_off_depends_on_names_and_seed_only(dataset: VqaDataset) -> None:
+    backwards = VqaDataset(Questions.of(RECORDS[::-1], np.zeros((5, 6)), LENGTHS), dataset.stores, ANSWERS)
+    ours, theirs = (
+        [{*part.split(1 / 3, seed)[1].question_ids.tolist()} for seed in range(20)]
+        for part in (dataset, backwards)
+    )
+    assert ours == theirs
+    assert {tuple(sorted(ids)) for ids in ours} == {(10, 14), (11, 13), (12,)}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.9, 1.0])
+def test_a_split_that_leaves_nothing_on_one_side_is_refused(dataset: VqaDataset, share: float) -> None:
+    with pytest.raises(DataError, match="of 3 training images leaves none on one side"):
+        dataset.split(share, 0)
