@@ -74,6 +74,30 @@ def make_optimizer(name: str, module: nn.Module, lr: float, weight_decay: float)
     return kind(groups, lr=lr, **({"fused": True} if kind in FUSED else {}))
 
 
+def pull_to_start(
+    optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], strength: float
+) -> None:
+    """Let an optimizer pull parameters towards the values they have now, instead of decaying them towards 0.
+
+    L2-SP (Li et al. 2018, arXiv:1802.01483), decoupled from the gradient as AdamW's decay is: before each
+    of its steps w <- w - rate * strength * (w - start), for matrices, biases and layer norms alike.
+    """
+    pulled = {parameter: parameter.detach().clone() for parameter in parameters if parameter.requires_grad}
+    for group in optimizer.param_groups:
+        group["params"] = [parameter for parameter in group["params"] if parameter not in pulled]
+    optimizer.add_param_group({"params": list(pulled), "weight_decay": 0.0})
+    @torch.no_grad()
+    def pull(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        taken = 1 - getattr(optimizer, "found_inf", 0.0)  # 0: the step is left out, see `JointOptimizer`
+        share = optimizer.param_groups[-1]["lr"] * strength * taken
+        for parameter, start in pulled.items():
+            if parameter.grad is not None:
+                start = pulled[parameter] = start.to(parameter.device)
+                parameter.sub_((parameter - start) * share)
+
+    optimizer.register_step_pre_hook(pull)
+
+
 def warm_up_then(kind: str, steps: int, warmup: float) -> Callable[[int], float]:
     """Factor on the learning rate: linear from 0 over `warmup` (a share) of the steps, then as `kind` says.
 
@@ -83,6 +107,12 @@ def warm_up_then(kind: str, steps: int, warmup: float) -> Callable[[int], float]
     if kind == "constant":
         return lambda step: step / rise if step < rise else 1.0
     return lambda step: step / rise if step < rise else max(0.0, (steps - step) / max(1, steps - rise))
+
+
+def in_two_acts(kind: str, steps: int, warmup: float, first: int) -> Callable[[int], float]:
+    """`warm_up_then` for the first so many steps, and anew for the others."""
+    acts = warm_up_then(kind, first, warmup), warm_up_then(kind, steps - first, warmup)
+    return lambda step: acts[0](step) if step < first else acts[1](step - first)
 
 
 def geometric(start: float, end: float | None, share_done: float) -> float:

@@ -13,8 +13,10 @@ from training.optim import (
     OPTIMIZERS,
     JointOptimizer,
     clip_gradients,
+    in_two_acts,
     make_optimizer,
     make_schedule,
+    pull_to_start,
     warm_up_then,
 )
 
@@ -231,3 +233,51 @@ def test_each_module_is_clipped_by_itself() -> None:
     for parameter, direction in zip(large.parameters(), directions, strict=True):
         assert torch.allclose(parameter.grad / parameter.grad.norm(), direction)
     assert all(torch.equal(p.grad, torch.full_like(p, 0.01)) for p in small.parameters())
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_pull_to_the_start_is_a_step_towards_it_before_each_step(name: str) -> None:
+    """Also after a change of the rate, a step that is left out and a state that is loaded."""
+    torch.manual_seed(1)
+    module = nn.Linear(3, 3)
+    other, start = copy.deepcopy(module), module.weight.detach().clone()
+    joint = JointOptimizer([make_optimizer(name, module, 0.1, 0.2)])
+    plain = make_optimizer(name, other, 0.1, 0.0)
+    pull_to_start(joint.optimizers[0], [module.weight], 0.5)
+    for number in range(5):
+        rate, bad = 0.1 / (1 + number), number == 2
+        gradients = [torch.randn_like(parameter) for parameter in module.parameters()]
+        for part, optimizer in ((module, joint), (other, plain)):
+            for parameter, gradient in zip(part.parameters(), gradients, strict=True):
+                parameter.grad = gradient.clone()
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+        joint.skip = torch.tensor(bad)
+        joint.step()
+        if not bad:
+            with torch.no_grad():
+                other.weight.copy_(other.weight - rate * 0.5 * (other.weight - start))
+            plain.step()
+        for ours, theirs in zip(module.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs)
+        if number == 3:
+            joint.load_state_dict(copy.deepcopy(joint.state_dict()))
+
+
+def test_what_gets_no_gradient_is_not_pulled() -> None:
+    module = nn.Linear(3, 3)
+    optimizer = make_optimizer("adamw", module, 0.1, 0.0)
+    pull_to_start(optimizer, module.parameters(), 0.5)
+    with torch.no_grad():
+        module.weight.add_(1.0)
+    before = module.weight.detach().clone()
+    optimizer.step()
+    assert torch.equal(module.weight, before)
+
+
+def test_two_acts_have_a_warm_up_and_an_end_each() -> None:
+    factor = in_two_acts("linear", 10, 0.5, 4)
+    acts = warm_up_then("linear", 4, 0.5), warm_up_then("linear", 6, 0.5)
+    assert [factor(step) for step in range(11)] == [*map(acts[0], range(4)), *map(acts[1], range(7))]
+    whole = warm_up_then("constant", 10, 0.2)
+    assert [in_two_acts("constant", 10, 0.2, 0)(step) for step in range(12)] == [*map(whole, range(12))]
