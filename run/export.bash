@@ -5,6 +5,7 @@
 #   bash run/export.bash --run <run folder> --to <folder>        a run that does not lie in snap/vqa
 #
 #   bash run/export.bash demo --to demo_export
+#   bash run/export.bash demo --to demo_half --interpolate 0.5                 half-way to the pre-trained weights
 #
 # Takes a few seconds. What was trained with standard or Frozen, plain transformers loads; the others are evaluated
 # with `bash run/vqa_test.bash 0 demo --load demo_export`. The folder must not exist, and is written whole or not at

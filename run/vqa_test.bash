@@ -20,7 +20,8 @@
 # On the embedded scenes it takes a few seconds.
 # It prints the accuracy and writes snap/vqa/<version>/predictions/<split>.json, with --controls, which takes about
 # twenty times as long, their table too and controls/<split>.json; for a question it prints the five
-# likeliest answers and which layers ran tuned, and writes nothing.
+# likeliest answers and which layers ran tuned, and writes nothing. With --interpolate 0.5 the weights are the mean of
+# these and the pre-trained ones, and the predictions those of <split>-interpolated-0.5.json.
 
 set -euo pipefail
 

@@ -60,9 +60,9 @@ class Adaptive(nn.Module):
     """A model and its policy as one module: prepared, clipped, saved and loaded together.
 
     In training mode gates are sampled, with the gradients of an estimator of `adaptive.policy`; in evaluation
-    mode the likelier copy is taken. Without a policy (plain fine-tuning) the model runs as it is. While
-    `train_policy` is false gates get no gradient, so that only the chosen copies run. Between forward passes
-    it holds no graph, so that it can be copied and pickled.
+    mode, and where it no longer `explores`, the likelier copy is taken. Without a policy (plain fine-tuning)
+    the model runs as it is. While `train_policy` is false gates get no gradient, so that only the chosen
+    copies run. Between forward passes it holds no graph, so that it can be copied and pickled.
     """
 
     def __init__(
@@ -82,6 +82,7 @@ class Adaptive(nn.Module):
         self.temperature = temperature
         self.estimator = estimator
         self.train_policy = True
+        self.explores = True
         self._noise: Tensor | None = None
 
     def draw_noise(self, generator: torch.Generator, batch: int, rows: slice) -> None:
@@ -106,7 +107,8 @@ class Adaptive(nn.Module):
         noise, self._noise = self._noise, None
         logits = None
         if gates is None:
-            with torch.set_grad_enabled(torch.is_grad_enabled() and self.train_policy):
+            learns = self.train_policy and self.explores
+            with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
                 logits = self.policy(**inputs)
                 gates = self._decide(logits, noise)
         elif gates.dim() == 2:
@@ -122,6 +124,6 @@ class Adaptive(nn.Module):
 
     def _decide(self, logits: Tensor, noise: Tensor | None) -> Tensor:
         """The gates (B, G) of policy logits (B, G, 2)."""
-        if self.training:
+        if self.training and self.explores:
             return sample_gates(logits, self.temperature, noise, self.estimator)
         return choose_gates(logits)

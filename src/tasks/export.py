@@ -27,15 +27,26 @@ from adaptive.copies import is_tuned_side, plain_name
 from common.cli import Parser, run_command
 from common.errors import UserError
 from common.files import check_name, replace_folder, sha256_of
-from lxmert.loading import Pretrained, check_complete
+from lxmert.loading import Pretrained, answer_rows, check_complete
 from lxmert.sources import read_tensors
 from lxmert.tokens import load_tokenizer
 from lxmert.units import unused_modules
 from report.run import RUNS, Run
-from tasks.finetune.best import ENCODER, HEAD, INSIDE, WEIGHTS, Best, load_base_weights, read_best, write_best
+from tasks.finetune.best import (
+    ENCODER,
+    HEAD,
+    INSIDE,
+    WEIGHTS,
+    Best,
+    interpolate,
+    load_base_weights,
+    read_best,
+    write_best,
+)
 from tasks.finetune.fold import constant_gates, fold
 from tasks.finetune.spec import LOCATIONS
 from tasks.finetune.strategies import STRATEGIES
+from vqadata.answers import convert_answer
 from vqadata.sample import parse_draw
 
 LEAKAGE = """\
@@ -67,6 +78,7 @@ USE_ADAPTIVE = """\
 in the repository of this project: transformers has no class for a model with two copies and a policy.
 `pretrained/` is the frozen side, `model.safetensors` what training changed, policy included."""
 FOLDED = "; its gates were the same for all validation questions, so what they chose is all there is here"
+INTERPOLATED = "; weights are {share:g} times these and the rest pre-trained, which has other scores"
 CARD = """\
 # {name}: LXMERT fine-tuned for visual question answering
 
@@ -96,16 +108,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     run.add_argument("--run", type=Path, metavar="FOLDER", help="a run folder elsewhere")
     parser.add_argument("--to", type=Path, metavar="DIR", required=True, help="a new folder, to be written")
     parser.add_argument("--plain", action="store_true", help="for transformers, where gates are constant")
+    flag = {"type": float, "metavar": "A"}
+    parser.add_argument("--interpolate", **flag, help="A x tuned + (1 - A) x pre-trained weights")
     args = parser.parse_args(argv)
-    export(args.run or RUNS / check_name("version", args.version), args.to, args.plain)
+    if args.interpolate is not None and not 0 <= args.interpolate <= 1:
+        parser.error(f"--interpolate is between 0 and 1, not {args.interpolate}")
+    export(args.run or RUNS / check_name("version", args.version), args.to, args.plain, args.interpolate)
     print(f"wrote {args.to}; see {args.to / 'README.md'}")
 
 
-def export(run: Path, to: Path, plain: bool = False) -> None:
+def export(run: Path, to: Path, plain: bool = False, share: float | None = None) -> None:
     """Write the best epoch of a run folder to the new folder `to`, whole or not at all.
 
-    plain: an adaptive run as a plain LXMERT, if its gates are constant. UserError if they are not, if the run
-    or the pre-trained file that it started from cannot be used, or if `to` exists.
+    plain: an adaptive run as a plain LXMERT, if its gates are constant. share: of the tuned weights; the rest
+    is that of the pre-trained ones. UserError if gates are not constant, or weights not those of one copy, if
+    the run or the pre-trained file that it started from cannot be used, or if `to` exists.
     """
     if to.exists():
         raise UserError(f"{to} exists already; name a new folder, or delete it.")
@@ -113,10 +130,12 @@ def export(run: Path, to: Path, plain: bool = False) -> None:
     gated = STRATEGIES[best.spec.strategy].adaptive
     gates = constant_gates(Run(run), best) if gated and plain else None
     adaptive = gated and not plain
-    card = model_card(Run(run), best, to, plain)
+    card = model_card(Run(run), best, to, plain, share)
     pretrained = load_base_weights(best)
     file = best.folder / WEIGHTS
     tensors = read_tensors(file)
+    if share is not None:
+        tensors = interpolate(best.spec, tensors, by_saved_names(pretrained, best.answers), share)
     head = {name.removeprefix(HEAD): t for name, t in tensors.items() if name.startswith(HEAD)}
     encoder = pretrained.encoder | {  # of a module that is adapted, the frozen side
         plain_name(name.removeprefix(ENCODER)): tensor
@@ -136,6 +155,15 @@ def export(run: Path, to: Path, plain: bool = False) -> None:
         (folder / "README.md").write_text(card, encoding="utf-8")
 
 
+def by_saved_names(pretrained: Pretrained, answers: Sequence[str]) -> dict[str, Tensor]:
+    """The tensors of a pre-trained model as BEST folders name them, its head with a row for each answer."""
+    named = {f"{ENCODER}{name}": tensor for name, tensor in pretrained.encoder.items()}
+    if pretrained.answer_head is None:
+        return named
+    rows, _ = answer_rows(pretrained.answer_head, pretrained.answers, answers, convert_answer)
+    return named | {f"{HEAD}{name}": tensor for name, tensor in rows.items()}
+
+
 def write_adaptive(folder: Path, best: Best, tensors: Mapping[str, Tensor], pretrained: Pretrained) -> None:
     """The BEST folder again, as of a run that started from the model that now lies inside it."""
     inside = folder / INSIDE
@@ -147,7 +175,9 @@ def write_adaptive(folder: Path, best: Best, tensors: Mapping[str, Tensor], pret
         for name, tensor in tensors.items()
         if ".frozen." not in name and not plain_name(name).startswith(inherited)
     }
-    spec = replace(best.spec, **dict.fromkeys(LOCATIONS) | {"pretrained": INSIDE, "from_scratch": False})
+    refit = best.spec.refit and Path(best.spec.refit).name
+    origin = dict.fromkeys(LOCATIONS) | {"pretrained": INSIDE, "from_scratch": False, "refit": refit}
+    spec = replace(best.spec, **origin)
     write_best(best._replace(folder=folder, spec=spec, pretrained_sha256=sha256_of(inside / WEIGHTS)), own)
 
 
@@ -177,7 +207,7 @@ def write_hugging_face(
     load_tokenizer(model.tokenizer).save_pretrained(folder)
 
 
-def model_card(run: Run, best: Best, to: Path, plain: bool) -> str:
+def model_card(run: Run, best: Best, to: Path, plain: bool, share: float | None) -> str:
     """README.md of an exported model: data, strategy, scores, origin, and what the scores are worth."""
     splits = f"trained on {run.arguments.get('train')}, validated on {run.arguments.get('valid')}"
     strategy, spec = STRATEGIES[best.spec.strategy], best.spec
@@ -195,7 +225,8 @@ def model_card(run: Run, best: Best, to: Path, plain: bool) -> str:
         data=f"{best.dataset}, {splits}, {len(best.answers):,} answers",
         strategy=spec.title
         + (", frozen weights in bf16" if spec.frozen_dtype == "bf16" else "")
-        + (FOLDED if strategy.adaptive and plain else ""),
+        + (FOLDED if strategy.adaptive and plain else "")
+        + (INTERPOLATED.format(share=share) if share is not None else ""),
         start=f"{random}`{best.pretrained_source}` (sha256 `{best.pretrained_sha256}`)",
         commit=f"`{commit}`" + (" with uncommitted changes" if changed else ""),
         scores="\n".join(scores),

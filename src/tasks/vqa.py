@@ -35,6 +35,7 @@ from tasks.finetune.run import (
     Run,
     check_steps,
     keep_best,
+    learn_policy,
     prepare,
     restore_best,
     save,
@@ -128,10 +129,11 @@ def train_epoch(run: Run, folder: RunFolder) -> None:
     # Skipping belongs to the epoch that is taken up in the middle, not to the ones after it.
     loader = skip_first_batches(run.loader, state.step) if state.step else run.loader
     title = f"epoch {state.epoch + 1}/{args.epochs}"
-    with machine.progress_bar(title, len(run.loader), state.step) as bar:
+    with run.head_only(), machine.progress_bar(title, len(run.loader), state.step) as bar:
         clock = time.perf_counter()
         for batch in machine.batches(loader):
-            adaptive.train_policy = state.updates % args.policy_every == 0
+            policy_is_due = state.updates % args.policy_every == 0
+            adaptive.train_policy = policy_is_due and not run.held_out
             share_done = state.updates / run.total_updates
             adaptive.temperature = geometric(args.temperature, args.temperature_end, share_done)
             part = run.loader.batch_sampler.part(state.step)
@@ -147,6 +149,8 @@ def train_epoch(run: Run, folder: RunFolder) -> None:
                     run.bad_steps.guard(run.optimizer.optimizer, norms, state.updates + 1)
                 run.optimizer.step()
                 run.optimizer.zero_grad()
+            if run.held_out and policy_is_due and accelerator.sync_gradients:
+                learn_policy(run)  # the model stands still, on images that only the policy gets to see
 
             scores = score(output.outputs, batch["target"])
             gates = output.gates_of(scores)
@@ -180,7 +184,8 @@ def test(args: VqaArgs, machine: Machine, best: Best) -> dict[str, Any]:
     model, loader = machine.accelerator.prepare(setup.model, loader)
     exam = setup.exam._replace(keeps_choices=args.controls)
     evaluation = evaluate(machine, model, loader, exam)
-    file = args.folder / "predictions" / f"{args.test}.json"
+    name = args.test if args.interpolate is None else f"{args.test}-interpolated-{args.interpolate:g}"
+    file = args.folder / "predictions" / f"{name}.json"
     if machine.is_main:
         messages.save_predictions(file, evaluation, setup.answers)
     partial = args.images is not None

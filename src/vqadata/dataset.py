@@ -135,6 +135,7 @@ class VqaDataset(Dataset):
         part = copy.copy(self)
         for name in _COLUMNS:
             setattr(part, name, getattr(self, name)[rows])
+        part.more_inputs = {name: column[rows] for name, column in self.more_inputs.items()}
         return part
 
     def targets(self, indices: np.ndarray) -> np.ndarray:

@@ -85,6 +85,7 @@ def train_watched(args: VqaArgs, stop: int | None) -> None:
         ("standard", 85, {}),
         ("SpotTune", 99, {"accumulate": 3}),
         ("SpotTune_Block", 85, {"group_by_length": False, "policy_every": 2, "gradient_checkpointing": True}),
+        ("SpotTune_Block", 85, {"policy_holdout": 0.3, "policy_every": 2}),
     ],
 )
 def test_two_processes_come_to_the_numbers_of_one_with_the_same_batches(

@@ -61,6 +61,11 @@ class VqaArgs:
         None, "Only let --load answer this question about --image-id: answers, and what ran tuned."
     )
     image_id: str | None = flag(None, "The image of --question, by its id in the feature store.")
+    interpolate: float | None = flag(
+        None,
+        "With --test or --question, for runs without gates: so much of the tuned weights, the rest of the "
+        "pre-trained ones.",
+    )
 
     dataset: str = flag(
         "auto",
@@ -117,6 +122,24 @@ class VqaArgs:
         "which is faster, and less accurate on the scenes.",
         choices=("train", "frozen"),
     )
+    tune: str | None = flag(
+        None,
+        "Tune only these layers, comma-separated; the others stay as pre-trained, and a step costs less. "
+        "Names are language.1, vision.2, cross.3, ranges language.1-3, ends language.first2, cross.last1, "
+        "patterns cross.*, parts language.1.ffn, cross.2.vision_attention. Strategies with gates have them "
+        "there only. Without a --strategy it is standard.",
+    )
+    tune_from: str | None = flag(
+        None,
+        "A finished adaptive run, by version name or folder: --tune is what ran tuned for most validation "
+        "questions in its best epoch.",
+    )
+    refit: str | None = flag(
+        None,
+        "The second act of --policy-holdout: train on all images, from the pre-trained state, under what "
+        "this finished run chose. Where nearly all gates (19 of 20) take their usual choice for nearly all "
+        "questions (19 of 20) that is --tune; else its policy decides, as in evaluation, and learns no more.",
+    )
 
     batch_size: int | None = flag(None, "Examples a step and process.", old="batchSize", section="training")
     lr: float | None = flag(None, "Peak learning rate: linear warm-up, then linear decay to 0.")
@@ -141,12 +164,29 @@ class VqaArgs:
         "with what was saved before.",
     )
     dropout: float | None = flag(None, "Dropout of the model. Default: as in its configuration.")
+    l2sp: float = flag(
+        0.0,
+        "Strength of a decay towards the values that weights start from (L2-SP), in place of --weight_decay "
+        "towards 0.",
+    )
+    head_first: int = flag(
+        0,
+        "Epochs in which only the answer head trains, on features without dropout; then all trains. Each has "
+        "a warm-up and a schedule of its own.",
+    )
     accumulate: int = flag(1, "Batches whose gradients are added up for one step.")
     group_by_length: bool = flag(True, "Put questions of like length into one batch.")
 
     policy: str | None = flag(None, "What decides.", choices=POLICIES, section="policy")
     policy_every: int = flag(
-        1, "Train the policy on every K-th step; in the steps between only the chosen copies run."
+        1,
+        "Train the policy on every K-th step; in the steps between only the chosen copies run. With "
+        "--policy-holdout: take a step of the policy after every K-th step of the model.",
+    )
+    policy_holdout: float = flag(
+        0.0,
+        "Share of the training images, drawn by --seed, on which the policy learns and the weights never do. "
+        "In a step of the policy the model stands still, without dropout, and gates are sampled.",
     )
     policy_lr: float = flag(1e-4, "Learning rate of the policy, constant.")
     policy_optim: str = flag("adamw", "Optimizer of the policy.", choices=tuple(OPTIMIZERS))
@@ -250,10 +290,10 @@ class VqaArgs:
 FREE_FIELDS = frozenset(
     {"num_workers", "save_every", "log_every", "tqdm", "wandb", "test", "question", "image_id", "keep"}
     | {"controls", "max_bad_steps", "accept_changes", "version", "output", "label", "data", "pretrained"}
-    | {"precision"}
+    | {"precision", "interpolate", "tune_from"}
 )
 # Of these it matters whether they were given: they choose how weights are read.
-PATH_FIELDS = ("load", "load_lxmert", "load_lxmert_qa")
+PATH_FIELDS = ("load", "load_lxmert", "load_lxmert_qa", "refit")
 
 
 def deciding(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -300,6 +340,13 @@ RECIPES = {
     "vqav2": Recipe(32, 5e-5, 1.5e-4, 4, "train,nominival", "minival", RELEASED_MODEL),
     "vqacpv2": Recipe(32, 5e-5, 1.5e-4, 4, "cp_train", "cp_val", RELEASED_MODEL),
 }
+
+
+# Of these pairs at most one may be given.
+EXCLUSIVE = (
+    *(("tiny", "fast"), ("tune", "tune_from"), ("load", "tune_from")),
+    *(("refit", "load"), ("refit", "tune_from"), ("refit", "policy_holdout")),
+)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> VqaArgs:
@@ -350,11 +397,17 @@ def validate(args: VqaArgs) -> None:
         value = getattr(args, name)
         if value is not None and not value > 0:
             raise UserError(f"--{name} must be greater than 0, not {value}")
+    for name in ("max_bad_steps", "l2sp", "head_first"):
+        if getattr(args, name) < 0:
+            raise UserError(f"--{name} must be at least 0, not {getattr(args, name)}")
+    for one, other in EXCLUSIVE:
+        if getattr(args, one) and getattr(args, other):
+            raise UserError(f"--{one} and --{other} exclude each other: leave one of them out")
     origins = [f for f in ("pretrained", "load_lxmert", "load_lxmert_qa", "from_scratch") if getattr(args, f)]
     one_origin = len(origins) < 2 or set(origins) == {"pretrained", "from_scratch"}
     question, start, dropout, weight = args.question, args.policy_start, args.dropout, args.average
+    held_out, share, tested = args.policy_holdout, args.interpolate, bool(args.test or args.question)
     for holds, sentence in (
-        (args.max_bad_steps >= 0, f"--max_bad_steps must be at least 0, not {args.max_bad_steps}"),
         (0 <= args.warmup <= 1, f"--warmup is a share of all steps, between 0 and 1, not {args.warmup}"),
         (start is None or 0 < start < 1, f"--policy_start is a share above 0 and below 1, not {start}"),
         (dropout is None or 0 <= dropout < 1, f"--dropout must be at least 0 and below 1, not {dropout}"),
@@ -368,6 +421,9 @@ def validate(args: VqaArgs) -> None:
             f"--target_share is a share above 0 and below 1, not {args.target_share}",
         ),
         (args.test or not args.controls, "--controls needs --test, the split to evaluate on"),
+        (0 <= held_out < 1, f"--policy_holdout is a share, at least 0 and below 1, not {held_out}"),
+        (share is None or 0 <= share <= 1, f"--interpolate is between 0 and 1, not {share}"),
+        (share is None or tested, "--interpolate is for evaluation: add --test or --question"),
         (not args.test or args.load, "--test needs --load, the BEST folder to evaluate"),
         (question is None or args.image_id, "--question needs --image-id: one question about one image"),
         (args.image_id is None or question is not None, "--image-id needs --question, a question about it"),
@@ -382,7 +438,6 @@ def validate(args: VqaArgs) -> None:
             args.tuned != LORA or args.routing is None,
             f"--routing is for copies of all weights; with --tuned {LORA} there is nothing to route",
         ),
-        (not (args.tiny and args.fast), "--tiny and --fast exclude each other"),
     ):
         if not holds:
             raise UserError(sentence)

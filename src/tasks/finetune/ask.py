@@ -50,7 +50,7 @@ def ask(args: VqaArgs, machine: Machine, best: Best) -> dict[str, Any]:
         )
     weights = load_base_weights(best)
     model, units, _ = build(best.spec, weights, best.answers, machine.precision)
-    load_best(best, model, weights)
+    load_best(best, model, weights, args.interpolate)
     record = {"question_id": 0, "img_id": args.image_id, "sent": args.question}
     encoded = encode(load_same_tokenizer(best, weights), [args.question])
     dataset = VqaDataset(Questions.of([record], *encoded), stores, best.answers)

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
@@ -35,12 +36,14 @@ from lxmert.sources import read_tensors
 from lxmert.tokens import fingerprint, load_tokenizer
 from tasks.finetune.args import VqaArgs, validate
 from tasks.finetune.spec import LOCATIONS, YOUNGER, ModelSpec
+from tasks.finetune.strategies import STRATEGIES
 from vqadata.folder import ANSWERS
 from vqadata.records import read_answers
 
 FORMAT = 1
 WEIGHTS, DESCRIPTION, INSIDE = "model.safetensors", "model.json", "pretrained"
 ENCODER, HEAD = "model.lxmert.", "model.answer_head."  # before the tensors' names; others are the policy's
+LOW_RANK = (".down", ".up")  # the ends of the names of low-rank factors
 
 DESCRIBED = {"spec": dict, "dataset": str, "features": int, "pretrained": dict, "metrics": dict}
 
@@ -178,16 +181,45 @@ def function_of(pretrained: Pretrained) -> dict[str, Any]:
     return {name: getattr(pretrained.config, name) for name in FUNCTION_FIELDS}
 
 
-def load_best(best: Best, model: nn.Module, pretrained: Pretrained) -> None:
+def load_best(best: Best, model: nn.Module, pretrained: Pretrained, share: float | None = None) -> None:
     """Put the saved tensors over a model freshly built from the same pre-trained file.
 
-    CheckpointError if that file is another one, or if not exactly the expected tensors are there.
+    share: of the saved tensors; the rest is that of the pre-trained ones, see `interpolate`. CheckpointError
+    if that file is another one, or if not exactly the expected tensors are there.
     """
     _require_same_file(best, pretrained)
     file = best.folder / WEIGHTS
     tensors = read_tensors(file)
     check_match(_own_tensors(model, pretrained), tensors, str(file))
+    if share is not None:
+        state, names = model.state_dict(), pretrained_names(model, pretrained)
+        tensors = interpolate(best.spec, tensors, {name: state[name] for name in names}, share)
     model.load_state_dict(tensors, strict=False)
+
+
+def pretrained_names(model: nn.Module, pretrained: Pretrained) -> set[str]:
+    """The tensors, of a model that was built from it, which start from the values of a pre-trained file."""
+    parts = (ENCODER, HEAD) if pretrained.answer_head is not None else (ENCODER,)
+    random = tuple(f"{ENCODER}{start}" for start in pretrained.initialised)
+    names = {name for name in model.state_dict() if name.startswith(parts) and not name.endswith(LOW_RANK)}
+    return {name for name in names if not name.startswith(random)}
+
+
+def interpolate(
+    spec: ModelSpec, tuned: Mapping[str, Tensor], pretrained: Mapping[str, Tensor], share: float
+) -> dict[str, Tensor]:
+    """share * tuned + (1 - share) * pre-trained weights (WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903).
+
+    What is not pre-trained stays as it is tuned; low-rank updates, which start from 0, are scaled. UserError
+    for models that hold both weights anyway, or that began with random ones.
+    """
+    if STRATEGIES[spec.strategy].adaptive or spec.from_scratch:
+        why = "began with random weights" if spec.from_scratch else f"({spec.strategy}) holds two copies"
+        raise UserError(f"--interpolate is between a tuned and a pre-trained model, and this one {why}")
+    mixed = {name: share * tensor for name, tensor in tuned.items() if name.endswith(LOW_RANK[1])}
+    shared = tuned.keys() & pretrained.keys()
+    mixed |= {name: torch.lerp(pretrained[name], tuned[name], share) for name in shared}
+    return {**tuned, **mixed}
 
 
 def _require_same_file(best: Best, pretrained: Pretrained) -> None:

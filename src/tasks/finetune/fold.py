@@ -9,10 +9,9 @@ from transformers import LxmertConfig
 
 from adaptive.copies import is_tuned_side, plain_name
 from common.errors import UserError
-from lxmert.units import list_units
 from report.run import Run
 from tasks.finetune.best import ENCODER, Best
-from tasks.finetune.strategies import STRATEGIES
+from tasks.finetune.model import gated_units
 
 
 def constant_gates(run: Run, best: Best) -> np.ndarray:
@@ -46,8 +45,7 @@ def fold(
     spec, folded = best.spec, dict(encoder)
     chosen = {}  # by the name of a gated module, bool (w,)
     start = 0
-    strategy = STRATEGIES[spec.strategy]
-    for unit in list_units(config, strategy.granularity) if strategy.adaptive else ():
+    for unit in gated_units(spec, config):
         chosen |= dict.fromkeys(unit.modules, torch.from_numpy(gates[start : start + unit.width]))
         start += unit.width
 

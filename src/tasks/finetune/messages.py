@@ -82,7 +82,7 @@ def result_of(
         "best": {"epoch": best.epoch, "val_accuracy": best.val_accuracy},
         **setup.sizes,
         "seconds": state.seconds,
-    }
+    } | ({"policy_steps": state.policy_steps} if state.policy_steps else {})
 
 
 def summary_table(
@@ -108,6 +108,8 @@ def summary_table(
         ("training time", f"{state.seconds:.0f} s"),
         ("best weights", str(folder / "BEST")),
     ]
+    if state.policy_steps:
+        rows.append(("steps of the policy on held-out images", f"{state.policy_steps:,}"))
     with suppress(OSError):  # a folder that may not even be looked at
         if (pictures := PICTURES / folder.name).is_dir():
             rows.append(("policy pictures", str(pictures)))

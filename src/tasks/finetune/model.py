@@ -4,18 +4,21 @@ Build, load the pre-trained weights, then adapt: frozen copies are made from loa
 pre-trained whatever format the weights came in.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import LxmertConfig
 
 from adaptive.adapt import Adaptive, adapt
 from adaptive.copies import full_copy, low_rank
+from common.errors import UserError
 from lxmert.loading import Pretrained, answer_rows, fill
 from lxmert.modeling import AnswerHead, LxmertModel
-from lxmert.units import Unit, list_units, unused_modules
-from tasks.finetune.policies import make_policy
+from lxmert.units import Unit, lies_in, list_units, select_modules, unused_modules
+from tasks.finetune.policies import Borrowed, make_policy
 from tasks.finetune.spec import LORA, ModelSpec
 from tasks.finetune.strategies import STRATEGIES
 from vqadata.answers import convert_answer
@@ -55,6 +58,7 @@ def build(
 
     The weights of the encoder are moved into the model: `weights` serves for one model only. `precision` is
     that of the arithmetic; it decides what --frozen-dtype auto means. dense: compute both copies always.
+    UserError for names of layers in the spec that the model does not have.
     """
     # A parameter that the file replaces needs no memory and no random values before.
     all_replaced = not spec.from_scratch and not weights.initialised
@@ -65,30 +69,84 @@ def build(
     if not spec.from_scratch:
         fill(lxmert, weights.encoder, weights.source, weights.initialised)
         messages.append(_fill_head(model.answer_head, weights, answers))
-    for name in unused_modules(weights.config):
-        model.lxmert.get_submodule(name).requires_grad_(False)
-
-    if spec.embeddings == "frozen":
-        freeze(lxmert.embeddings)
-        freeze(lxmert.encoder.visn_fc)
-
-    strategy = STRATEGIES[spec.strategy]
     held_in = precision if spec.frozen_dtype == "auto" else spec.frozen_dtype
     frozen_dtype = torch.bfloat16 if held_in == "bf16" else None
+    freeze_parts(lxmert, spec)
+    if not STRATEGIES[spec.strategy].adaptive:
+        if spec.tuned == LORA:
+            add_low_rank(lxmert, spec, frozen_dtype)
+        return Adaptive(model), [], messages
+    units = gated_units(spec, weights.config)
+    policy = make_policy(spec, lxmert, sum(unit.width for unit in units))
     low = spec.tuned == LORA
     copies = low_rank(spec.rank, spec.alpha, frozen_dtype) if low else full_copy(frozen_dtype)
-    if strategy.adaptive:
-        units = list_units(weights.config, strategy.granularity)
-        policy = make_policy(spec, lxmert, sum(unit.width for unit in units))
-        gates = adapt(lxmert, [(unit.modules, unit.width) for unit in units], copies)
-        gates.dense = dense
-        return Adaptive(model, policy, gates, spec.temperature, spec.estimator), units, messages
-    for name in strategy.keeps:
+    gates = adapt(lxmert, [(unit.modules, unit.width) for unit in units], copies)
+    gates.dense = dense
+    adaptive = Adaptive(model, policy, gates, spec.temperature, spec.estimator)
+    if spec.refit:
+        fix_policy(adaptive)
+    return adaptive, units, messages
+
+
+def freeze_parts(lxmert: LxmertModel, spec: ModelSpec) -> None:
+    """Freeze what a spec leaves as pre-trained, before copies are made of the rest.
+
+    UserError for names of layers that the model does not have.
+    """
+    config = lxmert.config
+    for name in unused_modules(config):
+        lxmert.get_submodule(name).requires_grad_(False)
+    frozen = [*STRATEGIES[spec.strategy].keeps]
+    if spec.embeddings == "frozen":
+        frozen += ["embeddings", "encoder.visn_fc"]
+    if spec.tune:
+        tuned = select_modules(config, spec.tune)
+        parts = [name for unit in list_units(config, "component") for name in unit.modules]
+        frozen += [name for name in parts if not lies_in(name, tuned)]
+    for name in frozen:
         freeze(lxmert.get_submodule(name))
-    if low:
-        for (name,), *_ in list_units(weights.config, "layer"):
-            copies(lxmert.get_submodule(name), None, 0, 1)
-    return Adaptive(model), [], messages
+
+
+def gated_units(spec: ModelSpec, config: LxmertConfig) -> list[Unit]:
+    """The units over which the gates of a spec decide, in the order of their gates; without gates none.
+
+    UserError if --tune names only a part of a unit.
+    """
+    strategy = STRATEGIES[spec.strategy]
+    if not strategy.adaptive:
+        return []
+    units = list_units(config, strategy.granularity)
+    if not spec.tune:
+        return units
+    tuned = select_modules(config, spec.tune)
+    units = [unit for unit in units if all(lies_in(name, tuned) for name in unit.modules)]
+    gated = {name for unit in units for name in unit.modules}
+    parts = [name for unit in list_units(config, "component") for name in unit.modules]
+    if any(lies_in(name, tuned) and not lies_in(name, gated) for name in parts):
+        raise UserError(
+            f"--tune {spec.tune} names parts of what a gate of --strategy {spec.strategy} decides over: name "
+            "whole ones, or choose a strategy with finer gates"
+        )
+    return units
+
+
+def add_low_rank(lxmert: LxmertModel, spec: ModelSpec, frozen_dtype: torch.dtype | None = None) -> None:
+    """Put low-rank updates without gates into all layers; what was frozen before stays without one."""
+    copies = low_rank(spec.rank, spec.alpha, frozen_dtype)
+    for (name,), *_ in list_units(lxmert.config, "layer"):
+        copies(lxmert.get_submodule(name), None, 0, 1)
+
+
+def fix_policy(model: Adaptive) -> None:
+    """Let a policy decide as it does now, for good: it learns no more, and nothing that it reads moves.
+
+    Gates are then those of evaluation in training too.
+    """
+    for part in model.policy.modules():
+        if isinstance(part, Borrowed):
+            part.own()
+    model.policy.requires_grad_(False)
+    model.explores = False
 
 
 def freeze(module: nn.Module) -> None:
@@ -100,6 +158,24 @@ def freeze(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, nn.Dropout):
             part.p = 0.0
+
+
+@contextmanager
+def standing_still(module: nn.Module) -> Iterator[None]:
+    """A block in which a module that trains is a function: no dropout, and no gradients for its weights.
+
+    Gradients pass through it all the same.
+    """
+    training = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    module.eval()
+    for parameter in training:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in training:
+            parameter.requires_grad_(True)
+        module.train()
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:

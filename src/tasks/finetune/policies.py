@@ -24,11 +24,19 @@ from vqadata.dataset import FIELDS, VqaDataset
 
 
 class Borrowed(nn.Module):
-    """The embeddings of another module, as they are now: without gradients, dropout or ownership of them."""
+    """The embeddings of another module, as they are now: without gradients, dropout or ownership of them.
+
+    Ownership comes with `own`.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self._module = (module,)  # in a tuple, so that its parameters do not become this one's
+
+    def own(self) -> None:
+        """Keep a copy of it as it is now, which no step moves, and which is saved with this module."""
+        self.kept = copy.deepcopy(self._module[0]).requires_grad_(False)
+        self._module = (self.kept,)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         device = inputs[0].device.type

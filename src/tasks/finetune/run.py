@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from accelerate.optimizer import AcceleratedOptimizer
@@ -14,16 +15,25 @@ from torch.utils.data import DataLoader, Subset
 from adaptive.terms import TERMS, add_terms
 from common.errors import RunError
 from tasks.finetune.args import VqaArgs
-from tasks.finetune.best import best_fault, save_best
+from tasks.finetune.best import best_fault, pretrained_names, save_best
+from tasks.finetune.model import standing_still, vqa_loss
 from tasks.finetune.routing import settle_routing
 from tasks.finetune.setup import Setup
 from tasks.finetune.spec import LORA
 from tasks.finetune.state import TrainState
 from tasks.finetune.strategies import STRATEGIES
 from training.finite import BadSteps, require_finite, shown
-from training.machine import Machine
-from training.optim import JointOptimizer, make_optimizer, make_schedule, warm_up_then
+from training.machine import Machine, Stream
+from training.optim import (
+    JointOptimizer,
+    clip_gradients,
+    in_two_acts,
+    make_optimizer,
+    make_schedule,
+    pull_to_start,
+)
 from training.run_folder import RunFolder, Stateful
+from vqadata.dataset import VqaDataset
 
 COMPILER = "inductor"
 LENGTH_STEP = 4  # of compiled models: word pieces by which the lengths of batches differ
@@ -44,6 +54,7 @@ class Run(NamedTuple):
     own_loader: DataLoader  # over a sample of the training questions, as they are evaluated
     state: TrainState
     bad_steps: BadSteps
+    held_out: Stream | None  # of questions that only the policy learns from, with --policy-holdout
 
     @property
     def goes_on(self) -> bool:
@@ -57,6 +68,15 @@ class Run(NamedTuple):
     def objective(self, loss: Tensor, logits: Tensor | None) -> Tensor:
         """What training minimises: the loss, and the terms that the policy's logits are to meet besides."""
         return add_terms(loss, logits, {name: getattr(self.args, name) for name in TERMS})
+
+    def head_only(self) -> AbstractContextManager[None]:
+        """A block in which only the answer head trains, if the epoch is one of --head-first.
+
+        Probing before fine-tuning distorts the features less (Kumar et al. 2022, arXiv:2202.10054).
+        """
+        if self.state.epoch >= self.args.head_first:
+            return nullcontext()
+        return standing_still(self.machine.accelerator.unwrap_model(self.model).model.lxmert)
 
     @property
     def parts(self) -> dict[str, Stateful]:
@@ -83,20 +103,30 @@ def prepare(args: VqaArgs, machine: Machine, setup: Setup) -> Run:
         make_optimizer(name, part, lr, args.weight_decay)
         for part, (name, lr) in zip(setup.model.children(), settings, strict=False)
     )
+    if args.l2sp:
+        names, model = pretrained_names(setup.model, setup.weights), setup.model
+        pulled = [parameter for name, parameter in model.named_parameters() if name in names]
+        pull_to_start(joint.optimizers[0], pulled, args.l2sp)
     train_set, valid_set = setup.datasets
-    lengths = train_set.token_lengths if args.group_by_length else None
     if args.compile:
         # One compiled function a shape; evaluation, which has other shapes, runs without.
-        train_set.length_step = LENGTH_STEP
+        for dataset in filter(None, (train_set, setup.held_out)):
+            dataset.length_step = LENGTH_STEP
         setup.model.model.compile(backend=COMPILER, fullgraph=True, dynamic=False)
     sample = Subset(train_set, fixed_sample(len(train_set), len(valid_set)))
     loaders = (machine.loader(part, EVALUATION_BATCH * args.batch_size) for part in (valid_set, sample))
     model, optimizer, *loaders = machine.accelerator.prepare(setup.model, joint, *loaders)
-    loader = machine.training_loader(train_set, args.batch_size, args.seed, lengths)
+
+    def source(dataset: VqaDataset) -> tuple[VqaDataset, int, int, Any]:
+        return dataset, args.batch_size, args.seed, dataset.token_lengths if args.group_by_length else None
+
+    loader = machine.training_loader(*source(train_set))
+    held_out = machine.stream(*source(setup.held_out)) if setup.held_out else None
     machine.seed_processes(args.seed)  # the model is built, and the same in all of them
-    total_updates = args.epochs * math.ceil(len(loader) / args.accumulate)
-    total_updates = min(total_updates, args.max_steps or total_updates)
-    schedule = make_schedule(joint, warm_up_then(args.schedule, total_updates, args.warmup))
+    updates = math.ceil(len(loader) / args.accumulate)  # an epoch
+    total_updates = min(args.epochs * updates, args.max_steps or args.epochs * updates)
+    acts = in_two_acts(args.schedule, total_updates, args.warmup, args.head_first * updates)
+    schedule = make_schedule(joint, acts)
     question_types = len(train_set.question_types)
     state = TrainState(
         machine.device, setup.labels["live"], question_types, rank=machine.rank, noise=machine.gate_noise
@@ -106,13 +136,41 @@ def prepare(args: VqaArgs, machine: Machine, setup: Setup) -> Run:
         routing, words = settle_routing(args.routing, machine, model, optimizer, loader)
         args = replace(args, routing=routing)
         setup.loaded.extend(words)
-    parts = (model, optimizer, schedule, total_updates, loader, *loaders, state, bad_steps)
+    parts = (model, optimizer, schedule, total_updates, loader, *loaders, state, bad_steps, held_out)
     return Run(args, machine, *parts)
 
 
 def fixed_sample(size: int, count: int) -> list[int]:
     """Up to `count` of `size` places, in order: the same in every run on the same data, whatever its seed."""
     return sorted(np.random.default_rng(0).permutation(size)[:count].tolist())
+
+
+def learn_policy(run: Run) -> None:
+    """A step of the policy on held-out questions; the model stands still, and gates are sampled.
+
+    On the examples that they are fitted to, the tuned copies are better nearly always; what is worth tuning
+    shows on others. So weights and policy learn in turn, each from data of its own, the policy at the weights
+    as they are: first-order DARTS (Liu et al. 2019, arXiv:1806.09055), as AdaShare (Sun et al. 2020,
+    arXiv:1911.12423) does it.
+    """
+    machine, state, accelerator = run.machine, run.state, run.machine.accelerator
+    adaptive = accelerator.unwrap_model(run.model)
+    adaptive.train_policy = True
+    batch, part = run.held_out.take(state.policy_steps)
+    if machine.gate_noise:
+        adaptive.draw_noise(machine.gate_noise, part.batch, part.rows)
+    with standing_still(adaptive.model):
+        output = run.model(**batch["inputs"])
+        loss = vqa_loss(output.outputs, batch["target"])
+        # One batch a step: `backward` takes it for one of as many as are accumulated.
+        objective = run.objective(loss, output.policy_logits)
+        accelerator.backward(objective * part.weight * run.args.accumulate)
+    run.bad_steps.watch(loss, output.outputs, batch["question_id"])
+    norms = clip_gradients(accelerator, [adaptive.policy], run.args.clip)
+    run.bad_steps.guard(run.optimizer.optimizer, norms, state.updates + 1)
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+    state.policy_steps += 1
 
 
 def check_steps(run: Run, folder: RunFolder) -> None:

@@ -1,7 +1,7 @@
 """What the command line leaves open, settled: by the checkpoint, by the run folder, by the data set.
 
-The order, for each argument: the command line, the checkpoint given with --load, the run folder of an earlier
-call of the same command, the recipe of the data set, the default.
+The order, for each argument: the command line, the checkpoint of --load or the run of --refit, the run folder
+of an earlier call of the same command, the recipe of the data set, the default.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ from typing import Any
 from common.errors import UserError
 from tasks.finetune.args import VqaArgs
 from tasks.finetune.best import Best, read_best
+from tasks.finetune.choice import adopted
 from tasks.finetune.data import SCENES, choose_dataset, choose_recipe
 from tasks.finetune.spec import FIXED, FURTHER, LOCATIONS, LORA, ModelSpec
 from training.record import recorded_arguments
@@ -30,25 +31,30 @@ def settle(args: VqaArgs, say: Callable[[str], None]) -> tuple[VqaArgs, Best | N
     """The arguments with nothing left open, and the checkpoint of --load as they have it.
 
     `say` is told if the embedded scenes are taken because there is no VQA data. UserError if a flag
-    contradicts the checkpoint, or if there is no such data set.
+    contradicts the checkpoint or the run of --refit, or if there is no such data set.
     """
     best = read_best(Path(args.load)) if args.load else None
     trains = args.test is None and args.question is None
+    recorded = (recorded_arguments(args.folder) or {}) if trains else {}
+    moved = any(getattr(args, name) for name in LOCATIONS)
+    kept = (*FIXED, *FURTHER, *(() if moved else LOCATIONS))
     if best:
         saved = {name: getattr(best.spec, name) for name in FIXED}
         if trains and args.dataset != "auto":
             saved["dataset"] = best.dataset  # evaluation may be on other data, training may not
         refuse_contradictions(vars(args), saved, args.load)
-        moved = any(getattr(args, name) for name in LOCATIONS)
-        kept = (*FIXED, *FURTHER, *(() if moved else LOCATIONS))
         args = args.completed({name: getattr(best.spec, name) for name in kept})
         args = replace(args, dataset=best.dataset) if args.dataset == "auto" else args
+    elif trains and (args.tune_from or args.refit):
+        values = adopted(vars(args), recorded)
+        args = args.completed({name: values[name] for name in kept if name in values})
+        args = replace(args, dataset=values.get("dataset", "auto")) if args.dataset == "auto" else args
+    if args.tune:
+        args = args.completed({"strategy": "standard"})
     # The same command goes on with the data set and the routing of its run, whatever they would be now.
     if trains and args.routing in (None, "auto"):
-        recorded = recorded_arguments(args.folder) or {}
         args = replace(args, routing=recorded.get("routing", args.routing))
     if args.dataset == "auto":
-        recorded = recorded_arguments(args.folder) or {}
         args = replace(args, dataset=recorded.get("dataset") or choose_dataset(Path(args.data)))
         if args.dataset == SCENES and not recorded:
             say(BANNER.format(data=args.data))

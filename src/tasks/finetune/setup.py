@@ -1,6 +1,6 @@
 """What a run reads and builds before anything is written: all that can be refused is refused here."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ from tasks.finetune.best import (
     load_best,
     load_same_tokenizer,
 )
+from tasks.finetune.choice import cost_message, found_policy, read_choice
 from tasks.finetune.data import load_splits, open_data, require_data, require_small_model
 from tasks.finetune.evaluate import Exam
 from tasks.finetune.gating import decided_by, require_choice
@@ -54,6 +55,7 @@ class Setup(NamedTuple):
     loaded: list[str]  # messages
     tokenizer: str  # its fingerprint
     inputs: dict[str, Any]  # of a run that trains: the identity of what decides its numbers
+    held_out: VqaDataset | None = None  # the training questions that only the policy learns from
 
     @property
     def sizes(self) -> dict[str, dict[str, int]]:
@@ -91,22 +93,34 @@ def set_up(args: VqaArgs, machine: Machine, best: Best | None) -> Setup:
     spec = ModelSpec.of(args)
     if best is None:
         require_small_model(args.dataset, spec)
-    if args.compile and STRATEGIES[spec.strategy].adaptive and spec.tuned != LORA:
-        raise UserError(
-            f"--compile needs shapes that do not depend on the gates, and {spec.strategy} runs each example "
-            f"in the copies it chose: add --tuned {LORA}, or leave --compile out"
-        )
+    require_fitting(vars(args), spec)
+    gated = STRATEGIES[spec.strategy].adaptive
+    chosen = read_choice(args.refit).best if args.refit and not best and gated else None
     weights = load_base_weights(best) if best else load_pretrained(spec)
     tokenizer = load_same_tokenizer(best, weights) if best else load_tokenizer(weights.tokenizer)
-    datasets = load_splits(folder, args.splits, tokenizer, answers, args.images)
-    spec = let_field_decide(spec, datasets)
+    whole = load_splits(folder, args.splits, tokenizer, answers, args.images)
+    datasets, held_out = whole, None
+    if args.policy_holdout and not args.test:
+        learned, held_out = whole[0].split(args.policy_holdout, args.seed)
+        datasets = [learned, *whole[1:]]
+    if gated:
+        spec = let_field_decide(spec, [*datasets, *([held_out] if held_out else [])])
     if args.controls:
         require_choice(spec, datasets[-1])
     set_feature_size(weights, datasets[0].stores.feature_size)
     model, units, loaded = build(spec, weights, answers, machine.precision, args.routing == "dense")
     if best:
-        load_best(best, model, weights)
+        load_best(best, model, weights, args.interpolate)
         loaded.append(f"fine-tuned weights of {best.folder}")
+    if chosen:
+        model.policy.load_state_dict(found_policy(chosen))
+        loaded.append(f"the policy is that of {chosen.folder}, and learns no more")
+    if held_out:
+        share = f"{args.policy_holdout:.0%} of the training images"
+        loaded.append(f"for the policy alone: {len(held_out):,} questions about {share}")
+    if spec.tune and not gated and not args.test:
+        batch = datasets[0].__getitems__(range(min(args.batch_size, len(datasets[0]))))
+        loaded.append(cost_message(spec, weights.config, len(answers), batch["inputs"]))
     model.model.lxmert.encoder.gradient_checkpointing = args.gradient_checkpointing
     labels = gate_labels(units)
     truth = folder.ground_truth(split_names(list(args.splits.values())[-1]))
@@ -115,13 +129,54 @@ def set_up(args: VqaArgs, machine: Machine, best: Best | None) -> Setup:
         list(args.splits.values())[-1], datasets[-1], labels["live"], truth, answers, decided_by(spec)
     )
     mark = fingerprint(tokenizer)
-    inputs: dict[str, Any] = {} if args.test else read_by(folder, args.splits, datasets)
+    inputs = {} if args.test else read_by(folder, args.splits, whole)
     inputs |= described_by(weights, mark) | {
         "checkpoint of --load": sha256_of(best.folder / WEIGHTS) if best else None,
+        "policy of --refit": sha256_of(chosen.folder / WEIGHTS) if chosen else None,
         "precision": machine.precision,
         PROCESSES: machine.processes,
     }
-    return Setup(spec, weights, model, answers, datasets, labels, exam, loaded, mark, inputs)
+    return Setup(spec, weights, model, answers, datasets, labels, exam, loaded, mark, inputs, held_out)
+
+
+def require_fitting(what: Mapping[str, Any], spec: ModelSpec) -> None:
+    """UserError for arguments of training, `what`, that mean nothing for the model of a spec."""
+    gated, low = STRATEGIES[spec.strategy].adaptive, spec.tuned == LORA
+    policy = f"--refit {spec.refit}" if spec.refit else f"--policy {spec.policy}"
+    for holds, sentence in (
+        (
+            not what["compile"] or not gated or low,
+            f"--compile needs shapes that do not depend on the gates, and {spec.strategy} runs each example "
+            f"in the copies it chose: add --tuned {LORA}, or leave --compile out",
+        ),
+        (
+            not what["policy_holdout"] or gated,
+            f"--policy_holdout is for a policy that learns, and --strategy {spec.strategy} has none",
+        ),
+        (
+            not what["policy_holdout"] or spec.policy_learns,
+            f"--policy_holdout is for a policy that learns, and {policy} has nothing to learn: leave it out",
+        ),
+        (
+            what["policy_every"] == 1 or not gated or spec.policy_learns,
+            f"--policy_every is for a policy that learns, and {policy} has nothing to learn: leave it out",
+        ),
+        (
+            not what["l2sp"] or not low,
+            f"--l2sp pulls weights to where they start, and updates of --tuned {LORA} start from 0: that is "
+            "--weight_decay",
+        ),
+        (
+            not what["head_first"] or not gated,
+            f"--head_first is for strategies without gates, and --strategy {spec.strategy} has some",
+        ),
+        (
+            what["head_first"] < what["epochs"],
+            f"--head_first {what['head_first']} leaves no epoch for the rest of the model",
+        ),
+    ):
+        if not holds:
+            raise UserError(sentence)
 
 
 def read_by(folder: DataFolder, flags: dict[str, str], datasets: Sequence[VqaDataset]) -> dict[str, str]:

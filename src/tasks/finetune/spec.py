@@ -38,6 +38,8 @@ class ModelSpec(Origin):
     estimator: str = "gumbel"
     evaluate_gates: str = "argmax"
     average: float | None = None  # the weight of the tuned copies where both are averaged
+    tune: str | None = None  # names of the layers that are tuned, see lxmert.units; None: all
+    refit: str | None = None  # the run whose choice it is: a policy of it learns no more
 
     def __post_init__(self) -> None:
         strategy = STRATEGIES[self.strategy]
@@ -52,6 +54,8 @@ class ModelSpec(Origin):
             )
         if self.tuned == LORA and self.rank is None:
             raise UserError(f"--tuned {LORA} needs a rank")
+        if self.tune and strategy.keeps:
+            raise UserError(f"--tune names layers to tune, and --strategy {self.strategy} tunes none")
 
     @classmethod
     def of(cls, choices: object) -> ModelSpec:
@@ -77,7 +81,14 @@ class ModelSpec(Origin):
             parts.append(f"{self.policy} gates")
         if STRATEGIES[self.strategy].adaptive and self.evaluate_gates == AVERAGE:
             parts.append("averaged")
-        return " + ".join(parts)
+        layers = f" of {self.tune}" if self.tune else ""
+        return " + ".join(parts) + layers + (", refit" if self.refit else "")
+
+    @property
+    def policy_learns(self) -> bool:
+        """Whether there is a policy, and training changes what it decides."""
+        fixed = self.refit or self.policy.partition(":")[0] in (RANDOM, ORACLE)
+        return STRATEGIES[self.strategy].adaptive and not fixed
 
 
 def _completed(chosen: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,12 +103,13 @@ def _completed(chosen: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[s
 FIXED = (
     *("strategy", "policy", "policy_llayers", "policy_xlayers", "policy_rlayers", "policy_start"),
     *("frozen_dtype", "from_scratch", "llayers", "xlayers", "rlayers"),
-    *("tuned", "rank", "alpha", "embeddings", "target_share"),
+    *("tuned", "rank", "alpha", "embeddings", "target_share", "tune", "refit"),
 )
 FURTHER = ("temperature", "dropout", "estimator", "evaluate_gates", "average")
 # Fields that older BEST and run folders do not have, and what held there.
 YOUNGER = {
     **{"frozen_dtype": "auto", "tuned": "full", "rank": None, "alpha": None, "embeddings": "train"},
     **{"target_share": None, "estimator": "gumbel", "evaluate_gates": "argmax", "average": None},
+    **{"tune": None, "refit": None},
 }
 LOCATIONS = ("pretrained", "load_lxmert", "load_lxmert_qa")

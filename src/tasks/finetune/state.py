@@ -11,16 +11,16 @@ from adaptive.usage import Usage
 from tasks.finetune.evaluate import Evaluation
 from tasks.finetune.metrics import End, Epoch, EpochMetrics, FinalMetrics
 
-COUNTERS = ("epoch", "step", "updates", "seconds")
+COUNTERS = ("epoch", "step", "updates", "policy_steps", "seconds")
 
 
 class TrainState:
     """Counters, running sums of the current epoch, and the history of the finished ones.
 
     epoch: finished epochs. step: finished batches of the current epoch. updates: optimizer steps in all.
-    seconds: in training steps. history: the metrics of each finished epoch. shares: "train" and "val", the
-    share tuned of each gate (G,) in each finished epoch. by_type: that of the last validation, by question
-    type (K, G).
+    policy_steps: those on held-out questions. seconds: in training steps. history: the metrics of each
+    finished epoch. shares: "train" and "val", the share tuned of each gate (G,) in each finished epoch.
+    by_type: that of the last validation, by question type (K, G).
 
     live: bool (G,), the gates that the answer depends on; shares tuned are means over these. rank: that of
     this process among several, each of which counts for itself. noise: the generator that they share.
@@ -38,6 +38,7 @@ class TrainState:
         self.epoch = 0
         self.step = 0
         self.updates = 0
+        self.policy_steps = 0
         self.seconds = 0.0
         self.history: list[EpochMetrics] = []
         self.shares: dict[str, list[Tensor]] = {"train": [], "val": []}
@@ -133,6 +134,7 @@ class TrainState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        state = {"policy_steps": 0} | state  # which states of older runs do not have
         for name in (*COUNTERS, "shares", "by_type"):
             setattr(self, name, state[name])
         self.history = [EpochMetrics(**values) for values in state["history"]]
