@@ -1,12 +1,12 @@
 """The machine a run is on: its devices, processes and precision, through accelerate."""
 
-from __future__ annotations
+from __future__ import annotations
 
 import atexit
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from itertools import chain, count, islice

@@ -86,6 +86,7 @@ def pull_to_start(
     for group in optimizer.param_groups:
         group["params"] = [parameter for parameter in group["params"] if parameter not in pulled]
     optimizer.add_param_group({"params": list(pulled), "weight_decay": 0.0})
+
     @torch.no_grad()
     def pull(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         taken = 1 - getattr(optimizer, "found_inf", 0.0)  # 0: the step is left out, see `JointOptimizer`

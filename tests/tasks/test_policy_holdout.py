@@ -24,6 +24,7 @@ from tasks.finetune.args import VqaArgs
 from tasks.finetune.best import load_base_weights, load_best, read_best
 from tasks.finetune.model import build, vqa_loss
 from tasks.finetune.run import Run
+from training.machine import end_workers
 
 SNAP, OUT = Path("snap/vqa"), Path("out")
 TIMES = ("seconds", "examples_per_second")
@@ -108,7 +109,7 @@ def test_a_step_of_the_policy_moves_nothing_else_and_is_the_only_one_that_moves_
     assert moved[1:] == [{"policy"}, *[{"model"}, {"policy"}] * (outcome["policy_steps"] - 1)]
 
 
-@pytest.mark.parametrize("changes", [{}, {"accumulate": 2}, {"tuned": "lora"}])
+@pytest.mark.parametrize("changes", [{}, {"accumulate": 2}, {"tuned": "lora"}, {"entropy": 0.5}])
 def test_the_gradient_of_the_policy_is_the_naive_one_of_the_mean_loss_without_dropout(
     args: VqaArgs, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,7 +137,10 @@ def test_the_gradient_of_the_policy_is_the_naive_one_of_the_mean_loss_without_dr
         after = torch.get_rng_state()
         torch.set_rng_state(noise)
         ((batch, _),) = batches
-        vqa_loss(twin(**batch["inputs"]).outputs, batch["target"]).backward()
+        output = twin(**batch["inputs"])
+        p = output.policy_logits.softmax(-1)
+        term = (p * p.log()).sum(-1).mean()  # of --entropy: minus the mean entropy
+        (vqa_loss(output.outputs, batch["target"]) + changes.get("entropy", 0.0) * term).backward()
         assert torch.equal(after, torch.get_rng_state())
         expected = {f"policy.{name}": p.grad for name, p in twin.policy.named_parameters()}
         assert gradients.keys() == expected.keys()
@@ -168,12 +172,17 @@ def assert_same_run(one: str, other: str) -> None:
 def test_an_interrupted_run_goes_on_with_both_orders(
     args: VqaArgs, stop: int, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    args = replace(args, **changes)
-    whole = vqa.main(replace(args, version="whole"))
+    def run(version: str) -> dict[str, Any]:
+        try:
+            return vqa.main(replace(args, version=version, **changes))
+        finally:
+            end_workers()  # else torch waits 5 s for those of each loader, when garbage collection finds it
+
+    whole = run("whole")
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         stop_after(stop, patch)
-        vqa.main(args)
-    assert vqa.main(args)["policy_steps"] == whole["policy_steps"]
+        run("run")
+    assert run("run")["policy_steps"] == whole["policy_steps"]
     assert_same_run("run", "whole")
 
 
@@ -188,6 +197,9 @@ def test_a_run_with_another_share_is_another_run(args: VqaArgs) -> None:
     [
         ({"strategy": "standard"}, "--strategy standard has none"),
         ({"policy_holdout": 0.01}, "leaves none on one side"),
+        ({"policy": "random"}, "--policy_holdout .* --policy random has nothing to learn"),
+        ({"policy": "oracle:question_type"}, "--policy_holdout .*question_type has nothing to learn"),
+        ({"policy": "random", "policy_holdout": 0.0, "policy_every": 2}, "--policy_every .* random has noth"),
     ],
 )
 def test_nothing_to_learn_on_or_nobody_to_learn_is_one_sentence(
@@ -238,10 +250,16 @@ def test_a_fixed_mask_is_refitted_as_standard_of_these_layers_on_all_questions(
     assert (OUT / "config.json").is_file()
 
 
+@pytest.mark.parametrize("target", [None, 0.6])
 def test_a_policy_that_looks_at_its_input_decides_as_it_did_and_learns_no_more(
-    args: VqaArgs, second: VqaArgs, read: dict[str, set[int]], inputs: dict, monkeypatch: pytest.MonkeyPatch
+    args: VqaArgs,
+    second: VqaArgs,
+    target: float | None,
+    read: dict[str, set[int]],
+    inputs: dict,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    finish(args, 0.3)
+    finish(replace(args, target_share=target), 0.3)
     found = load("run").eval()
     runs, prepare, pretrained = [], vqa.prepare, load_file(Path(args.pretrained) / "model.safetensors")
 

@@ -172,6 +172,12 @@ def test_a_run_is_evaluated_again_and_exported_as_a_plain_lxmert(
     torch.testing.assert_close(plain, model.eval()(**inputs).outputs, rtol=1e-5, atol=1e-5)
 
 
+def test_a_policy_that_nothing_asks_does_not_stand_in_the_way(args: VqaArgs) -> None:
+    """A run that follows one with an oracle has the name of its policy, but no gates."""
+    changes = {"strategy": "standard", "tune": TUNE, "policy": "oracle:question_type", "epochs": 1}
+    assert vqa.main(replace(args, **changes))["gates"]["total"] == 0
+
+
 def set_shares(change: Callable[[dict[str, np.ndarray]], np.ndarray]) -> None:
     """What ran tuned in validation, in all epochs of the run, set as if it had been so."""
     with np.load(RUN / "usage.npz") as archive:

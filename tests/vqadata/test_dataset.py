@@ -133,6 +133,7 @@ def test_questions_that_nobody_answered_are_told_from_those_with_a_rare_answer(
 def test_a_split_by_image_gives_each_question_to_one_side_with_all_that_belongs_to_it(
     dataset: VqaDataset,
 ) -> None:
+    dataset.more_inputs["gates"] = dataset.question_ids[:, None]
     for seed in range(10):
         sides = dataset.split(1 / 3, seed)
         ids = [side.question_ids.tolist() for side in sides]

@@ -342,6 +342,12 @@ RECIPES = {
 }
 
 
+# Those that must be greater than 0 where they are given.
+POSITIVE = (
+    "batch_size", "lr", "epochs", "clip", "accumulate", "save_every", "log_every",
+    "policy_lr", "policy_every", "temperature", "temperature_end", "max_steps", "patience", "keep",
+    "rank", "alpha",
+)  # fmt: skip
 # Of these pairs at most one may be given.
 EXCLUSIVE = (
     *(("tiny", "fast"), ("tune", "tune_from"), ("load", "tune_from")),
@@ -388,12 +394,7 @@ def validate(args: VqaArgs) -> None:
         value, choices = getattr(args, field.name), field.metadata["choices"]
         if choices and value is not None and not _offers(choices, value):
             raise UserError(f"there is no {field.name} {value!r}; there are {', '.join(choices)}")
-    positive = (
-        "batch_size", "lr", "epochs", "clip", "accumulate", "save_every", "log_every",
-        "policy_lr", "policy_every", "temperature", "temperature_end", "max_steps", "patience", "keep",
-        "rank", "alpha",
-    )  # fmt: skip
-    for name in positive:
+    for name in POSITIVE:
         value = getattr(args, name)
         if value is not None and not value > 0:
             raise UserError(f"--{name} must be greater than 0, not {value}")
