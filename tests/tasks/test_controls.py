@@ -79,7 +79,7 @@ class Machine:
 
 def trial(chosen: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> Trial:
     """Questions that are answered right if the first gate is that of the question."""
-    right = chosen[:, 0]
+    right = chosen[:, 0].astype(float)
     ids = np.arange(len(chosen))
     Machine.asked = 0
 

@@ -111,7 +111,7 @@ def test_a_folder_of_pictures_that_may_not_be_looked_at_is_not_shown(
     epoch = SimpleNamespace(
         rows=lambda: [("accuracy", "50 %")], val_official=None, val_by_group=None, epoch=1, val_accuracy=50.0
     )
-    state: Any = SimpleNamespace(history=[epoch], best=epoch, seconds=1.0)
+    state: Any = SimpleNamespace(history=[epoch], best=epoch, seconds=1.0, policy_steps=0)
     monkeypatch.setattr(Path, "is_dir", refuse)
     table = messages.summary_table(state, FinalMetrics(60.0, 10.0), Path("snap/vqa/run"), "minival")
     assert "best weights" in table and "pictures" not in table
