@@ -34,6 +34,7 @@ from tasks.finetune.run import (
     EVALUATION_BATCH,
     Run,
     check_steps,
+    evaluate_own,
     keep_best,
     learn_policy,
     prepare,
@@ -102,7 +103,7 @@ def train(args: VqaArgs, machine: Machine, start: Best | None) -> dict[str, Any]
                 save(run, folder)
                 if machine.is_main:  # after the save: what only shows must not spoil what was learned
                     messages.show_policy(folder, f"{setup.spec.title} on {args.dataset}", setup, state)
-            own = evaluate(machine, run.model, run.own_loader, setup.own_exam)
+            own = evaluate_own(run, folder, setup)
         except Interrupted:
             save(run, folder)
             advice = f"all is saved in {args.folder / 'LAST'}. Run the same command again to go on."

@@ -62,7 +62,7 @@ def test_a_run_of_so_many_steps_ends_after_them_with_an_evaluation(args: VqaArgs
 
 
 def test_patience_ends_a_run_that_has_no_new_best(args: VqaArgs, monkeypatch: pytest.MonkeyPatch) -> None:
-    accuracies = iter([30.0, 40.0, 40.0, 35.0, 90.0])
+    accuracies = iter([30.0, 40.0, 40.0, 35.0, 90.0, 90.0])
     monkeypatch.setattr(Evaluation, "accuracy", property(lambda self: next(accuracies)))
     monkeypatch.setattr("tasks.finetune.metrics.EpochMetrics.of", classmethod(of_one_accuracy))
     outcome = vqa.main(replace(args, epochs=5, patience=2))

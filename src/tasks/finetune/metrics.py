@@ -30,7 +30,7 @@ class End(NamedTuple):
     """A finished run, as metrics are computed from it."""
 
     last: EpochMetrics
-    own_accuracy: float  # of the last epoch's model on a sample of the training questions, in per cent
+    own: Evaluation | None  # of a sample of the training questions, by the last epoch's model
 
 
 def metric(of: Callable[[Any], Any], log: str = "", row: str = "") -> Any:
@@ -123,11 +123,12 @@ class FinalMetrics(Metrics):
     the mean over an epoch of training steps; so is the gap.
     """
 
-    own_train_accuracy: float = metric(
-        lambda end: end.own_accuracy, row="train accuracy (without dropout, a fixed sample)|{:.2f} %"
+    own_train_accuracy: float | None = metric(
+        lambda end: end.own and end.own.accuracy,
+        row="train accuracy (without dropout, a fixed sample)|{:.2f} %",
     )
-    own_gap: float = metric(
-        lambda end: end.own_accuracy - end.last.val_accuracy, row="own gap|{:+.2f} points"
+    own_gap: float | None = metric(
+        lambda end: end.own and end.own.accuracy - end.last.val_accuracy, row="own gap|{:+.2f} points"
     )
 
 

@@ -13,9 +13,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Subset
 
 from adaptive.terms import TERMS, add_terms
-from common.errors import RunError
+from common.errors import RunError, UserError
 from tasks.finetune.args import VqaArgs
 from tasks.finetune.best import best_fault, pretrained_names, save_best
+from tasks.finetune.evaluate import Evaluation, evaluate
 from tasks.finetune.model import standing_still, vqa_loss
 from tasks.finetune.routing import settle_routing
 from tasks.finetune.setup import Setup
@@ -33,6 +34,7 @@ from training.optim import (
     pull_to_start,
 )
 from training.run_folder import RunFolder, Stateful
+from training.tracker import wrapped
 from vqadata.dataset import VqaDataset
 
 COMPILER = "inductor"
@@ -188,6 +190,19 @@ def save(run: Run, folder: RunFolder) -> None:
     run.state.pool(run.machine.accelerator)
     require_finite(run.learned(), run.state.updates)
     folder.save_state(run.parts, run.state.updates)
+
+
+def evaluate_own(run: Run, folder: RunFolder, setup: Setup) -> Evaluation | None:
+    """The answers to a sample of the training questions; Interrupted if asked to stop.
+
+    None, in a sentence, if they cannot be had: with --max_bad_steps a run may end well although features of
+    training images are not finite.
+    """
+    try:
+        return evaluate(run.machine, run.model, run.own_loader, setup.own_exam)
+    except UserError as fault:
+        folder.tracker.say(wrapped(f"There is no own train accuracy: {fault}"))
+        return None
 
 
 def keep_best(run: Run, folder: RunFolder, setup: Setup) -> None:

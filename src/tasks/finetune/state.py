@@ -100,9 +100,9 @@ class TrainState:
         self._fill(self._pooled[0])
         return metrics
 
-    def finish(self, own: Evaluation) -> FinalMetrics:
-        """What is measured once, after the last epoch; own: the answers to training questions then."""
-        return FinalMetrics.of(End(self.history[-1], own.accuracy))
+    def finish(self, own: Evaluation | None) -> FinalMetrics:
+        """What is measured once, after the last epoch; own: the answers to training questions, or None."""
+        return FinalMetrics.of(End(self.history[-1], own))
 
     @property
     def best(self) -> EpochMetrics:
