@@ -150,7 +150,9 @@ def choose_places(
     how many there are to a point of type.
     """
     angles = np.arange(DIRECTIONS) * 2 * np.pi / DIRECTIONS
-    ways = np.tile(np.stack([np.cos(angles), np.sin(angles)], 1), (len(REACHES), 1))  # (candidates, 2)
+    ways = np.stack([np.cos(angles), np.sin(angles)], 1)
+    ways /= np.abs(ways).max(1, keepdims=True)  # on a square: a box on a diagonal is clear of both error bars
+    ways = np.tile(ways, (len(REACHES), 1))  # (candidates, 2)
     reaches = np.repeat(REACHES, DIRECTIONS)
     half = sizes[:, None] / 2
     candidates = points[:, None] + ways * (half + reaches[:, None] * pixel)  # (n, candidates, 2)
@@ -158,7 +160,7 @@ def choose_places(
     areas = sizes.prod(1)
     within = np.stack([overlap(of_one, inside[None])[:, 0] for of_one in choices])
     fixed = 3 * (areas[:, None] - within)
-    fixed += np.stack([overlap(of_one, obstacles).sum(1) for of_one in choices])
+    fixed += 3 * np.stack([overlap(of_one, obstacles).sum(1) for of_one in choices])
     fixed += 0.01 * areas.mean() * reaches  # rather a near place than a far one
     chosen = np.zeros(len(points), int)
     for _ in range(10):
