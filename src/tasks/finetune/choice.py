@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +13,7 @@ from transformers import LxmertConfig
 from common.errors import RunError, UserError
 from lxmert.modeling import AnswerHead, LxmertModel
 from lxmert.units import list_names
-from report.run import RUNS, Run
+from report.run import find_run
 from tasks.finetune.best import Best, load_base_weights, load_best, read_best
 from tasks.finetune.model import VqaModel, add_low_rank, build, count_parameters, fix_policy, freeze_parts
 from tasks.finetune.spec import FIXED, LOCATIONS, LORA, ModelSpec
@@ -34,8 +33,7 @@ class Choice(NamedTuple):
 
 def read_choice(text: str) -> Choice:
     """The choice of the run of a version name or folder; RunError if it is not finished or has no gates."""
-    folder = Path(text)
-    run = Run(folder if folder.is_dir() or len(folder.parts) > 1 else RUNS / text)
+    run = find_run(text)
     if not run.finished:
         raise RunError(f"{run.folder} is not the folder of a finished run: there is no choice to take over.")
     usage, best = run.usage, read_best(run.folder / "BEST")
