@@ -4,6 +4,7 @@
     bash run/vqa_bench.bash --quick    small size, under two minutes
     bash run/vqa_bench.bash --steps 2 --repeats 2 --readme README.md
     bash run/vqa_bench.bash --batch 32,128,256 --steps 20    a table per size
+    bash run/vqa_bench.bash --compile            rows with torch.compile, too
     bash run/vqa_bench.bash --from-json snap/bench.json --readme README.md
 
 All variants run in this one process, on the same batches. run/BENCHMARKS.md
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.from_json:
         tables = read_measured(args.from_json)
     else:
-        variants = select_variants(args.policy, args.only)
+        variants = select_variants(list_variants(args.policy, args.compile), args.only)
         if args.readme:
             require_highlights([variant.name for variant in variants])
         tables = [measure_all(variants, args, batch) for batch in args.batch]
@@ -91,9 +92,8 @@ def read_measured(path: Path) -> list[dict[str, Any]]:
     return tables
 
 
-def select_variants(policy: str, only: str) -> list[Variant]:
+def select_variants(variants: list[Variant], only: str) -> list[Variant]:
     """The variants whose name contains `only`, and those they are compared with."""
-    variants = list_variants(policy)
     selected = [variant for variant in variants if only in variant.name]
     if not selected:
         raise UserError(f"no variant's name contains {only!r}; one is {variants[-1].name!r}.")
@@ -153,9 +153,10 @@ def measure(
     Returns examples per second in training and evaluation, and GB that the process grew by.
     """
     torch.manual_seed(seed)
-    warm_up, *timed = (trim(batch) if variant.trimmed else batch for batch in batches)
+    warm_up, *timed = (trim(batch, variant.length_step) for batch in batches)
     # Each length asks a GPU's driver for memory the first time; there a step costs too little to save on it.
-    before = [warm_up, *timed] if device.type == "cuda" else [warm_up]
+    # A compiled model is compiled for each.
+    before = [warm_up, *timed] if device.type == "cuda" or variant.compiled else [warm_up]
     with process_peak(device) as process, earlier_arithmetic(variant.dense):
         model = build_variant(variant, config).to(device)
         step = training_step(variant, model, device)
@@ -163,7 +164,7 @@ def measure(
             step(0, *batch)
         train = examples_per_second(step, timed, device, variant.policy_every)
         model.eval()
-        with torch.no_grad(), autocast(variant, device):
+        with torch.no_grad(), autocast(variant, device), torch.compiler.set_stance("force_eager"):
             for _ in range(2):  # the first touches of memory and kernels are not counted
                 evaluation = examples_per_second(lambda _, inputs, __: model(**inputs), timed, device, 1)
     return {"train": train, "evaluation": evaluation, "process": process()}
@@ -173,7 +174,7 @@ def measure_memory(
     variant: Variant, config: LxmertConfig, batches: list[Batch], device: torch.device
 ) -> float | None:
     """Peak memory in GB of building one variant and of two steps of it, the second with the longest batch."""
-    first, last = (trim(batch) if variant.trimmed else batch for batch in (batches[0], batches[-1]))
+    first, last = (trim(batch, variant.length_step) for batch in (batches[0], batches[-1]))
     gc.collect()
     with earlier_arithmetic(variant.dense), tensor_peak(device) as peak:
         step = training_step(variant, build_variant(variant, config).to(device), device)
@@ -184,12 +185,17 @@ def measure_memory(
 
 def measure_operations(
     variant: Variant, config: LxmertConfig, batch: int, device: torch.device
-) -> dict[str, int]:
-    """Operations of a training step, less its optimizer, and of an evaluation of one batch."""
+) -> dict[str, int | None]:
+    """Operations of a training step, less its optimizer, and of an evaluation of one batch.
+
+    Not known of a compiled model: the compiler fuses them as it likes.
+    """
+    if variant.compiled:
+        return {"train_operations": None, "evaluation_operations": None}
     torch.manual_seed(0)
     config = narrow(config)
     generator = torch.Generator().manual_seed(0)
-    (inputs, target), *_ = map(trim, make_batches(batch, 1, config, generator, device))
+    inputs, target = trim(make_batches(batch, 1, config, generator, device)[0], 1)
     model = build_variant(variant, config).to(device).train()
     with earlier_arithmetic(variant.dense):
         with autocast(variant, device), as_on_a_gpu(device):
@@ -260,11 +266,13 @@ def make_batches(
     return batches
 
 
-def trim(batch: Batch) -> Batch:
-    """The batch cut to its longest question."""
+def trim(batch: Batch, step: int | None) -> Batch:
+    """The batch cut to its longest question, and up to a multiple of `step`; as it is if that is None."""
+    if step is None:
+        return batch
     inputs, target = batch
     longest = int(inputs["attention_mask"].sum(1).max())
-    cut = {name: inputs[name][:, :longest] for name in ("input_ids", "attention_mask")}
+    cut = {name: inputs[name][:, : -(-longest // step) * step] for name in ("input_ids", "attention_mask")}
     return inputs | cut, target
 
 
@@ -320,6 +328,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     flag("--layers", type=layer_counts, default="9/5/5", help="language/vision/cross (default: %(default)s)")
     flag("--policy", choices=NETWORKS, default=ModelSpec.policy, help="the policy listed first")
     flag("--only", default="", metavar="TEXT", help="variants whose name contains this, and their references")
+    flag("--compile", action="store_true", help="also what can be compiled, so (minutes a row)")
     flag("--seed", type=int, default=0, help="of batches and weights (default: %(default)s)")
     flag("--json", type=Path, default=Path("snap/bench.json"), metavar="FILE", help="default: %(default)s")
     flag("--from-json", type=Path, metavar="FILE", help="measure nothing, show what this file holds")

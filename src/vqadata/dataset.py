@@ -61,7 +61,7 @@ class VqaDataset(Dataset):
     """
 
     def __init__(self, questions: Questions, stores: FeatureStores, answers: Sequence[str]) -> None:
-        self.length_step = 1  # batches are as long as the next multiple of it
+        self.length_step = 1  # batches are as long as the next multiple of it; beyond 1, of all regions
         self.more_inputs: dict[str, np.ndarray] = {}  # (N, ...), that the model is called with besides
         self.stores = stores
         self.token_ids = questions.token_ids
@@ -94,7 +94,7 @@ class VqaDataset(Dataset):
         lengths = self.token_lengths[indices]
         longest = -(-int(lengths.max()) // self.length_step) * self.length_step
         longest = min(longest, self.token_ids.shape[1])
-        regions = self.stores.read(self.places[indices])
+        regions = self.stores.read(self.places[indices], whole=self.length_step > 1)
         return {
             "inputs": {
                 "input_ids": self.token_ids[indices, :longest].astype(np.int64),

@@ -207,13 +207,14 @@ class FeatureStores:
             digest.update(f"{image_id!r} {self.stores[number].checksums[row]}\n".encode())
         return digest.hexdigest()
 
-    def read(self, places: np.ndarray) -> Regions:
+    def read(self, places: np.ndarray, whole: bool = False) -> Regions:
         """The regions of the images at `places` (B, 2, from `locate`), padded to the most in the batch.
 
+        whole: padded to `max_regions`, so that all batches have one shape.
         StoreError, with store and image, if a row is damaged.
         """
         counts = np.array([self.stores[store].num_regions[row] for store, row in places])
-        size = int(counts.max())
+        size = self.max_regions if whole else int(counts.max())
         features = np.empty((len(places), size, self.feature_size), np.float32)
         boxes = np.zeros((len(places), size, 4), np.float32)
         stored: dict[np.dtype, np.ndarray] = {}  # one image as it is in the file: small enough for the cache

@@ -13,7 +13,7 @@ from tests.helpers.stop import stop_after
 
 from common.errors import Interrupted, UserError
 from tasks import vqa
-from tasks.finetune import run
+from tasks.finetune import model
 from tasks.finetune.args import VqaArgs
 
 RUN = Path("snap/vqa/run")
@@ -30,7 +30,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         return graph.forward
 
     torch._dynamo.reset()
-    monkeypatch.setattr(run, "COMPILER", compiler)
+    monkeypatch.setattr(model, "COMPILER", compiler)
     return captured
 
 
@@ -61,7 +61,7 @@ def test_a_compiled_run_is_the_run_that_it_would_have_been(
     vqa.main(replace(plain, version="compiled", compile=True))
     assert losses(RUN.with_name("compiled")) == pytest.approx(expected, rel=1e-4)
     lengths = {shape[1] for shape in graphs}
-    whole = all(length % run.LENGTH_STEP == 0 for length in lengths - {max(lengths)})  # or all there is
+    whole = all(length % model.LENGTH_STEP == 0 for length in lengths - {max(lengths)})  # or all there is
     assert whole
     results = [json.loads((RUN.with_name(n) / "result.json").read_text()) for n in ("run", "compiled")]
     assert results[0]["val_accuracy"] == results[1]["val_accuracy"]
@@ -78,6 +78,20 @@ def test_a_compiled_run_is_resumed_to_the_same_numbers(
         vqa.main(compiled)
     vqa.main(compiled)
     assert losses() == losses(RUN.with_name("whole"))
+
+
+def test_questions_and_images_may_have_many_sizes(graphs: list[tuple[int, ...]]) -> None:
+    """PyTorch stops at eight shapes, with an error of its own, unless it is told how many there may be."""
+
+    class Words(torch.nn.Embedding):
+        def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+            return super().forward(input_ids)
+
+    embedding = Words(50, 2)
+    model.compile_model(embedding)
+    for length in range(1, 13):
+        assert embedding(torch.ones(1, length, dtype=torch.int64)).shape == (1, length, 2)
+    assert len(graphs) == 12
 
 
 @pytest.mark.parametrize("strategy", ["SpotTune", "SpotTune_Res", "SpotTune_Block"])

@@ -17,6 +17,7 @@ from tasks.bench.memory import process_peak, tensor_peak
 from tasks.bench.picture import COLOURS, PANELS
 from tasks.bench.table import FIGURES, HIGHLIGHTS
 from tasks.bench.variants import ANSWERS, Variant, build_variant, earlier_arithmetic, list_variants
+from tasks.finetune import model
 from tasks.finetune.policies import NETWORKS
 from tasks.finetune.strategies import STRATEGIES, Strategy
 from tasks.vqa_bench import parse_args, trim
@@ -133,6 +134,39 @@ def test_every_adaptive_strategy_is_measured_with_every_policy_in_both_precision
     assert {*HIGHLIGHTS, *drawn} <= set(variants)
 
 
+def test_what_a_compiler_takes_has_a_second_row_on_request() -> None:
+    plain, more = list_variants("light"), list_variants("light", compiled=True)
+    assert more[: len(plain)] == plain and not any(variant.compiled for variant in plain)
+    compiled = more[len(plain) :]
+    for precision in ("fp32", "bf16"):
+        for name in ("standard", "Frozen", "SpotTune_Block + LoRA, embeddings frozen"):
+            row = next(row for row in compiled if row.name == f"{name}, {precision}, compiled")
+            assert row.against == (f"{name}, {precision}",)
+    for row in compiled:
+        assert row.compiled and (row.tuned == "lora" or not row.adaptive) and row.strategy in STRATEGIES
+
+
+@pytest.mark.slow
+def test_a_compiled_row_trains_compiled_and_evaluates_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every length is compiled before the clock runs, and the operations are not known."""
+    shapes: list[tuple[int, ...]] = []
+
+    def compiler(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        assert torch.is_grad_enabled()
+        shapes.extend({tuple(i.shape) for i in inputs if i.dtype == torch.int64 and i.dim() == 2})
+        return graph.forward
+
+    monkeypatch.setattr(model, "COMPILER", compiler)
+    args = parse_args([*SIZES, "--compile", "--steps", "2", "--only", "standard, fp32, compiled"])
+    variants = vqa_bench.select_variants(list_variants(args.policy, args.compile), args.only)
+    assert [variant.name for variant in variants] == ["standard, fp32", "standard, fp32, compiled"]
+    plain, compiled = vqa_bench.measure_all(variants, args, 4)["rows"]
+    assert shapes and all(length % model.LENGTH_STEP == 0 for _, length in shapes)
+    assert compiled["train"][0] > 0 and compiled["evaluation"][0] > 0 and compiled["tensors"][0] > 0
+    assert compiled["train_operations"] == compiled["evaluation_operations"] == [None]
+    assert plain["train_operations"][0] > 0
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -229,7 +263,7 @@ def test_the_share_tuned_is_what_the_row_says() -> None:
 def test_trimming_cuts_to_the_longest_question() -> None:
     inputs = random_inputs(4, tokens=9)
     inputs["attention_mask"][:, 6:] = False
-    cut, _ = trim((inputs, torch.zeros(4, 2)))
+    cut, _ = trim((inputs, torch.zeros(4, 2)), 1)
     assert cut["input_ids"].shape == cut["attention_mask"].shape == (4, 6)
     assert cut["visual_feats"] is inputs["visual_feats"]
 

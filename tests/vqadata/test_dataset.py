@@ -89,6 +89,20 @@ def test_a_batch_equals_its_examples_one_by_one(
         assert dataset.question_types[batch["question_type"][row]] == example["question_type"]
 
 
+def test_batches_for_a_compiled_model_are_padded_to_few_shapes_with_the_same_in_them(
+    dataset: VqaDataset,
+) -> None:
+    plain = [dataset.__getitems__([index])["inputs"] for index in range(len(dataset))]
+    dataset.length_step = 2
+    padded = [dataset.__getitems__([index])["inputs"] for index in range(len(dataset))]
+    assert {inputs["visual_feats"].shape[1] for inputs in padded} == {5}
+    assert {inputs["input_ids"].shape[1] % 2 for inputs in padded} == {0}
+    for one, other in zip(plain, padded, strict=True):
+        for name, tensor in one.items():
+            assert np.array_equal(other[name][:, : tensor.shape[1]], tensor), name
+            assert not other[name][:, tensor.shape[1] :].any(), name
+
+
 def test_groups_are_named_in_order_and_each_example_has_the_number_of_its_own(dataset: VqaDataset) -> None:
     assert dataset.groups.tolist() == ["", "known", "new"]
     assert [dataset.groups[number] for number in dataset.group] == ["", "", "new", "known", ""]

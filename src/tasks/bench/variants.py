@@ -19,7 +19,7 @@ from kernels.linear import Linear
 from lxmert.loading import Pretrained
 from lxmert.modeling import Attention
 from tasks.finetune.args import VqaArgs
-from tasks.finetune.model import VqaModel, build
+from tasks.finetune.model import LENGTH_STEP, VqaModel, build, compile_model
 from tasks.finetune.policies import NETWORKS
 from tasks.finetune.spec import LORA, ModelSpec
 from tasks.finetune.strategies import STRATEGIES
@@ -39,6 +39,7 @@ class Variant(NamedTuple):
     policy_every: int = 1
     tuned: str = ModelSpec.tuned
     embeddings: str | None = None  # as `tuned` has it
+    compiled: bool = False  # for training, as --compile does
     against: tuple[str, ...] = ()  # the rows that its ratios refer to
 
     @property
@@ -46,13 +47,19 @@ class Variant(NamedTuple):
         return self.strategy in STRATEGIES and STRATEGIES[self.strategy].adaptive
 
     @property
-    def trimmed(self) -> bool:
-        """Whether its batches are cut to their longest question."""
-        return not self.dense and self.strategy != "huggingface"
+    def length_step(self) -> int | None:
+        """Its batches are cut to their longest question, and up to a multiple of this; None: not cut."""
+        if self.dense or self.strategy == "huggingface":
+            return None
+        return LENGTH_STEP if self.compiled else 1
 
 
-def list_variants(default_policy: str) -> list[Variant]:
-    """All rows, references first: every strategy with every policy network in both precisions."""
+def list_variants(default_policy: str, compiled: bool = False) -> list[Variant]:
+    """All rows, references first: every strategy with every policy network in both precisions.
+
+    compiled: what --compile takes once more, each against itself without; low-rank copies with frozen
+    embeddings only.
+    """
     hugging_face = Variant("Hugging Face standard", "huggingface")
     dense = Variant("dense SpotTune", "SpotTune", dense=True)
     dense_block = Variant("dense SpotTune_Block", "SpotTune_Block", dense=True)
@@ -76,6 +83,12 @@ def list_variants(default_policy: str) -> list[Variant]:
     for share in (0.25, 0.75):
         name = f"SpotTune_Block, {default_policy} policy, fp32, {share:.0%} tuned"
         variants.append(block._replace(name=name, share=share))
+    if compiled:
+        for row in variants.copy():
+            low = row.tuned == LORA
+            if (low and row.embeddings) or (not low and row.strategy in STRATEGIES and not row.adaptive):
+                name = f"{row.name}, compiled"
+                variants.append(row._replace(name=name, compiled=True, against=(row.name,)))
     return variants
 
 
@@ -116,6 +129,9 @@ def build_variant(variant: Variant, config: LxmertConfig) -> nn.Module:
             for faster, plain in ((Linear, nn.Linear), (Dropout, nn.Dropout)):
                 if isinstance(module, faster):
                     module.__class__ = plain
+    if variant.compiled:
+        torch.compiler.reset()  # functions of models that are gone
+        compile_model(model.model)
     return model
 
 

@@ -23,6 +23,10 @@ from tasks.finetune.spec import LORA, ModelSpec
 from tasks.finetune.strategies import STRATEGIES
 from vqadata.answers import convert_answer
 
+COMPILER = "inductor"
+SHAPES = 256  # that a model may be compiled for: lengths of questions, and a last batch that is smaller
+LENGTH_STEP = 4  # of compiled models: word pieces by which the lengths of batches differ
+
 
 class VqaModel(nn.Module):
     """LXMERT and an answer head. B examples, T word pieces, R regions, D features, A answers."""
@@ -86,6 +90,16 @@ def build(
     if spec.refit:
         fix_policy(adaptive)
     return adaptive, units, messages
+
+
+def compile_model(model: nn.Module) -> None:
+    """Compile a model for training: one function for each shape of a batch, which has to be without a break.
+
+    Batches are cut to multiples of LENGTH_STEP, so that there are few shapes. Evaluation, which has others,
+    sets the stance `force_eager` and runs without.
+    """
+    torch._dynamo.config.recompile_limit = SHAPES  # by default 8, and then an error
+    model.compile(backend=COMPILER, fullgraph=True, dynamic=False)
 
 
 def freeze_parts(lxmert: LxmertModel, spec: ModelSpec) -> None:

@@ -17,7 +17,7 @@ from common.errors import RunError, UserError
 from tasks.finetune.args import VqaArgs
 from tasks.finetune.best import best_fault, pretrained_names, save_best
 from tasks.finetune.evaluate import Evaluation, evaluate
-from tasks.finetune.model import standing_still, vqa_loss
+from tasks.finetune.model import LENGTH_STEP, compile_model, standing_still, vqa_loss
 from tasks.finetune.routing import settle_routing
 from tasks.finetune.setup import Setup
 from tasks.finetune.spec import LORA
@@ -37,8 +37,6 @@ from training.run_folder import RunFolder, Stateful
 from training.tracker import wrapped
 from vqadata.dataset import VqaDataset
 
-COMPILER = "inductor"
-LENGTH_STEP = 4  # of compiled models: word pieces by which the lengths of batches differ
 EVALUATION_BATCH = 4  # times the training batch: no gradients, so there is room
 
 
@@ -111,10 +109,9 @@ def prepare(args: VqaArgs, machine: Machine, setup: Setup) -> Run:
         pull_to_start(joint.optimizers[0], pulled, args.l2sp)
     train_set, valid_set = setup.datasets
     if args.compile:
-        # One compiled function a shape; evaluation, which has other shapes, runs without.
         for dataset in filter(None, (train_set, setup.held_out)):
             dataset.length_step = LENGTH_STEP
-        setup.model.model.compile(backend=COMPILER, fullgraph=True, dynamic=False)
+        compile_model(setup.model.model)
     sample = Subset(train_set, fixed_sample(len(train_set), len(valid_set)))
     loaders = (machine.loader(part, EVALUATION_BATCH * args.batch_size) for part in (valid_set, sample))
     model, optimizer, *loaders = machine.accelerator.prepare(setup.model, joint, *loaders)
