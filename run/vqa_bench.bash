@@ -4,7 +4,7 @@
 #   bash run/vqa_bench.bash [flags]        (--help lists them)
 #
 #   bash run/vqa_bench.bash --quick        small size, under two minutes on two cores
-#   bash run/vqa_bench.bash                base size, everything three times: about forty minutes on two cores
+#   bash run/vqa_bench.bash                base size, everything three times: about an hour on two cores
 #   bash run/vqa_bench.bash --only bf16    only some rows, with the rows they are compared with
 #   bash run/vqa_bench.bash --from-json snap/bench.json --readme README.md
 #

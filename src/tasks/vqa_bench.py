@@ -1,8 +1,8 @@
 """Speed and memory of every strategy, of the naive way and of Hugging Face.
 
-    bash run/vqa_bench.bash            base size, about forty minutes
+    bash run/vqa_bench.bash            base size, about an hour
     bash run/vqa_bench.bash --quick    small size, under two minutes
-    bash run/vqa_bench.bash --steps 2 --repeats 2 --readme README.md
+    bash run/vqa_bench.bash --steps 2 --repeats 3 --readme README.md
     bash run/vqa_bench.bash --batch 32,128,256 --steps 20    a table per size
     bash run/vqa_bench.bash --compile            rows with torch.compile, too
     bash run/vqa_bench.bash --from-json snap/bench.json --readme README.md
