@@ -1,7 +1,7 @@
 """Make any model adaptive: swap named submodules for gated pairs and put a policy in front.
 
     gates = adapt(model, [(["layer.0"], 1), (["layer.1.up", "layer.1.down"], 1)])
-    adaptive = Adaptive(model, policy, gates)     # policy(**inputs) -> logits (B, gates.total, 2)
+    adaptive = Adaptive(model, policy, gates)     # policy(**inputs) -> logits (B, gates.total, 2) or (B, 1, 2)
     output = adaptive(**inputs)                   # .outputs of the model, .gates (B, G), .policy_logits
 
 Load the pre-trained weights before `adapt`: the frozen copies are copies of what is there.
@@ -49,7 +49,7 @@ class AdaptiveOutput(NamedTuple):
 
     outputs: Any  # whatever the model returns
     gates: Tensor | None  # (B, G), or (1, G) for weights; None without a policy
-    policy_logits: Tensor | None  # (B, G, 2), None where no policy decided
+    policy_logits: Tensor | None  # (B, G, 2), or (B, 1, 2) of tied gates; None where no policy decided
 
     def gates_of(self, batch: Tensor) -> Tensor:
         """The gates (B, G) of a batch (B, ...) of examples; without a policy G is 0."""
@@ -62,7 +62,8 @@ class Adaptive(nn.Module):
     In training mode gates are sampled, with the gradients of an estimator of `adaptive.policy`; in evaluation
     mode, and where it no longer `explores`, the likelier copy is taken. Without a policy (plain fine-tuning)
     the model runs as it is. While `train_policy` is false gates get no gradient, so that only the chosen
-    copies run. Between forward passes it holds no graph, so that it can be copied and pickled.
+    copies run. A policy with one pair of logits an example ties all gates: they are one decision, drawn once.
+    Between forward passes it holds no graph, so that it can be copied and pickled.
     """
 
     def __init__(
@@ -111,9 +112,8 @@ class Adaptive(nn.Module):
             with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
                 logits = self.policy(**inputs)
                 gates = self._decide(logits, noise)
-        elif gates.dim() == 2:
-            gates = gates.float().expand(-1, self.gates.total)
         if gates.dim() == 2:
+            gates = gates.float().expand(-1, self.gates.total)
             self.gates.fill(gates)
         else:
             self.gates.weigh(gates)
@@ -123,7 +123,8 @@ class Adaptive(nn.Module):
         return AdaptiveOutput(outputs, gates, logits)
 
     def _decide(self, logits: Tensor, noise: Tensor | None) -> Tensor:
-        """The gates (B, G) of policy logits (B, G, 2)."""
+        """The gates (B, G) of policy logits (B, G, 2), or (B, 1) of (B, 1, 2)."""
         if self.training and self.explores:
+            noise = noise if noise is None else noise[:, : logits.shape[1]]
             return sample_gates(logits, self.temperature, noise, self.estimator)
         return choose_gates(logits)

@@ -24,15 +24,15 @@ class Pair(NamedTuple):
     types: Mapping[str, np.ndarray]  # (N,) str by kind, such as "question type"
 
 
-def pair_of_runs(runs: Sequence[Run], at: str = "last") -> Pair:
-    """Two runs on their validation questions, `at` the "last" epoch or the "best" one.
+def pair_of_runs(runs: Sequence[Run], at: str = "last", split: str | None = None) -> Pair:
+    """Two runs on their validation questions, `at` the "last" epoch or the "best" one, or on another split.
 
-    RunError if one has not ended an epoch, or if they answered other questions.
+    RunError if one has not ended an epoch, was not tested on the split, or answered other questions.
     """
-    one, other = (run.scores(at) for run in runs)
+    one, other = (run.scores(at, split) for run in runs)
     if not np.array_equal(one.question_id, other.question_id):
         names = " and ".join(str(run.folder) for run in runs)
-        raise RunError(f"{names} answered different validation questions: compare runs on the same ones.")
+        raise RunError(f"{names} answered different questions: compare runs on the same ones.")
     names = [f"{run.name}, epoch {scores.epoch}" for run, scores in zip(runs, (one, other), strict=True)]
     scores = np.stack([one.score, other.score]).astype(np.float64)
     answers = np.stack([one.answer.astype(str), other.answer.astype(str)])

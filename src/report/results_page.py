@@ -5,8 +5,11 @@ against accuracy, and accuracy against training time. Shapes and names tell the 
 be read without colours.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,9 +17,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 
+from common import markdown
 from common.files import replace_file
 from report.policy_plot import DPI, save_figure
-from report.results_table import UNITS, Row, Table, results_block
+from report.results_table import UNITS, Row, Table, results_block, row_name
 from report.run import Run
 
 WIDTH, HEIGHT, FONT = 8.0, 4.2, 9  # of a panel in inches; points
@@ -37,20 +41,63 @@ DIRECTIONS = 16
 Boxes = np.ndarray  # (n, 4): left, bottom, right, top, in pixels
 
 
-def write_page(page: Path, tables: Sequence[Table], origin: str) -> list[Path]:
+def write_page(page: Path, tables: Sequence[Table], runs: Sequence[Run]) -> list[Path]:
     """Write the page in markdown and, beside it, its pictures; returns the files.
 
-    origin: how and from what it was made, a sentence or more.
+    runs: those that the tables were made of.
     """
     files = {name: page.with_name(f"{page.stem}_{name}.png") for name in PICTURES}
-    text = ["# Results", f"This page is generated. {origin}"]
+    text = ["# Results", f"This page is generated. {origin_of(runs)}"]
     for name, (x, y, caption) in PICTURES.items():
         save_figure(scatter_figure(tables, x, y), files[name])
         text.append(f"![{caption}]({files[name].name})\n\n*{caption}*")
     text.append("A point is a mean over seeds, a bar reaches a standard deviation to either side.")
-    text += [f"## {table.dataset}\n\n{results_block(table)}" for table in tables]
+    for table in tables:
+        text += [f"## {table.dataset}", results_block(table)]
+        of_table = [run for run in runs if run.result["dataset"] == table.dataset]
+        text += [*found_layers(of_table), *by_group(of_table)]
     replace_file(page, "\n\n".join(text) + "\n")
     return [page, *files.values()]
+
+
+def found_layers(runs: Sequence[Run]) -> list[str]:
+    """Which layers runs tuned because another run had found them, a table with its caption; [] if none did."""
+    found = Counter()
+    for run in runs:
+        arguments = run.arguments if (run.folder / "args.json").is_file() else {}
+        if arguments.get("refit") or arguments.get("tune_from"):
+            layers = arguments.get("tune") or "decided by the policy that was found"
+            found[row_name(run), layers.replace(",", ", ")] += 1
+    if not found:
+        return []
+    lines = [["row", "layers that were found and tuned", "seeds"]]
+    lines += [[row, layers, str(count)] for (row, layers), count in sorted(found.items())]
+    return [markdown.table(lines)]
+
+
+def by_group(runs: Sequence[Run]) -> list[str]:
+    """Accuracy, worth and share tuned in each group of questions, means over seeds; [] if there are none.
+
+    Accuracy is that of the last epoch, what gates did that of the best one.
+    """
+    rows: dict[str, list[Mapping[str, Any]]] = {}
+    for run in runs:
+        rows.setdefault(row_name(run), []).append(run.result)
+    groups = sorted({group for run in runs for group in run.result.get("val_by_group") or ()})
+    if not groups:
+        return []
+    measures = {"accuracy (%)": 1, "worth (points)": 2, "share tuned": 2}  # and digits
+    lines = [["row", *(f"{group}: {measure}" for group in groups for measure in measures)]]
+    for row, results in rows.items():
+        cells = []
+        for group in groups:
+            gated = [result.get("worth_by_group", {}).get(group, {}) for result in results]
+            accuracies = [(result.get("val_by_group") or {}).get(group) for result in results]
+            columns = (accuracies, *([part.get(key) for part in gated] for key in ("worth", "share_tuned")))
+            for values, digits in zip(columns, measures.values(), strict=True):
+                cells.append("none" if None in values else f"{fmean(values):.{digits}f}")
+        lines.append([row, *cells])
+    return [markdown.table(lines)]
 
 
 def origin_of(runs: Sequence[Run]) -> str:

@@ -41,6 +41,7 @@ class Scores(NamedTuple):
 
 
 SCORES = Scores._fields[:-1]
+TESTED = "-tested"  # behind a split's name in scores/: answered by vqa_test.bash
 
 
 class Run:
@@ -103,11 +104,18 @@ class Run:
             raise RunError(f"{file} holds no epoch yet: wait until the first one has ended.")
         return usage
 
-    def scores(self, at: str = "last") -> Scores:
+    def scores(self, at: str = "last", split: str | None = None) -> Scores:
         """How the validation questions were answered, `at` the "last" epoch or the "best" one.
 
-        RunError if the run has not ended an epoch, or is older than these files.
+        split: instead, those of another split, as `vqa_test.bash --test` did with the best epoch. RunError if
+        the run has not ended an epoch, is older than these files, or was not tested on the split.
         """
+        if split is not None:
+            file = self.folder / "scores" / f"{split}{TESTED}.npz"
+            if not file.is_file():
+                command = f"bash run/vqa_test.bash 0 {self.name} --test {split}"
+                raise RunError(f"{file} is missing: {command} writes it, if the split has answers.")
+            return self._scores(file)
         splits = self.arguments.get("valid")
         file = self.folder / "scores" / f"{splits}{'-last' * (at == 'last')}.npz"
         if not file.is_file():
@@ -115,6 +123,9 @@ class Run:
                 f"{file} is missing: a run has it after its first epoch, unless it is of an earlier version "
                 "of this repository; run the fine-tuning again under another version name."
             )
+        return self._scores(file)
+
+    def _scores(self, file: Path) -> Scores:
         arrays = self._arrays(file, SCORES)
         types = {name.replace("_", " "): arrays[name] for name in TYPES if any(arrays.get(name, ()))}
         return Scores(*(arrays[name] for name in SCORES), types)

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Do what is asked; FOUND_WANTING if a run failed."""
     args = parse_args(sys.argv[1:] if argv is None else argv)
     if args.runs:
-        print(describe(pair_of_runs(args.runs, args.at), differing_arguments(args.runs)))
+        print(describe(pair_of_runs(args.runs, args.at, args.split), differing_arguments(args.runs)))
         return DONE
     if args.predictions:
         print(describe(pair_of_predictions(args.predictions, args.annotations)))
@@ -94,9 +94,9 @@ def compare_rows(args: argparse.Namespace) -> int:
         order = [*STRATEGIES, *rows]
         show_results(usable, order, reference=reference, readme=args.readme)
         if args.page:
-            from report.results_page import origin_of, write_page  # the drawing library takes a while
+            from report.results_page import write_page  # the drawing library takes a while
 
-            for path in write_page(args.page, make_tables(usable, order, reference), origin_of(usable)):
+            for path in write_page(args.page, make_tables(usable, order, reference), usable):
                 print(f"wrote {path}")
     return FOUND_WANTING if failed else DONE
 
@@ -211,7 +211,10 @@ def build_parser() -> Parser:
     )
     flag = parser.add_argument
     flag("--strategies", type=strategy_list, metavar="A,B", help="(default: all below, or none with --row)")
-    help = 'a row of any trainer flags: --row "a third=--strategy standard --lr 3e-4"; may be repeated'
+    help = (
+        'a row of any trainer flags: --row "a third=--strategy standard --lr 3e-4"; may be repeated; {seed} '
+        "and {dataset} in it are filled in, so that it can name the runs of another row, which it waits for"
+    )
     flag("--row", type=named_row, action="append", default=[], dest="rows", metavar="NAME=FLAGS", help=help)
     help = "data sets, a table for each (default: the one that the trainer takes)"
     flag("--datasets", type=name_list, default=[""], metavar="A,B", help=help)
@@ -230,6 +233,8 @@ def build_parser() -> Parser:
     group.add_argument("--runs", type=find_run, nargs=2, metavar=("A", "B"), help=help)
     help = "compare the runs at their last or at their best epoch (default: last)"
     group.add_argument("--at", choices=("last", "best"), default="last", help=help)
+    help = "compare the runs on another split, which vqa_test.bash --test SPLIT has scored for both"
+    group.add_argument("--split", metavar="SPLIT", help=help)
     help = "train nothing: compare two files in the format of the VQA challenge, with the official accuracy"
     group.add_argument("--predictions", type=Path, nargs=2, metavar=("A", "B"), help=help)
     help = "for --predictions: an official annotation file, or data/<dataset>/annotations/<split>.json"
@@ -249,7 +254,10 @@ def strategy_list(text: str) -> list[Candidate]:
 
 
 def named_row(text: str) -> Candidate:
-    """ "a third=--strategy standard --lr 3e-4" -> the candidate, whose runs have that label."""
+    """ "a third=--strategy standard --lr 3e-4" -> the candidate, whose runs have that label.
+
+    Flags may name a run of another row, by {seed} and {dataset}: "refit=--refit compare-found-{seed}".
+    """
     name, _, flags = (part.strip() for part in text.partition("="))
     try:
         words = shlex.split(flags)
@@ -284,25 +292,31 @@ def run_name(prefix: str, dataset: str, candidate: str, seed: int) -> str:
 def trainer_command(
     name: str, candidate: Candidate, dataset: str, seed: int, flags: Sequence[str]
 ) -> list[str]:
-    """The command of a run; `flags` come last and so have the last word."""
-    command = [sys.executable, str(TRAINER), "--version", name, *candidate.flags]
+    """The command of a run; `flags` come last and so have the last word.
+
+    What stands for a seed or a data set in a row's flags is filled in, see `named_row`.
+    """
+    values = {"{seed}": str(seed), "{dataset}": dataset}
+    own = [re.sub(r"\{(seed|dataset)\}", lambda found: values[found[0]], word) for word in candidate.flags]
+    command = [sys.executable, str(TRAINER), "--version", name, *own]
     return [*command, *([f"--dataset={dataset}"] if dataset else []), "--seed", str(seed), *flags]
 
 
 def run_side_by_side(commands: Mapping[str, Sequence[str]], jobs: int, prefix: str) -> tuple[list[str], int]:
     """Run all commands, at most `jobs` at a time; return which failed, and the signal that came or 0.
 
-    prefix: what names begin with, and nobody needs to see. After Ctrl-C or another signal that asks to stop
-    nothing is started any more, each running process gets one SIGINT, on which the trainer saves itself, and
-    is waited for. A second Ctrl-C terminates them.
+    One that names another of these runs waits until that has ended. prefix: what names begin with, and nobody
+    needs to see. After Ctrl-C or another signal that asks to stop nothing is started any more, each running
+    process gets one SIGINT, on which the trainer saves itself, and is waited for. A second Ctrl-C terminates
+    them.
     """
     waiting, running, failed = list(commands), {}, []
     forwarded, times = 0, Times(jobs)
     bar = tqdm(total=len(commands), ncols=COLUMNS, bar_format=PROGRESS, disable=not commands)
     with collected_signals() as signals, bar:
         while running or (waiting and not signals):
-            while waiting and len(running) < jobs and not signals:
-                name = waiting.pop(0)
+            while len(running) < jobs and not signals and (name := ready(commands, waiting, running)):
+                waiting.remove(name)
                 running[name] = start(commands[name])
                 times.begin(name)
             if len(signals) > forwarded:
@@ -323,6 +337,23 @@ def run_side_by_side(commands: Mapping[str, Sequence[str]], jobs: int, prefix: s
                     tqdm.write(f"{headline}\n{last_words(output)}", sys.stderr)
                 output.close()
     return failed, signals[0] if signals else 0
+
+
+def ready(
+    commands: Mapping[str, Sequence[str]], waiting: Sequence[str], running: Collection[str]
+) -> str | None:
+    """The first of the waiting runs whose command names no other run that is to end before it.
+
+    If they all wait for each other it is the first one; None if there is no such run.
+    """
+    open_ones = {*waiting, *running}
+
+    def is_free(name: str) -> bool:
+        named = {part for word in commands[name] for part in re.split("[=/]", word)}
+        return not (open_ones - {name}) & named
+
+    free = filter(is_free, waiting)
+    return next(free, waiting[0] if waiting and not running else None)
 
 
 class Times:

@@ -187,9 +187,11 @@ def test(args: VqaArgs, machine: Machine, best: Best) -> dict[str, Any]:
     evaluation = evaluate(machine, model, loader, exam)
     name = args.test if args.interpolate is None else f"{args.test}-interpolated-{args.interpolate:g}"
     file = args.folder / "predictions" / f"{name}.json"
+    partial = args.images is not None
     if machine.is_main:
         messages.save_predictions(file, evaluation, setup.answers)
-    partial = args.images is not None
+        if dataset.labelled and not partial:
+            messages.save_tested(args.folder, name, evaluation, exam, best.metrics.get("epoch", 0))
     machine.say(messages.test_message(args.test, dataset.labelled, evaluation, file, partial))
     outcome = {"split": args.test, "accuracy": evaluation.accuracy if dataset.labelled else None}
     if args.controls:

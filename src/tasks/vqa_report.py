@@ -15,7 +15,7 @@ from pathlib import Path
 
 from common.cli import Parser, run_command
 from report.policy_plot import draw_run
-from report.results_page import origin_of, write_page
+from report.results_page import write_page
 from report.results_table import make_tables, show_results
 from report.run import find_run
 from tasks.finetune.strategies import STRATEGIES
@@ -27,8 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for path in draw_run(args.run, args.output or Path("visualizations", args.run.name)):
             print(f"wrote {path}")
     elif args.command == "page":
-        origin = origin_of(args.runs)
-        for path in write_page(args.page, make_tables(args.runs, list(STRATEGIES)), origin):
+        for path in write_page(args.page, make_tables(args.runs, list(STRATEGIES)), args.runs):
             print(f"wrote {path}")
     else:
         options = {name: getattr(args, name) for name in ("reference", "readme", "json", "markdown_only")}

@@ -195,9 +195,7 @@ class RunFolder:
     def write_arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
         """One of its .npz files."""
         if self._accelerator.is_main_process:
-            content = io.BytesIO()
-            np.savez_compressed(content, **arrays)
-            replace_file(self.path / name, content.getvalue())
+            write_arrays(self.path / name, arrays)
 
     def has(self, name: str) -> bool:
         """Whether one of its JSON files is there, and is one."""
@@ -273,6 +271,13 @@ def _latest_whole(path: Path) -> tuple[Path | None, str]:
     if faults:
         raise RunError(f"{'; '.join(faults)}. {advice}")
     return None, ""
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """An .npz file, whole or not at all."""
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)
+    replace_file(path, content.getvalue())
 
 
 def describe_environment(machine: Machine) -> dict[str, Any]:

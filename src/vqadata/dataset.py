@@ -18,7 +18,7 @@ from common.errors import DataError
 from vqadata.encoded import Questions
 from vqadata.features import FeatureStores
 
-FIELDS = ("question_type", "group")  # of records, by which questions can be told apart
+FIELDS = ("question_type", "answer_type", "group")  # of records, by which questions can be told apart
 
 
 def split_names(splits: str) -> list[str]:

@@ -74,15 +74,33 @@ def test_the_page_holds_the_table_of_each_data_set_and_pictures_that_are_there(
     runs: list[Run], tmp_path: Path
 ) -> None:
     page = tmp_path / "pages" / "results.md"
-    files = write_page(page, make_tables(runs, ["standard", "Frozen"]), "By hand.")
+    files = write_page(page, make_tables(runs, ["standard", "Frozen"]), runs)
     text = page.read_text()
     assert re.findall("^## (.*)$", text, flags=re.M) == ["scenes", "scenes-mixed"]
     for table in make_tables(runs, ["standard", "Frozen"]):
         assert results_block(table) in text
-    assert "generated. By hand." in text
+    assert f"generated. {len(runs)} runs." in text
     pictures = [page.parent / name for name in re.findall(r"!\[.+?\]\((.+?)\)", text)]
     assert files == [page, *pictures] and len(pictures) == 2
     assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
+
+
+def test_the_page_says_which_layers_were_found_and_how_groups_fared(tmp_path: Path) -> None:
+    groups = {"clean": 80.0, "shifted": 60.0}
+    worth = {"worth": 0.5, "worth_low": 0.0, "worth_high": 1.0, "share_tuned": 0.25}
+    runs = [write_run(tmp_path, "standard", seed, val_by_group=groups) for seed in range(3)]
+    tuned = {"val_by_group": {"clean": 81.0, "shifted": 62.0}}
+    tuned["worth_by_group"] = {"clean": worth, "shifted": worth | {"share_tuned": 0.75}}
+    for seed, layers in enumerate(("language.1,vision.1", "language.1", "language.1,vision.1", None)):
+        runs.append(write_run(tmp_path, "refit", seed, **tuned))
+        arguments = {"refit": f"found-{seed}", "tune": layers}
+        (runs[-1].folder / "args.json").write_text(json.dumps(arguments))
+    text = write_page(tmp_path / "r.md", make_tables(runs), runs)[0].read_text()
+    assert "| refit | language.1, vision.1 | 2 |" in text
+    assert "| refit | language.1 | 1 |" in text
+    assert "| refit | decided by the policy that was found | 1 |" in text
+    assert "| standard | 80.0 | none | none | 60.0 | none | none |" in text
+    assert "| refit | 81.0 | 0.50 | 0.25 | 62.0 | 0.50 | 0.75 |" in text
 
 
 def test_a_panel_has_a_point_with_bars_for_each_row_but_those_from_scratch(runs: list[Run]) -> None:

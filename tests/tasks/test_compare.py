@@ -157,6 +157,25 @@ def test_rows_have_names_and_flags_of_their_own_and_every_data_set_has_a_table(r
     assert "+0.0 [+0.0, +0.0]" in tables[0]
 
 
+def test_a_row_can_name_the_runs_of_another_row_and_waits_for_them(root: Path) -> None:
+    refit = "refit=--strategy=standard --refit=compare-one-found-{seed} --tune-from compare-{dataset}-found-{seed}"
+    flags = ["--row", refit, "--row", "found=--strategy=standard", "--datasets", "one", "--seeds", "0,1"]
+    done = compare(root, *flags, "--jobs", "2")
+    assert done.returncode == 0, done.stderr
+    command = (root / "snap/vqa/compare-one-refit-1/command").read_text()
+    assert "--refit=compare-one-found-1 --tune-from compare-one-found-1 --label=refit" in command
+
+
+def test_runs_wait_for_those_that_they_name_and_for_no_others() -> None:
+    commands = {"a": ["--load=snap/vqa/b/BEST"], "b": ["--version", "b"], "c": ["--refit", "a"], "d": []}
+    assert command.ready(commands, ["a", "b", "c", "d"], []) == "b"
+    assert command.ready(commands, ["a", "c", "d"], ["b"]) == "d"
+    assert command.ready(commands, ["a", "c"], ["b"]) is None
+    assert command.ready(commands, ["a", "c"], ["d"]) == "a"
+    assert command.ready(commands, [], []) is None
+    assert command.ready({"a": ["b"], "b": ["a"]}, ["a", "b"], []) == "a"
+
+
 def test_rows_alone_are_compared_alone() -> None:
     args = command.parse_args(["--row", "a=--lr 1", "--row", "b=--lr 2"])
     assert [candidate.name for candidate in args.candidates] == ["a", "b"]

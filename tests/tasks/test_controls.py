@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -144,13 +145,53 @@ def test_a_run_says_what_its_choice_is_worth(args: VqaArgs, capsys: pytest.Captu
     outcome = vqa.main(replace(args, policy_lr=0.01, epochs=2))
     printed = capsys.readouterr().out
     assert outcome["worth_low"] <= outcome["worth"] <= outcome["worth_high"]
-    assert {*outcome["information"]} == {"question_type"}
+    assert {*outcome["information"]} == {"question_type", "answer_type"}
     assert "worth of the choice per input (points)" in printed
     assert f"{outcome['worth']:+.2f} [{outcome['worth_low']:+.2f}, {outcome['worth_high']:+.2f}]" in printed
     assert "most that a gate tells of question_type (bits)" in printed
     assert max(map(len, printed.splitlines())) <= 80 or args.pretrained in printed
     assert json.loads(Path("snap/vqa/run/result.json").read_text()) == outcome
     assert "worth" not in vqa.main(replace(args, version="plain", strategy="standard", epochs=1))
+
+
+def test_the_worth_of_each_group_and_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the gates of a group are all the same, exchanging them within it would cost nothing."""
+    rng = np.random.default_rng(3)
+    found = trial(rng.random((800, 3)) < 0.5, monkeypatch)
+    outcome = found.under(EXCHANGED, draws=1)
+    groups = found.groups()
+    assert [*groups] == ["a", "b"] and sum(groups.values()).tolist() == [1] * 800
+    assert found.mean(outcome.differences) == outcome.difference
+    for members in groups.values():
+        mean, low, high = found.mean(outcome.differences, members)
+        assert mean == pytest.approx(outcome.differences[members].mean()) and low < mean < high
+    one_image = np.arange(800) < 4
+    lonely = found.mean(outcome.differences, one_image)
+    assert lonely.low is lonely.high is None
+    assert str(lonely) == f"{lonely.mean:+.2f} (one image: no interval)"
+
+
+def test_a_run_on_groups_says_what_the_choice_is_worth_in_each(
+    args: VqaArgs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(args.data, "data")
+    file = Path("data/vqav2/minival.json")
+    records = json.loads(file.read_text())
+    for number, record in enumerate(records):
+        record["group"] = "clean" if number % 3 else "shifted"
+    file.write_text(json.dumps(records))
+    outcome = vqa.main(replace(args, data="data", policy_lr=0.01, epochs=1))
+    by_group = outcome["worth_by_group"]
+    assert [*by_group] == ["clean", "shifted"]
+    total = sum(
+        by_group[name]["worth"] * sum(r["group"] == name for r in records) for name in by_group
+    ) / len(records)
+    assert total == pytest.approx(outcome["worth"])
+    shares = [part["share_tuned"] for part in by_group.values()]
+    assert min(shares) <= outcome["share_tuned"] <= max(shares)
+    printed = capsys.readouterr().out
+    for name, part in by_group.items():
+        assert f"  worth in {name} " in printed and f"{part['share_tuned']:.3f}" in printed
 
 
 @pytest.mark.parametrize("tuned", ["full", "lora"])

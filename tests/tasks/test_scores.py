@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tests.helpers.stop import stop_after
 
-from common.errors import Interrupted
+from common.errors import Interrupted, UserError
 from report.run import Run
 from tasks import compare, vqa
 from tasks.finetune.args import VqaArgs
@@ -117,6 +117,23 @@ def test_two_runs_are_compared_question_by_question(
     (line,) = (line for line in printed.splitlines() if line.startswith("all  "))
     assert line.split()[1:4] == ["60", *(f"{outcome['val_accuracy']:.2f}" for outcome in outcomes)]
     assert "question type\n  colour " in printed and "draws the 15 images" in " ".join(printed.split())
+
+
+def test_two_runs_are_compared_on_a_split_that_both_were_tested_on(
+    args: VqaArgs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, lr in (("a", 3e-3), ("b", 1e-2)):
+        vqa.main(replace(args, version=name, lr=lr, epochs=1))
+    with pytest.raises(UserError, match=r"bash run/vqa_test\.bash 0 a --test nominival writes it"):
+        compare.main(["--runs", "a", "b", "--split", "nominival"])
+    outcomes = [
+        vqa.main(VqaArgs(load=f"snap/vqa/{name}/BEST", test="nominival", data=args.data, tqdm=False))
+        for name in "ab"
+    ]
+    capsys.readouterr()
+    assert compare.main(["--runs", "a", "b", "--split", "nominival"]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("all  "))
+    assert line.split()[2:4] == [f"{outcome['accuracy']:.2f}" for outcome in outcomes]
 
 
 def test_groups_are_told_apart_where_records_name_them(args: VqaArgs, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from common.errors import UserError
 from common.files import check_name
 from tasks.finetune.gating import WAYS
 from tasks.finetune.policies import POLICIES
-from tasks.finetune.spec import AVERAGE, LORA, RANK, WEIGHT, YOUNGER, ModelSpec
+from tasks.finetune.spec import AVERAGE, EXAMPLE, LORA, RANK, WEIGHT, YOUNGER, ModelSpec
 from tasks.finetune.strategies import STRATEGIES
 from training.optim import OPTIMIZERS
 from training.record import Record
@@ -194,6 +194,12 @@ class VqaArgs:
     policy_xlayers: int | None = flag(None, "Cross-modality layers of the policy network.")
     policy_rlayers: int | None = flag(None, "Vision layers of the policy network.")
     policy_start: float | None = flag(None, "Share tuned from which the policy starts; random keeps it.")
+    decisions: str | None = flag(
+        None,
+        "What the policy decides for: each gate by itself, or once an example, for all its gates. With "
+        "example and --policy-holdout the policy's gradient is that of the expected loss, without sampling.",
+        choices=("gate", EXAMPLE),
+    )
     estimator: str | None = flag(
         None,
         "What a drawn gate's logits get for a gradient, for g, the gradient of the gate.",

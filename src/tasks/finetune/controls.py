@@ -75,13 +75,15 @@ CONTROLS = (
 
 
 class Difference(NamedTuple):
-    """A mean over questions in points, and the 95 % interval of it."""
+    """A mean over questions in points, and the 95 % interval of it, None if all are about one image."""
 
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
     def __str__(self) -> str:
+        if self.low is None or self.high is None:
+            return f"{self.mean:+.2f} (one image: no interval)"
         return f"{self.mean:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
 
 
@@ -91,6 +93,7 @@ class Outcome(NamedTuple):
     name: str
     accuracy: float  # in per cent, the mean of all draws
     difference: Difference  # to the accuracy under the gates that were chosen
+    differences: np.ndarray  # (N,) the same of each question
 
 
 class Trial:
@@ -123,16 +126,24 @@ class Trial:
         gates = [control.gates(self.chosen, types, rng) for _ in range(draws or control.draws)]
         scores = 100 * np.mean([self._scores(drawn) for drawn in gates], axis=0)
         differences = scores - 100 * self.scores
-        interval = paired_interval(differences, self.exam.dataset.image)
-        difference = Difference(interval.mean, interval.low, interval.high)
-        return Outcome(control.name, float(scores.mean()), difference)
+        return Outcome(control.name, float(scores.mean()), self.mean(differences), differences)
+
+    def mean(self, values: np.ndarray, of: np.ndarray | None = None) -> Difference:
+        """The mean of values (N,) over all questions, or those that a mask (N,) names."""
+        of = np.ones(len(values), bool) if of is None else of
+        images = self.exam.dataset.image[of]
+        if (images == images[0]).all():
+            return Difference(float(values[of].mean()), None, None)
+        return Difference(*paired_interval(values[of], images)[:3])
+
+    def groups(self) -> dict[str, np.ndarray]:
+        """Which questions (N,) are of each group, if the records name any."""
+        names, numbers = self.exam.dataset.column("group")
+        return {str(name): numbers == number for number, name in enumerate(names)} if any(names) else {}
 
     def information(self) -> dict[str, float]:
         """Bits that gates tell about each label of their questions, by its name; see `most_told`."""
         labels = {name: self.exam.dataset.column(name)[1] for name in FIELDS}
-        if truth := self.exam.truth:
-            kinds = [truth[question].answer_type for question in self.question_ids.tolist()]
-            labels["answer_type"] = np.unique(kinds, return_inverse=True)[1]
         chosen = self.chosen[:, self.exam.live]
         return {name: most_told(chosen, label) for name, label in labels.items() if label.any()}
 
@@ -163,24 +174,43 @@ def most_told(chosen: np.ndarray, label: np.ndarray) -> float:
     return max(0.0, largest(label) - float(by_chance))
 
 
+class GroupWorth(NamedTuple):
+    """The same of the questions of one group."""
+
+    cost: Difference
+    share_tuned: float  # of the decisions of live gates
+
+
 @dataclass(frozen=True)
 class Worth:
-    """What it is worth to choose for each input; both parts are empty where nothing is chosen."""
+    """What it is worth to choose for each input; all parts are empty where nothing is chosen."""
 
     cost: Difference | None = None  # of exchanging gates between questions, in points
     information: Mapping[str, float] = field(default_factory=dict)  # see `Trial`
+    groups: Mapping[str, GroupWorth] = field(default_factory=dict)  # where records name groups
 
     def values(self) -> dict[str, Any]:
         """For result.json."""
         if self.cost is None:
             return {}
-        mean, low, high = self.cost
-        return {"worth": mean, "worth_low": low, "worth_high": high, "information": dict(self.information)}
+        values = {**_worth_values(self.cost), "information": dict(self.information)}
+        by_group = {
+            name: _worth_values(cost) | {"share_tuned": share} for name, (cost, share) in self.groups.items()
+        }
+        return values | ({"worth_by_group": by_group} if by_group else {})
 
     def rows(self) -> list[tuple[str, str]]:
         """For the closing table."""
-        worth = [("worth of the choice per input (points)", str(self.cost))] if self.cost else []
-        return worth + _information_rows(self.information)
+        if self.cost is None:
+            return []
+        rows = [("worth of the choice per input (points)", str(self.cost))]
+        for name, (cost, share) in self.groups.items():
+            rows += [(f"  worth in {name}", str(cost)), (f"  share tuned in {name}", f"{share:.3f}")]
+        return rows + _information_rows(self.information)
+
+
+def _worth_values(cost: Difference) -> dict[str, float | None]:
+    return dict(zip(("worth", "worth_low", "worth_high"), cost, strict=True))
 
 
 def worth_of_choice(run: Run, folder: RunFolder, setup: Setup) -> Worth:
@@ -194,12 +224,16 @@ def worth_of_choice(run: Run, folder: RunFolder, setup: Setup) -> Worth:
     load_best(read_best(folder.best), run.machine.accelerator.unwrap_model(run.model), setup.weights)
     try:
         trial = Trial(run.machine, run.model, run.valid_loader, setup.exam)
-        mean, low, high = trial.under(EXCHANGED, draws=1).difference
+        lost = 0.0 - trial.under(EXCHANGED, draws=1).differences  # not -0.0, which prints its sign
     except Interrupted:
         advice = "all is saved. Run the same command again for its last evaluations."
         raise Interrupted(f"Interrupted; {advice}") from None
-    # Subtracted from 0, because -0.0 would be printed with its sign.
-    return Worth(Difference(0.0 - mean, 0.0 - high, 0.0 - low), trial.information())
+    tuned = trial.chosen[:, trial.exam.live]
+    groups = {
+        name: GroupWorth(trial.mean(lost, members), float(tuned[members].mean()))
+        for name, members in trial.groups().items()
+    }
+    return Worth(trial.mean(lost), trial.information(), groups)
 
 
 @dataclass(frozen=True)
@@ -214,7 +248,7 @@ class Controls:
         """For a JSON file: accuracies in per cent, differences in points."""
         rows = [
             {"gates": name, "accuracy": accuracy, **difference._asdict()}
-            for name, accuracy, difference in self.outcomes
+            for name, accuracy, difference, _ in self.outcomes
         ]
         return {"accuracy": self.chosen, "controls": rows, "information": dict(self.information)}
 
@@ -223,7 +257,7 @@ class Controls:
         lines = [
             f"{'gates':<34}{'accuracy':>10}    difference, 95 % interval",
             f"{'as chosen':<34}{self.chosen:>8.2f} %",
-            *(f"{name:<34}{accuracy:>8.2f} %    {cost}" for name, accuracy, cost in self.outcomes),
+            *(f"{name:<34}{accuracy:>8.2f} %    {cost}" for name, accuracy, cost, _ in self.outcomes),
             *(f"{name:<42}  {value}" for name, value in _information_rows(self.information)),
             "Differences to the chosen gates are in points; intervals are from a paired",
             f"bootstrap over images. Exchanged and random gates: the mean of {DRAWS} draws.",

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from common.files import replace_file, write_json
+from report.run import TESTED
 from tasks.finetune.controls import Controls
 from tasks.finetune.evaluate import Evaluation, Exam
 from tasks.finetune.gating import WAYS
@@ -20,7 +21,7 @@ from tasks.finetune.metrics import FinalMetrics
 from tasks.finetune.setup import Setup
 from tasks.finetune.state import TrainState
 from training.machine import Machine
-from training.run_folder import RunFolder
+from training.run_folder import RunFolder, write_arrays
 
 PICTURES = Path("visualizations")
 WIDTH = 80  # columns
@@ -176,11 +177,25 @@ def show_policy(folder: RunFolder, title: str, setup: Setup, state: TrainState) 
 def save_scores(folder: RunFolder, evaluation: Evaluation, exam: Exam, state: TrainState) -> None:
     """Write how the epoch just finished answered each question, and again if it is the best one so far.
 
-    scores/<splits>-last.npz and scores/<splits>.npz, whose fields `report.run.Scores` explains. A failure
-    costs one sentence.
+    scores/<splits>-last.npz and scores/<splits>.npz. A failure costs one sentence.
     """
+    names = [f"{exam.splits}-last", *([exam.splits] if state.best.epoch == state.epoch else [])]
+    try:
+        for name in names:
+            folder.write_arrays(f"scores/{name}.npz", score_columns(evaluation, exam, state.epoch))
+    except UserError as error:
+        folder.tracker.say(f"The scores of this epoch are missing; training goes on. {error}")
+
+
+def save_tested(folder: Path, name: str, evaluation: Evaluation, exam: Exam, epoch: int) -> None:
+    """Write how the model of an epoch answered each question of a split: scores/<name>-tested.npz."""
+    write_arrays(folder / "scores" / f"{name}{TESTED}.npz", score_columns(evaluation, exam, epoch))
+
+
+def score_columns(evaluation: Evaluation, exam: Exam, epoch: int) -> dict[str, np.ndarray]:
+    """How each question was answered, as a file in scores/ holds it: `report.run.Scores` explains the fields."""
     questions = exam.dataset
-    columns = {
+    return {
         "question_id": evaluation.question_ids,
         "image": np.array(questions.images)[questions.image],
         "question_type": questions.question_types[questions.question_type],
@@ -189,14 +204,8 @@ def save_scores(folder: RunFolder, evaluation: Evaluation, exam: Exam, state: Tr
         "score": evaluation.scores,
         "answer": np.array(exam.answers)[evaluation.chosen],
         "probability": evaluation.probabilities,
-        "epoch": np.array(state.epoch),
+        "epoch": np.array(epoch),
     }
-    names = [f"{exam.splits}-last", *([exam.splits] if state.best.epoch == state.epoch else [])]
-    try:
-        for name in names:
-            folder.write_arrays(f"scores/{name}.npz", columns)
-    except UserError as error:
-        folder.tracker.say(f"The scores of this epoch are missing; training goes on. {error}")
 
 
 def save_controls(path: Path, controls: Controls) -> None:

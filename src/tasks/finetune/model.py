@@ -42,11 +42,14 @@ class VqaModel(nn.Module):
         return self.answer_head(self.lxmert(**inputs, pooled_only=True).pooled)
 
 
-def vqa_loss(logits: Tensor, target: Tensor) -> Tensor:
+def vqa_loss(logits: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
     """Binary cross-entropy per answer, averaged over examples and summed over answers.
 
-    logits, target (B, A), target in [0, 1]; the loss of the published recipe.
+    logits, target (B, A), target in [0, 1]; the loss of the published recipe. With reduction "none" it is
+    that of each example, (B,).
     """
+    if reduction == "none":
+        return F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none").sum(1)
     return F.binary_cross_entropy_with_logits(logits.float(), target) * target.shape[1]
 
 

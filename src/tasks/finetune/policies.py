@@ -240,10 +240,10 @@ POLICIES = NETWORKS | {
 
 
 def make_policy(spec: ModelSpec, lxmert: LxmertModel, gates: int) -> nn.Module:
-    """The policy of a spec; what stands behind a colon in its name is its own affair."""
+    """The policy of a spec, for so many gates; what stands behind a colon in its name is its own affair."""
     kind, colon, _ = spec.policy.partition(":")
     (row,) = (row for name, row in POLICIES.items() if name.partition(":")[:2] == (kind, colon))
-    policy = row(spec, lxmert, gates)
+    policy = row(spec, lxmert, 1 if spec.tied else gates)
     return policy if spec.target_share is None else HeldShare(policy, spec.target_share)
 
 

@@ -1,17 +1,20 @@
 """A run that is set up: what its epochs work with, and how it is saved. Nothing that is no number ever is."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Subset
 
+from adaptive.adapt import Adaptive, AdaptiveOutput
+from adaptive.gates import TUNED
 from adaptive.terms import TERMS, add_terms
 from common.errors import RunError, UserError
 from tasks.finetune.args import VqaArgs
@@ -20,7 +23,7 @@ from tasks.finetune.evaluate import Evaluation, evaluate
 from tasks.finetune.model import LENGTH_STEP, compile_model, standing_still, vqa_loss
 from tasks.finetune.routing import settle_routing
 from tasks.finetune.setup import Setup
-from tasks.finetune.spec import LORA
+from tasks.finetune.spec import EXAMPLE, LORA
 from tasks.finetune.state import TrainState
 from tasks.finetune.strategies import STRATEGIES
 from training.finite import BadSteps, require_finite, shown
@@ -161,8 +164,11 @@ def learn_policy(run: Run) -> None:
     with standing_still(adaptive.model):
         output = run.model(**batch["inputs"])
         loss = vqa_loss(output.outputs, batch["target"])
+        expected = loss
+        if run.args.decisions == EXAMPLE:
+            expected = expected_loss(adaptive, output, batch["inputs"], batch["target"])
         # One batch a step: `backward` takes it for one of as many as are accumulated.
-        objective = run.objective(loss, output.policy_logits)
+        objective = run.objective(expected, output.policy_logits)
         accelerator.backward(objective * part.weight * run.args.accumulate)
     run.bad_steps.watch(loss, output.outputs, batch["question_id"])
     norms = clip_gradients(accelerator, [adaptive.policy], run.args.clip)
@@ -170,6 +176,24 @@ def learn_policy(run: Run) -> None:
     run.optimizer.step()
     run.optimizer.zero_grad()
     state.policy_steps += 1
+
+
+def expected_loss(
+    adaptive: Adaptive, output: AdaptiveOutput, inputs: Mapping[str, Tensor], target: Tensor
+) -> Tensor:
+    """The mean over a batch of p L1 + (1 - p) L0, where all gates of an example are tied.
+
+    L1 and L0 are an example's losses with all gates tuned and with all frozen, p is the probability of the
+    first, which alone has a gradient: the exact one. One of the two losses is that of `output`, the other
+    takes a forward pass.
+    """
+    drawn = output.gates[:, :1].detach()
+    with torch.no_grad():
+        other = adaptive(gates=1 - drawn, **inputs).outputs
+        losses = [vqa_loss(logits, target, "none") for logits in (output.outputs, other)]  # (B,) each
+        tuned, frozen = (torch.where(drawn[:, 0] > 0, *pair) for pair in (losses, losses[::-1]))
+    p = output.policy_logits.float().softmax(-1)[:, 0, TUNED]
+    return (p * tuned + (1 - p) * frozen).mean()
 
 
 def check_steps(run: Run, folder: RunFolder) -> None:

@@ -14,6 +14,7 @@ from tasks.finetune.strategies import STRATEGIES
 LORA = "lora"  # a value of `tuned`
 RANK = 8  # of low-rank copies, if none is given
 AVERAGE, WEIGHT = "average", 0.5  # a value of `evaluate_gates`, and the tuned copy's weight if none is given
+EXAMPLE = "example"  # a value of `decisions`
 RANDOM, ORACLE = "random", "oracle"  # values of `policy`; the second is followed by a colon and a field
 UNNAMED = ("lxmert", "light")  # policies that titles do not name: all that look at the input and learn
 
@@ -36,6 +37,7 @@ class ModelSpec(Origin):
     embeddings: str = "train"
     target_share: float | None = None  # at which a bias holds the share tuned
     estimator: str = "gumbel"
+    decisions: str = "gate"  # what one is for: a gate, or an example, whose gates are tied then
     evaluate_gates: str = "argmax"
     average: float | None = None  # the weight of the tuned copies where both are averaged
     tune: str | None = None  # names of the layers that are tuned, see lxmert.units; None: all
@@ -79,10 +81,17 @@ class ModelSpec(Origin):
             parts.append(f"LoRA (rank {self.rank})")
         if STRATEGIES[self.strategy].adaptive and self.policy not in UNNAMED:
             parts.append(f"{self.policy} gates")
+        if STRATEGIES[self.strategy].adaptive and self.tied:
+            parts.append("tied gates")
         if STRATEGIES[self.strategy].adaptive and self.evaluate_gates == AVERAGE:
             parts.append("averaged")
         layers = f" of {self.tune}" if self.tune else ""
         return " + ".join(parts) + layers + (", refit" if self.refit else "")
+
+    @property
+    def tied(self) -> bool:
+        """Whether all gates of an example are one decision."""
+        return self.decisions == EXAMPLE
 
     @property
     def policy_learns(self) -> bool:
@@ -103,13 +112,13 @@ def _completed(chosen: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[s
 FIXED = (
     *("strategy", "policy", "policy_llayers", "policy_xlayers", "policy_rlayers", "policy_start"),
     *("frozen_dtype", "from_scratch", "llayers", "xlayers", "rlayers"),
-    *("tuned", "rank", "alpha", "embeddings", "target_share", "tune", "refit"),
+    *("tuned", "rank", "alpha", "embeddings", "target_share", "tune", "refit", "decisions"),
 )
 FURTHER = ("temperature", "dropout", "estimator", "evaluate_gates", "average")
 # Fields that older BEST and run folders do not have, and what held there.
 YOUNGER = {
     **{"frozen_dtype": "auto", "tuned": "full", "rank": None, "alpha": None, "embeddings": "train"},
     **{"target_share": None, "estimator": "gumbel", "evaluate_gates": "argmax", "average": None},
-    **{"tune": None, "refit": None},
+    **{"tune": None, "refit": None, "decisions": "gate"},
 }
 LOCATIONS = ("pretrained", "load_lxmert", "load_lxmert_qa")
