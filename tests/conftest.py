@@ -21,7 +21,7 @@ def pytest_configure(config: pytest.Config) -> None:
     chosen = config.option.markexpr.split()[:1] == ["gpu"] or any("tests/gpu" in arg for arg in config.args)
     if not chosen or os.environ.get("SPOTTUNE_TEST_DEVICE") == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    # A shell that starts something in the background lets it ignore Ctrl-C, and so would all processes of tests.
+    # What a shell starts in the background ignores Ctrl-C, and so would all processes of tests.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

@@ -1,7 +1,7 @@
 """Make any model adaptive: swap named submodules for gated pairs and put a policy in front.
 
     gates = adapt(model, [(["layer.0"], 1), (["layer.1.up", "layer.1.down"], 1)])
-    adaptive = Adaptive(model, policy, gates)     # policy(**inputs) -> logits (B, gates.total, 2) or (B, 1, 2)
+    adaptive = Adaptive(model, policy, gates)     # policy(**inputs) -> logits (B, G, 2), or (B, 1, 2)
     output = adaptive(**inputs)                   # .outputs of the model, .gates (B, G), .policy_logits
 
 Load the pre-trained weights before `adapt`: the frozen copies are copies of what is there.

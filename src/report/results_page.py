@@ -61,7 +61,7 @@ def write_page(page: Path, tables: Sequence[Table], runs: Sequence[Run]) -> list
 
 
 def found_layers(runs: Sequence[Run]) -> list[str]:
-    """Which layers runs tuned because another run had found them, a table with its caption; [] if none did."""
+    """Which layers runs tuned because another run had found them: a table, or [] if none did."""
     found = Counter()
     for run in runs:
         arguments = run.arguments if (run.folder / "args.json").is_file() else {}

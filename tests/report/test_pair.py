@@ -76,7 +76,7 @@ def test_runs_are_compared_at_the_last_or_the_best_epoch(tmp_path: Path) -> None
 
 
 def test_runs_on_other_questions_are_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="answered different validation questions"):
+    with pytest.raises(RunError, match="answered different questions"):
         pair_of_runs([write_run(tmp_path / name, count) for name, count in (("a", 9), ("b", 10))])
 
 

@@ -158,7 +158,8 @@ def test_rows_have_names_and_flags_of_their_own_and_every_data_set_has_a_table(r
 
 
 def test_a_row_can_name_the_runs_of_another_row_and_waits_for_them(root: Path) -> None:
-    refit = "refit=--strategy=standard --refit=compare-one-found-{seed} --tune-from compare-{dataset}-found-{seed}"
+    both = "--refit=compare-one-found-{seed} --tune-from compare-{dataset}-found-{seed}"
+    refit = f"refit=--strategy=standard {both}"
     flags = ["--row", refit, "--row", "found=--strategy=standard", "--datasets", "one", "--seeds", "0,1"]
     done = compare(root, *flags, "--jobs", "2")
     assert done.returncode == 0, done.stderr

@@ -145,7 +145,7 @@ def test_a_run_says_what_its_choice_is_worth(args: VqaArgs, capsys: pytest.Captu
     outcome = vqa.main(replace(args, policy_lr=0.01, epochs=2))
     printed = capsys.readouterr().out
     assert outcome["worth_low"] <= outcome["worth"] <= outcome["worth_high"]
-    assert {*outcome["information"]} == {"question_type", "answer_type"}
+    assert {*outcome["information"]} == {"question_type"}
     assert "worth of the choice per input (points)" in printed
     assert f"{outcome['worth']:+.2f} [{outcome['worth_low']:+.2f}, {outcome['worth_high']:+.2f}]" in printed
     assert "most that a gate tells of question_type (bits)" in printed

@@ -127,7 +127,9 @@ def test_two_runs_are_compared_on_a_split_that_both_were_tested_on(
     with pytest.raises(UserError, match=r"bash run/vqa_test\.bash 0 a --test nominival writes it"):
         compare.main(["--runs", "a", "b", "--split", "nominival"])
     outcomes = [
-        vqa.main(VqaArgs(load=f"snap/vqa/{name}/BEST", test="nominival", data=args.data, tqdm=False))
+        vqa.main(
+            VqaArgs(version=name, load=f"snap/vqa/{name}/BEST", test="nominival", data=args.data, tqdm=False)
+        )
         for name in "ab"
     ]
     capsys.readouterr()

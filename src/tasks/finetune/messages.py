@@ -193,7 +193,7 @@ def save_tested(folder: Path, name: str, evaluation: Evaluation, exam: Exam, epo
 
 
 def score_columns(evaluation: Evaluation, exam: Exam, epoch: int) -> dict[str, np.ndarray]:
-    """How each question was answered, as a file in scores/ holds it: `report.run.Scores` explains the fields."""
+    """How each question was answered, for a file in scores/; `report.run.Scores` explains the fields."""
     questions = exam.dataset
     return {
         "question_id": evaluation.question_ids,
