@@ -6,7 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from common.errors import CheckpointError, DataError
+from common.files import visible
 from lxmert.loading import Origin
 from lxmert.tokens import encode, fingerprint
 from tasks.finetune.args import RECIPES, SCENES_MODEL, Recipe
@@ -23,7 +26,7 @@ SCENES = "scenes"
 def choose_dataset(data: Path) -> str:
     """What `--dataset auto` means: vqav2 as soon as anything of it is there, else the embedded scenes."""
     folder = data / "vqav2"
-    return "vqav2" if any(folder.glob("*.json")) or any(folder.glob("features/*")) else "scenes"
+    return "vqav2" if visible(folder, "*.json") or visible(folder, "features/*") else "scenes"
 
 
 def choose_recipe(folder: DataFolder) -> Recipe:
@@ -37,7 +40,7 @@ def choose_recipe(folder: DataFolder) -> Recipe:
     if folder.name in RECIPES:
         return RECIPES[folder.name]
     if not folder.exists():
-        found = {path.name for path in folder.path.parent.glob("*") if path.is_dir()}
+        found = {path.name for path in visible(folder.path.parent) if path.is_dir()}
         names = ", ".join([*RECIPES, *sorted(found - RECIPES.keys())])
         raise DataError(
             f"There is no data set {folder.name}: {folder.path} is missing. --dataset takes {names}; "
@@ -95,21 +98,37 @@ def require_data(folder: DataFolder, flags: dict[str, str]) -> None:
 
 
 def load_splits(
-    folder: DataFolder, flags: dict[str, str], tokenizer: Any, answers: Sequence[str], images: int | None
+    folder: DataFolder,
+    flags: dict[str, str],
+    tokenizer: Any,
+    answers: Sequence[str],
+    images: int | None,
+    skip_missing: bool = False,
 ) -> list[VqaDataset]:
     """A data set for each flag, of all the splits it names; with `images`, of the first images of each split.
 
-    DataError for a record that cannot be used, a question id that comes twice, an image without features, and
-    for questions without answers where a run learns from them or is scored against them.
+    skip_missing: leave out, and count, questions about images without features. DataError for a record that
+    cannot be used, a question id that comes twice, an image without features, and for questions without
+    answers where a run learns from them or is scored against them.
     """
     names = [name for splits in flags.values() for name in split_names(splits)]
     parts = folder.read_questions(names, partial(encode, tokenizer), fingerprint(tokenizer))
     if images is not None:
         parts = {name: part.of_first_images(images) for name, part in parts.items()}
     stores = folder.open_features()
+    left_out: dict[str, int] = {}
     for split, part in parts.items():
-        if fault := images_fault(split, part.images, stores):
-            raise DataError(f"{fault}. Prepare the features of their image set, or choose other splits.")
+        fault = images_fault(split, part.images, stores)
+        if fault and not skip_missing:
+            raise DataError(
+                f"{fault}. Prepare the features of their image set, choose other splits, or leave out the "
+                "questions about them with --skip-missing."
+            )
+        if fault:
+            parts[split] = part.of_images(np.array([image in stores for image in part.images]))
+            left_out[split] = len(part) - len(parts[split])
+        if not len(parts[split]):
+            raise DataError(f"{fault}. That leaves no question of {split}.")
     datasets = []
     for flag, splits in flags.items():
         for name in split_names(splits) if flag != "test" else ():
@@ -117,5 +136,7 @@ def load_splits(
                 advice = f"Choose other splits for --{flag}; --test {name} predicts without answers."
                 raise DataError(f"{folder.split_file(name)}: {fault}. {advice}")
         chosen = join([parts[name] for name in split_names(splits)], tokenizer.pad_token_id)
-        datasets.append(VqaDataset(chosen, stores, answers))
+        dataset = VqaDataset(chosen, stores, answers)
+        dataset.left_out = {name: left_out[name] for name in split_names(splits) if name in left_out}
+        datasets.append(dataset)
     return datasets
