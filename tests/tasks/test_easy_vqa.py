@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
 import sys
@@ -115,7 +114,6 @@ def test_from_pictures_to_an_answer_by_the_commands_of_the_readme(
 @pytest.mark.slow
 def test_a_part_of_easy_vqa_is_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = pytest.importorskip("easy_vqa", reason="needs the package easy-vqa: pip install easy-vqa")
-    importlib.reload(whole)
     monkeypatch.chdir(tmp_path)
     follow(a_part_of(whole, 300), monkeypatch)
     result = json.loads(Path("snap/vqa/easy/result.json").read_text())
