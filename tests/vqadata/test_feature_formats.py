@@ -200,7 +200,7 @@ def test_rows_after_num_bbox_are_padding_and_matrices_may_be_turned(tmp_path: Pa
     ("other", "words"),
     [
         ({"num_bbox": 4}, "num_bbox is 4, and there are 3 rows of features"),
-        ({"num_bbox": 3, "bbox": image(1)["boxes"][:2]}, r"has 3 rows of features and boxes of shape \(2, 4\)"),
+        ({"num_bbox": 3, "bbox": image(1)["boxes"][:2]}, r"3 rows of features and boxes of shape \(2, 4\)"),
         ({"num_bbox": 0}, "num_bbox is not a number from 1"),
         ({"num_bbox": "three"}, "num_bbox is not a number from 1"),
     ],
