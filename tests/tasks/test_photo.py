@@ -25,7 +25,7 @@ from vqadata.features import write_store
 from vqadata.folder import DataFolder
 from vqadata.sample import EMBEDDED, write_scenes
 
-QUESTIONS = ["how many red objects are there?", "is there a star?"]
+QUESTIONS = ("how many red objects are there?", "is there a star?")
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_a_picture_of_the_embedded_scenes_is_taken_from_their_store(
     assert by_file == vqa.main(replace(scenes, image_id="scene_000013"))
     assert printed == capsys.readouterr().out
     titles = [line for line in printed.splitlines() if line.endswith("(scene_000013 of scenes)")]
-    assert [title.partition("  (")[0] for title in titles] == QUESTIONS
+    assert [title.partition("  (")[0] for title in titles] == [*QUESTIONS]
     assert printed.count("gates ran tuned") == 2 and len(by_file["asked"]) == 2
 
 
@@ -75,7 +75,7 @@ def test_questions_of_a_file_are_answered_as_those_of_flags(scenes: VqaArgs) -> 
 def test_each_question_is_answered_as_by_itself(scenes: VqaArgs) -> None:
     both = vqa.main(replace(scenes, image_id="scene_000003"))["asked"]
     for question, together in zip(QUESTIONS, both, strict=True):
-        (alone,) = vqa.main(replace(scenes, image_id="scene_000003", question=[question]))["asked"]
+        (alone,) = vqa.main(replace(scenes, image_id="scene_000003", question=(question,)))["asked"]
         assert alone["tuned"] == together["tuned"]
         assert alone["answers"] == pytest.approx(together["answers"], rel=1e-4)
 

@@ -28,7 +28,7 @@ def asking(args: VqaArgs, record: dict) -> VqaArgs:
         strategy=None,
         dataset="auto",
         load="snap/vqa/run/BEST",
-        question=[record["sent"]],
+        question=(record["sent"],),
         image_id=record["img_id"],
     )
 

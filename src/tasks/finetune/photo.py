@@ -7,10 +7,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from regions.extract import Extractor, load_extractor
-
 from common.errors import CheckpointError, DataError
 from common.files import nfc
+from regions.extract import Extractor, load_extractor
 from tasks.prepare.regions import find_weights
 from vqadata.convert import relative_boxes
 from vqadata.feature_files import RowFault
