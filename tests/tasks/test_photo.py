@@ -18,12 +18,14 @@ from common.errors import CheckpointError, DataError
 from tasks import vqa, vqa_prepare
 from tasks.finetune import photo
 from tasks.finetune.args import VqaArgs
+from tasks.finetune.data import choose_recipe
 from tasks.finetune.photo import find_extractor, find_regions
 from tasks.prepare import regions
 from vqadata.feature_layout import Layout
 from vqadata.features import write_store
 from vqadata.folder import DataFolder
 from vqadata.sample import EMBEDDED, write_scenes
+from vqadata.scenes import FEATURE_SIZE
 
 QUESTIONS = ("how many red objects are there?", "is there a star?")
 
@@ -130,6 +132,24 @@ def test_a_new_photo_is_described_as_those_of_the_store_to_the_last_bit(grid: Da
     for ours, theirs in zip(regions, expected, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert not folder.exists()
+
+
+def test_what_is_on_a_grid_is_read_by_a_model_of_its_own(
+    grid: DataFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not by that of the scenes, though its regions have as many numbers."""
+    assert grid.open_features().feature_size == FEATURE_SIZE
+    assert choose_recipe(grid).pretrained == "snap/pretrained/mine"
+    record = {"question_id": 1, "img_id": "one", "sent": "is it?", "label": {"yes": 1}}
+    for number, split in enumerate(("train", "valid")):
+        grid.split_file(split).write_text(json.dumps([record | {"question_id": number}]))
+    grid.answers_file.write_text('["yes", "no"]')
+    assert vqa.cli(["--dataset=mine", "--wandb=off"]) == 2
+    sentence = "snap/pretrained/mine is missing: `bash run/vqa_prepare.bash model --from data/mine` makes it"
+    assert sentence in capsys.readouterr().err
+    assert vqa_prepare.main(["model", "--from", "data/mine"]) == 0
+    assert vqa.cli(["--dataset=mine", "--wandb=off"]) == 2
+    assert "has no weights" in capsys.readouterr().err
 
 
 def test_a_photos_name_is_found_in_whatever_form_a_system_writes_it(grid: DataFolder) -> None:

@@ -21,6 +21,7 @@ from vqadata.sample import ensure_scenes, parse_draw
 from vqadata.scenes import FEATURE_SIZE
 
 SCENES = "scenes"
+MODELS = "snap/pretrained"
 
 
 def choose_dataset(data: Path) -> str:
@@ -47,8 +48,17 @@ def choose_recipe(folder: DataFolder) -> Recipe:
             "data/README.md says how to prepare one of your own."
         )
     train, valid = folder.usual_splits()
-    small = any(manifest["feature_size"] == FEATURE_SIZE for manifest in folder.manifests())
-    return replace(RECIPES["scenes" if small else "vqav2"], train=",".join(train), valid=",".join(valid))
+    manifests = folder.manifests()
+    small = any(manifest["feature_size"] == FEATURE_SIZE for manifest in manifests)
+    recipe = replace(RECIPES["scenes" if small else "vqav2"], train=",".join(train), valid=",".join(valid))
+    # What is on a grid no shipped or published model has learned to read, though it may be of the right size.
+    on_grid = any((manifest.get("extractor") or {}).get("kind") == "grid" for manifest in manifests)
+    return replace(recipe, pretrained=own_model(folder.name)) if on_grid else recipe
+
+
+def own_model(dataset: str) -> str:
+    """The folder of the model that `vqa_prepare model` makes for a data set."""
+    return f"{MODELS}/{dataset}"
 
 
 def small_model(draw: int | None) -> str:
@@ -57,7 +67,12 @@ def small_model(draw: int | None) -> str:
 
 
 def require_small_model(dataset: str, origin: Origin) -> None:
-    """CheckpointError if the weights are to be those of the data set's draw, and nobody has made them yet."""
+    """CheckpointError if the model is to be that of a data set or of its draw, and nobody has made it yet."""
+    if origin.pretrained == own_model(dataset) and not Path(origin.pretrained).exists():
+        raise CheckpointError(
+            f"{origin.pretrained} is missing: `bash run/vqa_prepare.bash model --from data/{dataset}` makes "
+            "it, or --pretrained names another model"
+        )
     draw = parse_draw(dataset)
     elsewhere = origin.load_lxmert or origin.load_lxmert_qa
     if not draw or elsewhere or origin.pretrained != small_model(draw.number):

@@ -11,11 +11,11 @@ from common.files import CHECKSUMS, replace_folder, visible
 from lxmert.modeling import LxmertModel
 from lxmert.sizes import MAX_TOKENS, SIZES, config_of
 from lxmert.tokens import SPECIAL_PIECES, count_words, write_tokenizer
+from tasks.finetune.data import MODELS, own_model
 from tasks.prepare.command import Command, flag, path_flag, say, whole_number
 from vqadata.dataset import split_names
 from vqadata.folder import DataFolder
 
-MODELS = Path("snap/pretrained")
 OURS = {"config.json", "vocab.txt", "tokenizer_config.json", CHECKSUMS}
 MOST_WORDS = 30_000  # of a vocabulary, as BERT has
 RATES = {"small": 1e-3, "medium": 5e-4, "base": 1e-4}  # peak learning rates from random weights
@@ -25,7 +25,7 @@ EPOCHS, BATCH = 20, 64
 def run(args: argparse.Namespace) -> int:
     """Write the folder of a model without weights, and say how to train it."""
     data = DataFolder.at(args.source)
-    folder = args.to or MODELS / data.name
+    folder = args.to or Path(own_model(data.name))
     if folder.exists() and not {path.name for path in visible(folder)} <= OURS:
         raise UserError(f"{folder} holds something else than a model of this command; name another --to.")
     words, rare = vocabulary(data, args.splits, args.occurrences)
