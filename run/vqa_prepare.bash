@@ -5,6 +5,7 @@
 #
 #   bash run/vqa_prepare.bash questions --from downloads                    VQA v2's questions and answers
 #   bash run/vqa_prepare.bash questions-cp --from downloads                 VQA-CP v2's
+#   bash run/vqa_prepare.bash model --from data/mine                        a small model for your own data
 #   bash run/vqa_prepare.bash check data/vqav2                              is everything usable?
 #
 # Questions take a minute or two, features as long as reading them once. The result is a folder below data/.

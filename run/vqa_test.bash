@@ -3,12 +3,15 @@
 #
 #   bash run/vqa_test.bash <gpu> <version> [--test <split>] [--load <folder>] [flags]
 #   bash run/vqa_test.bash <gpu> <version> --question <text> --image-id <id> [--load <folder>] [flags]
+#   bash run/vqa_test.bash <gpu> <version> --question <text> --image <file> [--weights <file>] [flags]
 #
 #   <gpu>       0, or several such as 0,1, or cpu
 #   <version>   the name of the run
 #   --test      the split; default: minival
 #   --load      the weights; default: snap/vqa/<version>/BEST
-#   --question  a question in quotes, about the image --image-id of a feature store
+#   --question  a question in quotes, about the image --image-id of a feature store or the photo --image; may be
+#               given several times; --questions <file> has one a line
+#   --weights   the detector's, for a photo that is not in the feature store, if a detector made that
 #   [flags]     handed to src/tasks/vqa.py; paths in them count from the repository root
 #
 #   bash run/vqa_test.bash 0 spottune
@@ -16,6 +19,7 @@
 #   bash run/vqa_test.bash 0 spottune --test minival --load snap/vqa/spottune/BEST --controls    under other gates
 #   bash run/vqa_test.bash 0 spottune --evaluate-gates average         both copies, half and half
 #   bash run/vqa_test.bash 0 spottune --question "how many red objects are there?" --image-id scene_000400
+#   bash run/vqa_test.bash 0 spottune --question "is there a circle?" --image data/scenes/images/scene_000400.png
 #
 # On the embedded scenes it takes a few seconds.
 # It prints the accuracy and writes snap/vqa/<version>/predictions/<split>.json, with --controls, which takes about
@@ -44,7 +48,8 @@ shift 2
 what=(--test minival)
 for flag in "$@"; do
     case "$flag" in
-        --question | --question=* | --image[-_]id | --image[-_]id=*) what=() ;;
+        --question | --question=* | --questions | --questions=*) what=() ;;
+        --image | --image=* | --image[-_]id | --image[-_]id=*) what=() ;;
     esac
 done
 # The trainer is the evaluator as well. Of a flag given twice the last one counts, so "$@" overrides the defaults.

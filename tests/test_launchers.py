@@ -163,6 +163,21 @@ def test_testing_defaults_to_minival_and_best_and_yields_to_flags(sandbox: Sandb
     assert trainer_call(done)[1:] == [*defaults, "--test", "train"]  # the last one counts for argparse
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--question=is it?"],
+        ["--questions", "many.txt"],
+        ["--image", "photo.jpg"],
+        ["--image-id=a"],
+        ["--image_id", "a"],
+    ],
+)
+def test_a_question_is_no_test_of_a_split(sandbox: Sandbox, flags: list[str]) -> None:
+    done = sandbox.equipped().launch("run/vqa_test.bash", "cpu", "v", *flags)
+    assert trainer_call(done)[1:] == ["--version", "v", "--load", "snap/vqa/v/BEST", *flags]
+
+
 def test_launcher_works_through_a_symbolic_link_from_any_folder(sandbox: Sandbox, tmp_path: Path) -> None:
     sandbox.equipped()
     sandbox.write("src/tasks/vqa.py", "import os; print(os.getcwd(), os.environ['PYTHONPATH'], sep='|')")

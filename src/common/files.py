@@ -11,9 +11,10 @@ import json
 import os
 import re
 import shutil
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from common.errors import UserError
@@ -227,6 +228,28 @@ def sha256_of(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def visible(folder: Path, pattern: str = "*") -> list[Path]:
+    """The paths below a folder that fit a pattern, in order, without those that `is_hidden`."""
+    return sorted(path for path in folder.glob(pattern) if not is_hidden(path.relative_to(folder).as_posix()))
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a path, as seen from the folder or archive it is in, is none of a user's files.
+
+    Names that begin with a dot are a system's own (.DS_Store, ._photo.jpg), and so is the folder __MACOSX of
+    archives.
+    """
+    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
+
+
+def nfc(text: str) -> str:
+    """The text with every accented letter as one character (Unicode's form NFC), for comparing names.
+
+    Some systems write it as a letter and an accent, in the names of files above all: alike for the eye only.
+    """
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def check_name(what: str, name: str, error: type[UserError] = UserError) -> str:

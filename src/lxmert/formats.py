@@ -135,17 +135,25 @@ def read_original(path: str, with_head: bool) -> Pretrained:
     return Pretrained(config, encoder, head, answers, tokenizer, str(file), sha256_of(file), messages)
 
 
-def read_folder(source: str, layers: Layers = (None, None, None)) -> Pretrained:
+def read_folder(source: str, layers: Layers = (None, None, None), *, weightless: bool = False) -> Pretrained:
     """Read a folder with config.json and weights, or a hub id such as unc-nlp/lxmert-base-uncased.
 
-    Of a BERT, `layers` says how many LXMERT gets, see `config_of_bert`. CheckpointError if anything is
+    Of a BERT, `layers` says how many LXMERT gets, see `config_of_bert`. weightless: weights may be missing,
+    as random ones will do; all of the encoder is then `initialised`. CheckpointError if anything else is
     missing, damaged or not as config.json says.
     """
     folder = local_folder(source, SIDE_FILES, one_of=WEIGHT_FILES)
     file = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
-    if file is None:
-        raise CheckpointError(f"{source} has no weights: it holds neither {' nor '.join(WEIGHT_FILES)}.")
     described = folder / "config.json"
+    if file is None and weightless and described.is_file():
+        config = config_of_entries(read_json(described, CheckpointError), described)
+        sizes = config, {}, None, None, tokenizer_of(folder), source, sha256_of(described), []
+        return Pretrained(*sizes, initialised=("",))
+    if file is None:
+        raise CheckpointError(
+            f"{source} has no weights: it holds neither {' nor '.join(WEIGHT_FILES)}. Random ones with its "
+            "sizes are what --fromScratch starts from."
+        )
     entries = read_json(described, CheckpointError)
     kind = entries.get("model_type", "lxmert") if isinstance(entries, dict) else None
     if kind == "bert":

@@ -47,7 +47,8 @@ def load_pretrained(origin: Origin) -> Pretrained:
     if original := origin.load_lxmert_qa or origin.load_lxmert:
         pretrained = read_original(original, with_head=bool(origin.load_lxmert_qa))
     else:
-        pretrained = read_folder(origin.pretrained, (origin.llayers, origin.rlayers, origin.xlayers))
+        layers = origin.llayers, origin.rlayers, origin.xlayers
+        pretrained = read_folder(origin.pretrained, layers, weightless=bool(origin.from_scratch))
     check_complete(pretrained)
     if origin.from_scratch:
         messages = [f"initialised everything: random weights with the sizes of {pretrained.source}"]

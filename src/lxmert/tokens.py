@@ -2,15 +2,19 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 from transformers import BertTokenizer, PreTrainedTokenizerBase
 
 from common.errors import CheckpointError
+from common.files import write_json
 from lxmert.sources import TOKENIZER_FILES, VOCABULARY_FILES, local_folder
 
+SPECIAL_PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PROBE = "Isn't the café's 2nd TABLE left-of 12 unaffable übergroße dogs ?"
 BATCH = 10_000
 MANY = 50_000  # below it encoding takes less than a second or two: no progress bar
@@ -68,6 +72,23 @@ def encode(
             )
             bar.update(len(rows))
     return ids[:, : lengths.max(initial=0)].copy(), lengths
+
+
+def count_words(questions: Iterable[str]) -> Counter[str]:
+    """How often each word comes, as BERT's tokenizer splits: lower case, no accents, marks by themselves."""
+    splitter = BertTokenizer(vocab={piece: n for n, piece in enumerate(SPECIAL_PIECES)}).backend_tokenizer
+    return Counter(
+        word
+        for question in questions
+        for word, _ in splitter.pre_tokenizer.pre_tokenize_str(splitter.normalizer.normalize_str(question))
+    )
+
+
+def write_tokenizer(folder: Path, vocabulary: Sequence[str], max_tokens: int) -> None:
+    """Write what `load_tokenizer` reads: word pieces in the order of their ids, the special ones first."""
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
+    settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": max_tokens}
+    write_json(folder / "tokenizer_config.json", settings)
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

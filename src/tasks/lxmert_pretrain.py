@@ -16,6 +16,7 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,13 +36,13 @@ from transformers import BertTokenizer, LxmertConfig, get_linear_schedule_with_w
 from common.cli import Parser, run_command
 from common.files import replace_folder, sha256_of, write_json
 from lxmert.modeling import AnswerHead, LxmertModel, initialise
+from lxmert.sizes import MAX_TOKENS, SIZES
+from lxmert.tokens import SPECIAL_PIECES, write_tokenizer
 from tasks.finetune.args import SCENES_MODEL
 from tasks.finetune.data import small_model
 from tasks.finetune.model import vqa_loss
 from vqadata import scenes
 
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-MAX_TOKENS = 24
 WORDING = 0
 CHECK_SCENES = 200  # clean scenes that validation asks about
 NOTHING = -100  # target of a padded region; cross_entropy ignores it
@@ -90,7 +91,7 @@ def pretrain(args: argparse.Namespace) -> dict[str, Any]:
     set_seed(args.seed)
 
     # 1. Questions about scenes, to learn from and to check with.
-    vocabulary = [*SPECIAL_TOKENS, *scenes.vocabulary()]
+    vocabulary = [*SPECIAL_PIECES, *scenes.vocabulary()]
     tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(vocabulary)})
     train = draw_examples(scenes.PRETRAINING, args.seed, args.scenes, args.questions, tokenizer)
     check = draw_examples(scenes.PRETRAINING_CHECK, args.seed, CHECK_SCENES, args.questions, tokenizer)
@@ -184,15 +185,9 @@ def draw_examples(use: int, seed: int, count: int, questions: int, tokenizer: Be
 def small_config(words: int) -> LxmertConfig:
     """3/2/2 layers of width 64: about 0.4 million weights."""
     return LxmertConfig(
+        **asdict(SIZES["small"]),
         vocab_size=words,
-        hidden_size=64,
-        num_attention_heads=4,
-        intermediate_size=128,
-        l_layers=3,
-        r_layers=2,
-        x_layers=2,
         max_position_embeddings=MAX_TOKENS,
-        initializer_range=0.08,  # at this width 0.02 starts too small to learn within minutes
         visual_feat_dim=scenes.FEATURE_SIZE,
         num_qa_labels=len(scenes.ANSWERS),
         num_object_labels=len(scenes.SHAPES),
@@ -248,12 +243,10 @@ def write_model(output: Path, model: PretrainingModel, vocabulary: list[str], re
         for name, value in model.state_dict().items()
         if name.startswith(("lxmert.", "answer_head."))
     }
-    tokenizer = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": MAX_TOKENS}
     with replace_folder(output) as folder:
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         model.config.save_pretrained(folder)
-        (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
-        write_json(folder / "tokenizer_config.json", tokenizer)
+        write_tokenizer(folder, vocabulary, MAX_TOKENS)
         record["sha256"] = sha256_of(folder / "model.safetensors")
         write_json(folder / "pretraining.json", record)
 

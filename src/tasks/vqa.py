@@ -3,6 +3,7 @@
     bash run/vqa_finetune.bash 0 demo --strategy SpotTune
     bash run/vqa_test.bash 0 demo --test minival
     bash run/vqa_test.bash 0 demo --question "how many red objects are there?" --image-id scene_000400
+    bash run/vqa_test.bash 0 demo --question "how many red objects are there?" --image photo.jpg
 
 - strategies: the table in tasks/finetune/strategies.py
 - one device or many, fp32 / bf16 / fp16, through accelerate
@@ -58,7 +59,7 @@ def main(args: VqaArgs) -> dict[str, Any]:
         agree_every=args.log_every,
     )
     args, best = settle(args, machine.say)
-    if args.question is not None:
+    if args.asks:
         return ask(args, machine, best)
     with machine.heeding_signals():
         if args.test:
@@ -186,13 +187,13 @@ def test(args: VqaArgs, machine: Machine, best: Best) -> dict[str, Any]:
     exam = setup.exam._replace(keeps_choices=args.controls)
     evaluation = evaluate(machine, model, loader, exam)
     name = args.test if args.interpolate is None else f"{args.test}-interpolated-{args.interpolate:g}"
-    file = args.folder / "predictions" / f"{name}.json"
-    partial = args.images is not None
+    partial = args.images is not None or bool(dataset.left_out)
+    files = messages.prediction_files(args.folder, args.dataset, args.test, name, partial)
     if machine.is_main:
-        messages.save_predictions(file, evaluation, setup.answers)
+        messages.save_predictions(files, evaluation, setup.answers)
         if dataset.labelled and not partial:
             messages.save_tested(args.folder, name, evaluation, exam, best.metrics.get("epoch", 0))
-    machine.say(messages.test_message(args.test, dataset.labelled, evaluation, file, partial))
+    machine.say(messages.test_message(args.test, dataset, evaluation, files, partial))
     outcome = {"split": args.test, "accuracy": evaluation.accuracy if dataset.labelled else None}
     if args.controls:
         controls = try_controls(Trial(machine, model, loader, exam, evaluation))

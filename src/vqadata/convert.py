@@ -20,6 +20,7 @@ from vqadata.feature_layout import MANIFEST, Layout, pack_row
 from vqadata.feature_writer import JOURNAL, StoreWriter
 from vqadata.features import FeatureStore
 
+SMALLEST = 2  # pixels of an image whose boxes may all lie in one of them
 PIXEL = 1.0  # detectors round: boxes outside the image by up to this much are clipped to it
 CHUNK = 16  # rows that are handed on at once
 
@@ -32,6 +33,11 @@ class Options(NamedTuple):
     regions: int = 36  # the most an image may have
     dtype: str = "float16"
     detections: bool = False  # whether the detector's findings are kept
+    relative: bool = False  # whether the boxes of the source are divided by width and height already
+
+    def recorded(self) -> dict[str, Any]:
+        """Those that a store's manifest says."""
+        return {"regions": self.regions, "dtype": self.dtype, "detections": self.detections}
 
 
 class Conversion(NamedTuple):
@@ -60,6 +66,7 @@ def convert(
     going on senseless. Rows up to there are kept for the next call.
     """
     origin = {"source": source.name, "source_size": source.size}
+    origin |= {"source_boxes": "relative"} if options.relative else {}
     if (path / MANIFEST).exists():
         return _finished_before(path, origin, options)
     size = _feature_size(source, max_faults)
@@ -74,7 +81,8 @@ def convert(
                 _take(packed, writer, max_faults)
                 bar.update(writer.position[0] - bar.n)
 
-            rows = (_pack(item, source, layout) for item in source.items(writer.position))
+            items = source.items(writer.position)
+            rows = (_pack(item, source, layout, options.relative) for item in items)
             write_behind(rows, take)
         if not len(writer):
             raise StoreError(f"{source.name} has no usable row.")
@@ -98,16 +106,25 @@ def write_behind(rows: Iterable[Packed], take: Callable[[Sequence[Packed]], None
             taking.result()
 
 
-def relative_boxes(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Boxes (n, 4) in pixels -> divided by width and height, in [0, 1]; RowFault if they cannot be."""
+def relative_boxes(boxes: np.ndarray, width: int, height: int, relative: bool = False) -> np.ndarray:
+    """Boxes (n, 4) in pixels -> divided by width and height, in [0, 1]; RowFault if they cannot be.
+
+    relative: they are divided already.
+    """
     size = np.array([width, height, width, height], np.float32)
+    unit = size if relative else np.ones_like(size)  # of a box's numbers, in pixels
     if not np.isfinite(boxes).all():
         raise RowFault("boxes holds NaN or infinity")
-    if (boxes < -PIXEL).any() or (boxes > size + PIXEL).any():
+    if (boxes * unit < -PIXEL).any() or (boxes * unit > size + PIXEL).any():
         raise RowFault(f"a box reaches outside the image of {width} x {height} pixels")
     if (boxes[:, :2] > boxes[:, 2:]).any():
         raise RowFault("a box ends before it starts (x1, y1, x2, y2 are expected)")
-    return np.clip(boxes / size, 0, 1)
+    if not relative and boxes.max() <= 1 and max(width, height) > SMALLEST:
+        raise RowFault(
+            f"its boxes lie between 0 and 1 in an image of {width} x {height} pixels, so they are divided by "
+            "width and height already: --boxes relative takes them as they are"
+        )
+    return np.clip(boxes if relative else boxes / size, 0, 1)
 
 
 def check_row(row: ImageRow, layout: Layout) -> None:
@@ -131,12 +148,12 @@ def check_row(row: ImageRow, layout: Layout) -> None:
             raise RowFault(f"{name} holds a number beyond 32 bits")
 
 
-def _pack(item: Item, source: Source, layout: Layout) -> Packed:
+def _pack(item: Item, source: Source, layout: Layout, relative: bool) -> Packed:
     seen = item._replace(content=b"")  # so that the text is not kept
     try:
         row = source.parse(item, detections=layout.detections)
         check_row(row, layout)
-        boxes = relative_boxes(row.boxes, row.width, row.height)
+        boxes = relative_boxes(row.boxes, row.width, row.height, relative)
     except RowFault as fault:
         return Packed(seen, "", [], str(fault))
     parts = pack_row(layout, row.features, boxes, (row.width, row.height), row.detections)
@@ -179,13 +196,18 @@ def _feature_size(source: Source, max_faults: int) -> int:
             faults.append(f"{item.place}: {fault}.")
         if len(faults) > max_faults:
             break
+    if source.left_out and not faults:
+        raise StoreError(
+            f"{source.name} has {source.left_out:,} images, and no question is about any of them."
+        )
     raise StoreError(f"{faults[0] if faults else source.name + ' has no rows.'} Is this a feature file?")
 
 
 def _finished_before(path: Path, origin: Mapping[str, Any], options: Options) -> Conversion:
     manifest = FeatureStore(path).manifest
     (path / JOURNAL).unlink(missing_ok=True)  # if it was interrupted between the last two steps
-    if {**origin, **options._asdict()}.items() <= manifest.items():
+    same_boxes = manifest.get("source_boxes") == origin.get("source_boxes")
+    if same_boxes and {**origin, **options.recorded()}.items() <= manifest.items():
         return Conversion(manifest["images"], manifest["images"], manifest["faults"])
     raise StoreError(
         f"{path} holds a finished store, made from {manifest['source'] or 'something else'} or with other "

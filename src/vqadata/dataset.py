@@ -63,6 +63,7 @@ class VqaDataset(Dataset):
     def __init__(self, questions: Questions, stores: FeatureStores, answers: Sequence[str]) -> None:
         self.length_step = 1  # batches are as long as the next multiple of it; beyond 1, of all regions
         self.more_inputs: dict[str, np.ndarray] = {}  # (N, ...), that the model is called with besides
+        self.left_out: dict[str, int] = {}  # questions that are not here, for want of features, by split
         self.stores = stores
         self.token_ids = questions.token_ids
         self.token_lengths = questions.token_lengths
@@ -137,6 +138,13 @@ class VqaDataset(Dataset):
             setattr(part, name, getattr(self, name)[rows])
         part.more_inputs = {name: column[rows] for name, column in self.more_inputs.items()}
         return part
+
+    def omissions(self) -> list[str]:
+        """Which questions are not here, for want of features, in words; of each split a sentence."""
+        return [
+            f"left out, as their images have no features: {count:,} questions of {split}"
+            for split, count in self.left_out.items()
+        ]
 
     def targets(self, indices: np.ndarray) -> np.ndarray:
         """Soft targets (B, A) in [0, 1]; all zero where no human answer is in the vocabulary."""

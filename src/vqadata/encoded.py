@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -23,7 +24,7 @@ from common.errors import UserError
 from common.files import lock_file, replace_file, sha256_of
 from vqadata.records import Record, read_records, record_fault
 
-FORMAT = 2  # to be raised when the columns change, or what becomes of a record in them
+FORMAT = 3  # to be raised when the columns change, or what becomes of a record in them
 CHECKSUM_BYTES = 32
 NONE = np.zeros(0)
 DAMAGE = (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile)
@@ -90,12 +91,16 @@ class Questions:
 
     def of_first_images(self, count: int) -> Questions:
         """Those about the first `count` images, in order of appearance."""
-        kept, labels = self.image < count, np.diff(self.label_start)
+        return self.of_images(np.arange(len(self.images)) < count)
+
+    def of_images(self, chosen: np.ndarray) -> Questions:
+        """Those about the images, in the order of `images`, where `chosen` (bool) is true."""
+        kept, labels = chosen[self.image], np.diff(self.label_start)
         rows = {name: getattr(self, name)[kept] for name in _BY_QUESTION}
         rows |= {name: getattr(self, name)[np.repeat(kept, labels)] for name in _BY_LABEL}
-        return dataclasses.replace(
-            self, **rows, label_start=_starts(labels[kept]), images=self.images[:count]
-        )
+        places = (np.cumsum(chosen) - 1).astype(self.image.dtype)  # of images among those that stay
+        rows |= {"image": places[rows["image"]], "label_start": _starts(labels[kept])}
+        return dataclasses.replace(self, **rows, images=list(compress(self.images, chosen)))
 
 
 _BY_QUESTION = ("token_ids", "token_lengths", "question_ids", "labelled")

@@ -150,7 +150,7 @@ class StoreWriter:
         self._journal.seek(0)
         head = {"format": FORMAT, **asdict(self.layout), **self.origin}
         lines = _whole_lines(self._journal.read())
-        if not lines:
+        if len(lines) < 2:  # nothing that could be lost, whatever it was the beginning of
             self._journal.truncate(0)
             self._note([head])
             return

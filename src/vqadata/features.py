@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from common.errors import StoreError
+from common.files import nfc, visible
 from vqadata.feature_layout import (
     CHECKSUMS,
     FORMAT,
@@ -108,7 +109,7 @@ def _damaged(path: Path, error: Exception) -> StoreError:
 
 
 class FeatureStore:
-    """One store opened for reading. `rows` maps an image id to its row; StoreError if it is not whole.
+    """One store opened for reading. `rows` maps an image id (NFC) to its row; StoreError if it is not whole.
 
     Image ids and row checksums are held against the manifest at once, each row against its checksum when it
     is read: a flipped bit is named and never becomes another number.
@@ -137,7 +138,7 @@ class FeatureStore:
             raise _damaged(path, error) from None
         self._others = list(arrays.values())  # what a checksum covers beside the features, in its order
         self._padding = memoryview(bytes(self.features[0].nbytes if images else 0))
-        self.rows: dict[str, int] = {image_id: row for row, image_id in enumerate(image_ids)}
+        self.rows: dict[str, int] = {nfc(image_id): row for row, image_id in enumerate(image_ids)}
 
     def __reduce__(self) -> tuple[type[FeatureStore], tuple[Path]]:
         """Another process opens the store itself: a memory map would be copied to it as a whole."""
@@ -170,7 +171,7 @@ class FeatureStores:
     """All stores below one folder, read as one (train2014 and val2014, say)."""
 
     def __init__(self, folder: Path) -> None:
-        self.stores = [FeatureStore(manifest.parent) for manifest in sorted(folder.glob(f"*/{MANIFEST}"))]
+        self.stores = [FeatureStore(manifest.parent) for manifest in visible(folder, f"*/{MANIFEST}")]
         if not self.stores:
             raise StoreError(f"There is no feature store below {folder}.")
         sizes = {store.manifest["feature_size"] for store in self.stores}

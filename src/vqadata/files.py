@@ -2,16 +2,17 @@
 
 import gzip
 import struct
-import zipfile
 import zlib
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
+from zipfile import BadZipFile, ZipFile
 
 from common.errors import DataError
-from common.files import parse_json
+from common.files import is_hidden, parse_json
 
 # What gzip and zipfile raise when the bytes they are given are no whole archive.
-_DAMAGE = (EOFError, ValueError, RuntimeError, ArithmeticError, struct.error, zlib.error, zipfile.BadZipFile)
+_DAMAGE = (EOFError, ValueError, RuntimeError, ArithmeticError, struct.error, zlib.error, BadZipFile)
 
 
 class Source(NamedTuple):
@@ -33,6 +34,13 @@ def find_source(folder: Path, name: str, archive: str | None = None) -> Source |
         if is_there(path):
             return Source(path, name)
     return None
+
+
+def holds(source: Source) -> bool:
+    """Whether a document is in the archive found for it; of a damaged one, reading says what is wrong."""
+    with suppress(*_DAMAGE, OSError), ZipFile(source.path) as archive:
+        return source.member is None or _place(archive, source.member) is not None
+    return True
 
 
 def is_there(path: Path) -> bool:
@@ -71,9 +79,13 @@ def _read_bytes(source: Source) -> bytes:
     if not source.member:
         data = source.path.read_bytes()
         return gzip.decompress(data) if source.path.suffix == ".gz" else data
-    with zipfile.ZipFile(source.path) as archive:
-        names = archive.namelist()
-        for name in names:
-            if PurePosixPath(name).name == source.member:  # in whatever folder of the archive
-                return archive.read(name)
-    raise DataError(f"{source.path} does not hold {source.member}, but {', '.join(names[:3]) or 'nothing'}.")
+    with ZipFile(source.path) as archive:
+        if place := _place(archive, source.member):
+            return archive.read(place)
+        names = ", ".join(archive.namelist()[:3]) or "nothing"
+    raise DataError(f"{source.path} does not hold {source.member}, but {names}.")
+
+
+def _place(archive: ZipFile, name: str) -> str | None:
+    """Where a file is in an archive, in whatever folder of it."""
+    return next((n for n in archive.namelist() if PurePosixPath(n).name == name and not is_hidden(n)), None)

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from common.errors import DataError
-from common.files import check_name, replace_files
+from common.files import check_name, replace_files, visible
 from vqadata.encoded import Encode, Questions, read_questions
 from vqadata.feature_layout import MANIFEST
 from vqadata.features import FeatureStores, read_manifest
@@ -122,8 +122,7 @@ class DataFolder:
         """The names of the splits that exist, sorted; DataError if there is no such folder."""
         if not self.exists():
             raise DataError(f"There is no folder {self.path}.")
-        files = (path for path in self.path.glob("*.json") if not path.name.startswith("."))
-        return sorted(path.stem for path in files if path.name not in NOT_SPLITS)
+        return [path.stem for path in visible(self.path, "*.json") if path.name not in NOT_SPLITS]
 
     def usual_splits(self) -> tuple[list[str], list[str]]:
         """The splits for training and for validation if the user names none; either list may be empty."""
@@ -136,7 +135,7 @@ class DataFolder:
         """The files that a run on these splits needs and that do not exist."""
         files = [*map(self.split_file, splits), self.answers_file]
         missing = [path for path in files if not is_there(path)]
-        if not any(self.features.glob(f"*/{MANIFEST}")):
+        if not visible(self.features, f"*/{MANIFEST}"):
             missing.append(self.features / "<image set>" / MANIFEST)
         return missing
 
@@ -176,7 +175,7 @@ class DataFolder:
 
     def manifests(self) -> list[dict[str, Any]]:
         """What its finished feature stores say of themselves; StoreError if one cannot be read."""
-        return [read_manifest(file.parent) for file in sorted(self.features.glob(f"*/{MANIFEST}"))]
+        return [read_manifest(file.parent) for file in visible(self.features, f"*/{MANIFEST}")]
 
     def open_features(self) -> FeatureStores:
         """All its feature stores, read as one; StoreError if there is none or one is damaged."""

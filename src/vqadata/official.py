@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.errors import DataError
+from common.files import nfc
 from vqadata.answers import guess_answer_type, most_frequent
-from vqadata.files import Source, find_source
+from vqadata.files import Source, find_source, holds
 from vqadata.records import annotation_fault, answers_of, question_fault, read_list, read_records
 
 # Each file of VQA v2 and the published archive it comes in.
@@ -15,10 +16,13 @@ ARCHIVES = {
     "v2_OpenEnded_mscoco_train2014_questions.json": "v2_Questions_Train_mscoco.zip",
     "v2_OpenEnded_mscoco_val2014_questions.json": "v2_Questions_Val_mscoco.zip",
     "v2_OpenEnded_mscoco_test2015_questions.json": "v2_Questions_Test_mscoco.zip",
+    "v2_OpenEnded_mscoco_test-dev2015_questions.json": "v2_Questions_Test_mscoco.zip",
     "v2_mscoco_train2014_annotations.json": "v2_Annotations_Train_mscoco.zip",
     "v2_mscoco_val2014_annotations.json": "v2_Annotations_Val_mscoco.zip",
 }
-TEST_QUESTIONS = "v2_OpenEnded_mscoco_test2015_questions.json"
+COCO_SETS = ("train2014", "val2014", "test2015")  # of images
+# The splits whose answers only the evaluation server knows, and what it calls them; both are about test2015.
+SERVER_SPLITS = {"test": "test2015", "test-dev": "test-dev2015"}
 ARCHIVE_HOST = "https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa/"
 CP_FILES = tuple(
     f"vqacp_v2_{split}_{kind}.json" for split in ("train", "test") for kind in ("questions", "annotations")
@@ -54,7 +58,7 @@ class Answered(NamedTuple):
 def require_vqav2(folder: Path) -> None:
     """DataError that lists the files of VQA v2's train and val that are not in `folder`."""
     require(
-        folder, {name: ARCHIVE_HOST + archive for name, archive in ARCHIVES.items() if name != TEST_QUESTIONS}
+        folder, {name: ARCHIVE_HOST + archive for name, archive in ARCHIVES.items() if "_test" not in name}
     )
 
 
@@ -64,33 +68,50 @@ def read_vqav2(folder: Path) -> tuple[list[Answered], list[Answered]]:
     return _read_coco(folder, "train2014"), _read_coco(folder, "val2014")
 
 
-def read_vqav2_test(folder: Path) -> list[Question]:
-    """The questions of test2015; none if their file is not there."""
-    source = find_source(folder, TEST_QUESTIONS, ARCHIVES[TEST_QUESTIONS])
-    return read_questions(source, "test2015") if source else []
+def read_vqav2_tests(folder: Path) -> dict[str, list[Question]]:
+    """The questions of test and of its part test-dev, of each whose file is there."""
+    names = {split: f"v2_OpenEnded_mscoco_{part}_questions.json" for split, part in SERVER_SPLITS.items()}
+    sources = {split: find_source(folder, name, ARCHIVES[name]) for split, name in names.items()}
+    return {
+        split: read_questions(source, "test2015")
+        for split, source in sources.items()
+        if source and holds(source)
+    }
+
+
+def results_name(split: str, name: str) -> str | None:
+    """What the evaluation server wants predictions to be called; None for splits that it has not."""
+    part = SERVER_SPLITS.get(split)
+    return f"vqa_OpenEnded_mscoco_{part}_{name}_results.json" if part else None
 
 
 def read_vqacp(folder: Path) -> tuple[list[Answered], list[Answered]]:
     """Train and test of VQA-CP v2, from its four published files."""
     require(folder, dict.fromkeys(CP_FILES, "no published host is left; --test-ids rebuilds it from VQA v2"))
     sources = [find_source(folder, name) for name in CP_FILES]
-    return _read_answered(*sources[:2], None), _read_answered(*sources[2:], None)
+    return read_answered(*sources[:2], None), read_answered(*sources[2:], None)
 
 
-def read_questions(source: Source | Path, image_set: str | None = None) -> list[Question]:
+def read_questions(
+    source: Source | Path, image_set: str | None = None, *, own: bool = False
+) -> list[Question]:
     """Questions in file order; without `image_set` every record names its own in `coco_split`.
 
-    DataError for a file or a record that cannot be used, and for a question id that comes twice.
+    own: of images that need not be COCO's, whose ids are then their names. DataError for a file or a record
+    that cannot be used, and for a question id that comes twice.
     """
-    records = read_records(source, "questions", partial(question_fault, names_image_set=not image_set))
+    fault_of = partial(question_fault, names_image_set=not (image_set or own), own=own)
+    records = read_records(source, "questions", fault_of)
     return [
-        Question(
-            record["question_id"],
-            f"COCO_{image_set or record['coco_split']}_{record['image_id']:012d}",
-            record["question"],
-        )
+        Question(record["question_id"], _image_name(record, image_set), record["question"])
         for record in records
     ]
+
+
+def _image_name(record: Mapping[str, Any], image_set: str | None) -> str:
+    """As features know the image of an official question."""
+    image_id, image_set = record["image_id"], image_set or record.get("coco_split")
+    return f"COCO_{image_set}_{image_id:012d}" if image_set and type(image_id) is int else nfc(str(image_id))
 
 
 def read_question_ids(path: Path) -> set[int]:
@@ -141,12 +162,17 @@ def annotation_json(annotation: Annotation) -> dict[str, Any]:
 def _read_coco(folder: Path, image_set: str) -> list[Answered]:
     names = f"v2_OpenEnded_mscoco_{image_set}_questions.json", f"v2_mscoco_{image_set}_annotations.json"
     questions, annotations = (find_source(folder, name, ARCHIVES[name]) for name in names)
-    return _read_answered(questions, annotations, image_set)
+    return read_answered(questions, annotations, image_set)
 
 
-def _read_answered(questions: Source, annotations: Source, image_set: str | None) -> list[Answered]:
-    """Questions and annotations, brought into the order of the questions; DataError if they do not fit."""
-    rows = read_questions(questions, image_set)
+def read_answered(
+    questions: Source, annotations: Source, image_set: str | None, *, own: bool = False
+) -> list[Answered]:
+    """Questions and annotations, brought into the order of the questions; DataError if they do not fit.
+
+    image_set, own: as in `read_questions`.
+    """
+    rows = read_questions(questions, image_set, own=own)
     by_id = {annotation.question_id: annotation for annotation in read_annotations(annotations)}
     for one, ids, other, other_ids in (
         (questions, [question.question_id for question in rows], annotations, by_id),
@@ -160,7 +186,8 @@ def _read_answered(questions: Source, annotations: Source, image_set: str | None
             )
     for question in rows:
         image_id = by_id[question.question_id].image_id
-        if image_id and not question.img_id.endswith(f"_{image_id:0>12}"):
+        same = question.img_id == nfc(str(image_id)) or question.img_id.endswith(f"_{image_id:0>12}")
+        if image_id and not same:
             raise DataError(
                 f"Question {question.question_id} is about {question.img_id} in {questions} "
                 f"and about image {image_id} in {annotations}."

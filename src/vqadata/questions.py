@@ -29,6 +29,7 @@ from vqadata.official import (
     require,
     to_annotation,
 )
+from vqadata.own import read_own
 from vqadata.records import FIELDS, Record, answers_of, read_answers, read_records, record_fault, usual_answer
 
 MINIVAL_IMAGES = 5000  # the first of val2014_obj36.tsv
@@ -41,13 +42,13 @@ LXMERT_ANSWERS = "trainval_label2ans.json"
 def prepare_vqav2(
     train: Sequence[Answered],
     val: Sequence[Answered],
-    test: Sequence[Question],
+    tests: Mapping[str, Sequence[Question]],
     minival: Collection[str],
     *,
     answers: Sequence[str] | None = None,
     occurrences: int = MIN_OCCURRENCES,
 ) -> Prepared:
-    """train, nominival, minival, and test if there are `test` questions.
+    """train, nominival, minival, and the splits of `tests`, whose answers nobody tells.
 
     minival: the ids of the images of val2014 that are kept for validation. answers: the vocabulary, built
     from train and val if not given.
@@ -63,9 +64,14 @@ def prepare_vqav2(
             "does the list hold ids such as COCO_val2014_000000000042?"
         )
     prepared = _prepare(parts, answers, occurrences)
-    if test:
-        prepared.splits["test"] = [question._asdict() for question in test]
-    return prepared
+    return add_tests(prepared, tests)
+
+
+def add_tests(prepared: Prepared, tests: Mapping[str, Sequence[Question]]) -> Prepared:
+    """The data set with these splits of questions without answers too, unless it has them."""
+    records = {name: [question._asdict() for question in questions] for name, questions in tests.items()}
+    new = {name: rows for name, rows in records.items() if name not in prepared.splits}
+    return prepared._replace(splits=prepared.splits | new)
 
 
 def prepare_lxmert(folder: Path, answers: Sequence[str] | None = None) -> Prepared:
@@ -130,14 +136,12 @@ def prepare_vqacp(
 
 
 def prepare_own(source: DataFolder, occurrences: int = 1) -> Prepared:
-    """The examples of a folder in the minimal format (see `vqadata.records`); DataError with its first fault.
+    """The examples of a folder in a format of `vqadata.own`; DataError with its first fault.
 
     The vocabulary is the folder's answer list if it has one; else every answer, as it is written, that is
     given to at least `occurrences` questions, the most frequent first.
     """
-    records = source.read_splits(source.splits())
-    if not records:
-        raise DataError(f"{source.path} holds no <split>.json.")
+    records = read_own(source)
     everything = [record for split in records.values() for record in split]
     for record in everything:
         if "answers" in record or "answer" in record:

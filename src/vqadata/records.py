@@ -20,7 +20,7 @@ from typing import Any
 from tqdm import tqdm
 
 from common.errors import DataError
-from common.files import parse_json
+from common.files import nfc, parse_json
 from vqadata.answers import ANSWER_TYPES
 from vqadata.files import Source, read_json, read_source
 
@@ -61,7 +61,10 @@ def find_faults(
 
 
 def read_list(source: Source | Path, key: str) -> list[Any]:
-    """The list a file holds, or holds under `key`. Answer objects are reduced to their strings."""
+    """The list a file holds, or holds under `key`.
+
+    Answer objects are reduced to their strings, and image ids are brought into the form of those of features.
+    """
     text = read_source(source)
     name = source.member or source.path.name if isinstance(source, Source) else source.name
     with tqdm(total=text.count('"question_id"'), desc=name, unit="record", delay=1, disable=None) as bar:
@@ -69,6 +72,8 @@ def read_list(source: Source | Path, key: str) -> list[Any]:
         def hook(record: Record) -> Record:
             if "question_id" in record:
                 bar.update()
+            if isinstance(image_id := record.get("img_id"), str):
+                record["img_id"] = nfc(image_id)
             return _reduce_answers(record)
 
         document = parse_json(text, source, hook, error=DataError)
@@ -107,13 +112,18 @@ def record_fault(record: Any, vocabulary: Collection[str] | None = None) -> str 
     return None
 
 
-def question_fault(record: Any, *, names_image_set: bool) -> str | None:
-    """What is wrong with an official question; `names_image_set`: it must say its own in `coco_split`."""
+def question_fault(record: Any, *, names_image_set: bool, own: bool = False) -> str | None:
+    """What is wrong with an official question; `names_image_set`: it must say its own in `coco_split`.
+
+    own: of images that need not be COCO's, whose ids may be names.
+    """
     fields = ("question_id", "image_id", "question", *(["coco_split"] if names_image_set else []))
     if fault := id_fault(record, fields):
         return fault
-    if type(record["image_id"]) is not int:
+    if type(record["image_id"]) is not int and not own:
         return "image_id is not an integer"
+    if type(record["image_id"]) is not int and _blank_fault(record, ["image_id"]):
+        return "image_id is neither a number nor a string with something in it"
     return _blank_fault(record, fields[2:])
 
 

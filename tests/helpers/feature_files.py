@@ -14,6 +14,7 @@ FIELDS = [
     "img_id", "img_h", "img_w", "objects_id", "objects_conf", "attrs_id", "attrs_conf", "num_boxes", "boxes",
     "features",
 ]  # fmt: skip
+SIX_FIELDS = ["image_id", "image_w", "image_h", "num_boxes", "boxes", "features"]
 WIDTH, HEIGHT, SIZE = 64, 48, 8
 
 
@@ -39,9 +40,15 @@ def image(number: int, boxes: int = 3, size: int = SIZE) -> dict[str, Any]:
     }
 
 
-def line(values: dict[str, Any], **other: Any) -> bytes:
+def six_columns(values: dict[str, Any], number: int, **other: Any) -> bytes:
+    """The row of an image in a file of six columns, which numbers it."""
+    renamed = {"image_id": number, "image_w": values["img_w"], "image_h": values["img_h"]}
+    return line(values, SIX_FIELDS, **renamed | other)
+
+
+def line(values: dict[str, Any], fields: list[str] = FIELDS, **other: Any) -> bytes:
     """The row of an image, some columns replaced."""
-    columns = [(values | other)[name] for name in FIELDS]
+    columns = [(values | other)[name] for name in fields]
     return "\t".join(encode(c) if isinstance(c, np.ndarray) else str(c) for c in columns).encode() + b"\n"
 
 

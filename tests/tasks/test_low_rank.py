@@ -469,8 +469,8 @@ def test_best_evaluates_to_the_same_accuracy_and_answers_questions(args: VqaArgs
     predicted = json.loads(Path("snap/vqa/run/predictions/minival.json").read_text())
     asked = json.loads((Path(args.data) / "vqav2" / "minival.json").read_text())
     for record, prediction in list(zip(asked, predicted, strict=True))[:3]:
-        about = {"test": None, "question": record["sent"], "image_id": record["img_id"]}
-        answer = vqa.main(evaluating(args, **about))
+        about = {"test": None, "question": (record["sent"],), "image_id": record["img_id"]}
+        (answer,) = vqa.main(evaluating(args, **about))["asked"]
         assert next(iter(answer["answers"])) == prediction["answer"]
 
 

@@ -122,7 +122,7 @@ def test_an_oracle_gives_each_value_of_its_field_a_copy(
     assert vqa.main(evaluating(args, batch_size=7))["accuracy"] == outcome["val_accuracy"]
     assert vqa.main(replace(args, policy=policy)) == outcome  # it is complete, and not another run
     with pytest.raises(UserError, match="a question alone has none"):
-        vqa.main(evaluating(args, test=None, question="is it red?", image_id="minival_0"))
+        vqa.main(evaluating(args, test=None, question=("is it red?",), image_id="minival_0"))
 
 
 def test_all_of_a_value_tuned_is_the_gates_of_a_policy_that_says_so(args: VqaArgs, inputs: dict) -> None:
@@ -175,7 +175,7 @@ def test_averaging_is_a_way_to_train_and_to_evaluate(
     assert outcome["share_tuned"] == pytest.approx(0.25)
     assert "worth" not in outcome and outcome["label"].endswith("random gates + averaged")
     assert vqa.main(evaluating(args))["accuracy"] == outcome["val_accuracy"]
-    vqa.main(evaluating(args, test=None, question="is it red?", image_id="minival_0"))
+    vqa.main(evaluating(args, test=None, question=("is it red?",), image_id="minival_0"))
     assert "both copies ran, and were averaged, with 0.25" in capsys.readouterr().out
     for way, weight in (("argmax", None), ("sample", None), ("average", 1.0)):
         vqa.main(evaluating(args, evaluate_gates=way, average=weight))

@@ -28,7 +28,7 @@ def asking(args: VqaArgs, record: dict) -> VqaArgs:
         strategy=None,
         dataset="auto",
         load="snap/vqa/run/BEST",
-        question=record["sent"],
+        question=(record["sent"],),
         image_id=record["img_id"],
     )
 
@@ -44,7 +44,7 @@ def test_it_answers_as_the_evaluation_does(
     before = set(Path("snap").rglob("*"))
     for record, prediction in list(zip(asked, predicted, strict=True))[:6]:
         capsys.readouterr()
-        outcome = vqa.main(asking(args, record))
+        (outcome,) = vqa.main(asking(args, record))["asked"]
         lines = capsys.readouterr().out.splitlines()
         likeliest = next(iter(outcome["answers"]))
         assert likeliest == prediction["answer"]
@@ -84,10 +84,14 @@ def test_every_gate_of_the_base_size_is_shown_by_layer(args: VqaArgs) -> None:
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--question=what?"], "--question needs --image-id"),
+        (["--question=what?"], "--question needs --image-id or --image"),
+        (["--questions=many.txt"], "--question needs --image-id or --image"),
+        (["--image=a.jpg"], "--image-id needs --question, a question about it; so does --image"),
+        (["--question=what?", "--image=a.jpg", "--image-id=a"], "--image and --image_id exclude each other"),
+        (["--question=what?", "--image-id=a", "--weights=w"], "--weights are those that find the regions"),
         (["--image-id=a"], "--image-id needs --question"),
         (["--question=what?", "--image-id=a"], "--question needs --load"),
-        (["--question= ", "--image-id=a", "--load=x"], "--question is empty"),
+        (["--question=a", "--question= ", "--image-id=a", "--load=x"], "--question is empty"),
         (["--question=a", "--image_id=a", "--load=x", "--test=minival"], "exclude each other"),
         (["--question=a", "--image-id=a", "--load=nowhere"], "nowhere is not a BEST folder"),
     ],

@@ -153,6 +153,7 @@ def test_own_data_and_its_check(root: Path, capsys: pytest.CaptureFixture[str]) 
         ["questions", "--from", "no-such-folder"],
         ["questions-cp", "--from", "no-such-folder"],
         ["own", "--from", "no-such-folder", "--name", "x"],
+        ["model", "--from", "no-such-folder"],
         ["changing-priors", "--from", "no-such-folder", "--name", "x"],
         ["check", "no-such-folder"],
         ["check", "data/mine", "--dataset", "mine"],

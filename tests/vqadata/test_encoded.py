@@ -128,6 +128,16 @@ def test_the_first_images_are_kept_with_all_their_questions(count: int, rows: li
     assert few.images == ["b", "a", "c"][:count]
 
 
+@pytest.mark.parametrize("images", ["a", "bc", "ac", "bac"])
+def test_chosen_images_are_kept_with_all_their_questions(images: str) -> None:
+    whole = of(RECORDS)
+    few = whole.of_images(np.array([image in images for image in whole.images]))
+    assert {row["img_id"] for row in texts_of(few)} == set(images)
+    assert texts_of(few) == [row for row in texts_of(whole) if row["img_id"] in images]
+    assert few.images == [image for image in "bac" if image in images]
+    assert few.image.dtype == whole.image.dtype and len(few.label_start) == len(few) + 1
+
+
 def test_a_second_start_encodes_nothing_and_has_the_same_columns(split: Path, kept: Path) -> None:
     second = read_questions(split, kept, fail, "f")
     same(second, of(RECORDS))

@@ -174,7 +174,7 @@ def test_question_and_annotation_about_different_images(tmp_path: Path) -> None:
 def test_no_answer_is_frequent_enough(tmp_path: Path) -> None:
     parts = read_vqav2(write_vqav2(tmp_path))
     with pytest.raises(DataError, match="No answer is right for 1000 questions or more"):
-        prepare_vqav2(*parts, [], {"COCO_val2014_000000000501"}, occurrences=1000)
+        prepare_vqav2(*parts, {}, {"COCO_val2014_000000000501"}, occurrences=1000)
 
 
 def test_answer_list_must_be_strings_that_differ(tmp_path: Path) -> None:

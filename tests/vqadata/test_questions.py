@@ -17,7 +17,7 @@ from tests.helpers.question_files import TRAIN, VAL, answers, cp_test_ids, numbe
 from common.errors import DataError
 from vqadata.answers import build_vocabulary, soft_target
 from vqadata.folder import DataFolder, Prepared
-from vqadata.official import read_annotations, read_vqacp, read_vqav2, read_vqav2_test
+from vqadata.official import read_annotations, read_vqacp, read_vqav2, read_vqav2_tests
 from vqadata.questions import (
     annotate_lxmert,
     hold_out,
@@ -35,7 +35,7 @@ MINIVAL = {f"COCO_val2014_{image:012d}" for image in (501, 502, 507)}
 
 def prepare(folder: Path, **options: Any) -> Prepared:
     options = {"occurrences": 1} | options
-    return prepare_vqav2(*read_vqav2(folder), read_vqav2_test(folder), MINIVAL, **options)
+    return prepare_vqav2(*read_vqav2(folder), read_vqav2_tests(folder), MINIVAL, **options)
 
 
 def targets(records: list[dict[str, Any]]) -> dict[int, dict[str, float]]:
@@ -81,7 +81,7 @@ def test_splits_of_vqa_v2(tmp_path: Path) -> None:
     }
     assert {record["img_id"] for record in prepared.splits["minival"]} == MINIVAL
     assert not MINIVAL & {record["img_id"] for record in prepared.splits["nominival"]}
-    assert prepared.splits["test"] == [
+    assert list(prepared.splits)[-1] == "test" and prepared.splits["test"] == [
         {"question_id": 9000, "img_id": "COCO_test2015_000000000900", "sent": "what is number 9000?"}
     ]
     assert prepared.splits["train"][0] == {
@@ -92,6 +92,31 @@ def test_splits_of_vqa_v2(tmp_path: Path) -> None:
         "answer_type": "other",
         "question_type": "what is",
     }
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_test_dev_is_a_split_about_images_of_test_if_its_file_is_there(tmp_path: Path, packed: bool) -> None:
+    folder = write_vqav2(tmp_path, test=True)
+    files = [folder / f"v2_OpenEnded_mscoco_{part}2015_questions.json" for part in ("test", "test-dev")]
+    files[1].write_text(files[0].read_text())
+    if packed:  # both come in one archive
+        with zipfile.ZipFile(folder / "v2_Questions_Test_mscoco.zip", "w") as archive:
+            for file in files:
+                archive.write(file, file.name)
+                archive.writestr(f"__MACOSX/{file.name}", "none of it")
+                file.unlink()
+    splits = prepare(folder).splits
+    assert splits["test-dev"] == splits["test"]
+    assert splits["test"][0]["img_id"] == "COCO_test2015_000000000900"
+
+
+def test_an_archive_without_test_dev_has_test_alone(tmp_path: Path) -> None:
+    folder = write_vqav2(tmp_path, test=True)
+    file = folder / "v2_OpenEnded_mscoco_test2015_questions.json"
+    with zipfile.ZipFile(folder / "v2_Questions_Test_mscoco.zip", "w") as archive:
+        archive.write(file, file.name)
+    file.unlink()
+    assert list(read_vqav2_tests(folder)) == ["test"]
 
 
 @pytest.mark.parametrize("form", ["gz", "zip", "official zip"])
@@ -165,7 +190,7 @@ def test_minival_is_the_first_5000_images_of_a_list_or_all_of_lxmerts(tmp_path: 
 def test_minival_images_without_questions_are_refused(tmp_path: Path) -> None:
     parts = read_vqav2(write_vqav2(tmp_path))
     with pytest.raises(DataError, match="None of the 1 minival images has a question in val2014"):
-        prepare_vqav2(*parts, [], {"501"}, occurrences=1)
+        prepare_vqav2(*parts, {}, {"501"}, occurrences=1)
 
 
 def test_written_files_are_read_back_unchanged(tmp_path: Path) -> None:
@@ -253,7 +278,7 @@ def test_the_real_questions(tmp_path: Path) -> None:
     start = time.perf_counter()
     parts = read_vqav2(VQA_SUBSET)
     images = list(dict.fromkeys(pair.question.img_id for pair in parts[1]))[:5000]
-    prepared = prepare_vqav2(*parts, [], set(images), answers=published)
+    prepared = prepare_vqav2(*parts, {}, set(images), answers=published)
     DataFolder(tmp_path, "out").write(prepared)
     assert time.perf_counter() - start < 15
     assert sum(map(len, prepared.splits.values())) == 57038

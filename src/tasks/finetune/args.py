@@ -57,10 +57,21 @@ class VqaArgs:
         "With --test, evaluate the same weights under other gates too: exchanged between questions, a fixed "
         "mask, all tuned, all frozen, random, both copies averaged. It takes about twenty evaluations.",
     )
-    question: str | None = flag(
-        None, "Only let --load answer this question about --image-id: answers, and what ran tuned."
+    question: tuple[str, ...] | None = flag(
+        None,
+        "Only let --load answer this question about --image-id or --image: answers, and what ran tuned. May "
+        "be given several times.",
     )
+    questions: str | None = flag(None, "The same for every line of a text file.")
     image_id: str | None = flag(None, "The image of --question, by its id in the feature store.")
+    image: str | None = flag(
+        None,
+        "The image of --question, by its file. If the feature store has it, by the file's name, it is taken "
+        "from there; else its regions are found as those of the store were.",
+    )
+    weights: str | None = flag(
+        None, "The detector's weights, a file or folder, for --image if a detector made the feature store."
+    )
     interpolate: float | None = flag(
         None,
         "With --test or --question, for runs without gates: so much of the tuned weights, the rest of the "
@@ -84,6 +95,9 @@ class VqaArgs:
     )
     tiny: bool = flag(False, f"Use the first {IMAGES_TINY} images of each split.")
     fast: bool = flag(False, f"Use the first {IMAGES_FAST} images of each split.")
+    skip_missing: bool = flag(
+        False, "Leave out the questions about images without features; how many is told, and recorded."
+    )
 
     pretrained: str | None = flag(
         None,
@@ -270,9 +284,14 @@ class VqaArgs:
         return Path(self.output or f"snap/vqa/{self.version}")
 
     @property
+    def asks(self) -> bool:
+        """Whether it only answers questions about one image."""
+        return self.question is not None or self.questions is not None
+
+    @property
     def splits(self) -> dict[str, str]:
         """The splits that this run reads, comma-separated, by the flag that names them."""
-        if self.question is not None:
+        if self.asks:
             return {}
         return {"test": self.test} if self.test else {"train": self.train, "valid": self.valid}
 
@@ -294,7 +313,8 @@ class VqaArgs:
 # Fields that do not influence a run's numbers: a run may be resumed with others. What lies at a path, and
 # what `--precision auto` means, is compared by itself: see tasks.finetune.inputs.
 FREE_FIELDS = frozenset(
-    {"num_workers", "save_every", "log_every", "tqdm", "wandb", "test", "question", "image_id", "keep"}
+    {"num_workers", "save_every", "log_every", "tqdm", "wandb", "test", "keep"}
+    | {"question", "questions", "image_id", "image", "weights"}
     | {"controls", "max_bad_steps", "accept_changes", "version", "output", "label", "data", "pretrained"}
     | {"precision", "interpolate", "tune_from"}
 )
@@ -356,7 +376,7 @@ POSITIVE = (
 )  # fmt: skip
 # Of these pairs at most one may be given.
 EXCLUSIVE = (
-    *(("tiny", "fast"), ("tune", "tune_from"), ("load", "tune_from")),
+    *(("tiny", "fast"), ("tune", "tune_from"), ("load", "tune_from"), ("image", "image_id")),
     *(("refit", "load"), ("refit", "tune_from"), ("refit", "policy_holdout")),
 )
 
@@ -381,7 +401,8 @@ def parse_args(argv: Sequence[str] | None = None) -> VqaArgs:
     values, unknown = parser.parse_known_args(argv)
     if unknown:
         parser.error(_unknown_flag(unknown[0], parser))
-    args = VqaArgs(**{name: value for name, value in vars(values).items() if name != "multiGPU"})
+    given = {name: value for name, value in vars(values).items() if name != "multiGPU"}
+    args = VqaArgs(**{name: tuple(v) if isinstance(v, list) else v for name, v in given.items()})
     try:
         validate(args)
     except UserError as error:
@@ -412,8 +433,8 @@ def validate(args: VqaArgs) -> None:
             raise UserError(f"--{one} and --{other} exclude each other: leave one of them out")
     origins = [f for f in ("pretrained", "load_lxmert", "load_lxmert_qa", "from_scratch") if getattr(args, f)]
     one_origin = len(origins) < 2 or set(origins) == {"pretrained", "from_scratch"}
-    question, start, dropout, weight = args.question, args.policy_start, args.dropout, args.average
-    held_out, share, tested = args.policy_holdout, args.interpolate, bool(args.test or args.question)
+    start, dropout, weight, shown = args.policy_start, args.dropout, args.average, args.image_id or args.image
+    held_out, share, tested = args.policy_holdout, args.interpolate, bool(args.test or args.asks)
     for holds, sentence in (
         (0 <= args.warmup <= 1, f"--warmup is a share of all steps, between 0 and 1, not {args.warmup}"),
         (start is None or 0 < start < 1, f"--policy_start is a share above 0 and below 1, not {start}"),
@@ -432,11 +453,12 @@ def validate(args: VqaArgs) -> None:
         (share is None or 0 <= share <= 1, f"--interpolate is between 0 and 1, not {share}"),
         (share is None or tested, "--interpolate is for evaluation: add --test or --question"),
         (not args.test or args.load, "--test needs --load, the BEST folder to evaluate"),
-        (question is None or args.image_id, "--question needs --image-id: one question about one image"),
-        (args.image_id is None or question is not None, "--image-id needs --question, a question about it"),
-        (question is None or args.load, "--question needs --load, the BEST folder that is to answer it"),
-        (question is None or question.strip(), "--question is empty: give a question in quotes"),
-        (question is None or not args.test, "--question and --test exclude each other: one question, or all"),
+        (not args.asks or shown, "--question needs --image-id or --image: it is about one image"),
+        (not shown or args.asks, "--image-id needs --question, a question about it; so does --image"),
+        (not args.weights or args.image, "--weights are those that find the regions of an --image: name one"),
+        (not args.asks or args.load, "--question needs --load, the BEST folder that is to answer it"),
+        (all(map(str.strip, args.question or ())), "--question is empty: give a question in quotes"),
+        (not args.asks or not args.test, "--question and --test exclude each other: some questions, or all"),
         (
             args.load or args.tuned == LORA or (args.rank, args.alpha) == (None, None),
             f"--rank and --alpha are those of low-rank copies: add --tuned {LORA}",
@@ -463,6 +485,8 @@ def _add_flag(group: Any, field: dataclasses.Field, hint: Any) -> None:
         help += f" {'; '.join(f'{name}: {row.about}' for name, row in choices.items())}."
     if kind is bool:
         options = {"action": argparse.BooleanOptionalAction}
+    elif typing.get_origin(kind) is tuple:
+        options = {"action": "append", "metavar": "TEXT"}
     elif any(":" in choice for choice in choices):  # which argparse cannot tell apart
         options = {"metavar": f"{{{','.join(choices)}}}"}
     elif choices:

@@ -6,7 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from common.errors import CheckpointError, DataError
+from common.files import visible
 from lxmert.loading import Origin
 from lxmert.tokens import encode, fingerprint
 from tasks.finetune.args import RECIPES, SCENES_MODEL, Recipe
@@ -18,12 +21,13 @@ from vqadata.sample import ensure_scenes, parse_draw
 from vqadata.scenes import FEATURE_SIZE
 
 SCENES = "scenes"
+MODELS = "snap/pretrained"
 
 
 def choose_dataset(data: Path) -> str:
     """What `--dataset auto` means: vqav2 as soon as anything of it is there, else the embedded scenes."""
     folder = data / "vqav2"
-    return "vqav2" if any(folder.glob("*.json")) or any(folder.glob("features/*")) else "scenes"
+    return "vqav2" if visible(folder, "*.json") or visible(folder, "features/*") else "scenes"
 
 
 def choose_recipe(folder: DataFolder) -> Recipe:
@@ -37,15 +41,24 @@ def choose_recipe(folder: DataFolder) -> Recipe:
     if folder.name in RECIPES:
         return RECIPES[folder.name]
     if not folder.exists():
-        found = {path.name for path in folder.path.parent.glob("*") if path.is_dir()}
+        found = {path.name for path in visible(folder.path.parent) if path.is_dir()}
         names = ", ".join([*RECIPES, *sorted(found - RECIPES.keys())])
         raise DataError(
             f"There is no data set {folder.name}: {folder.path} is missing. --dataset takes {names}; "
             "data/README.md says how to prepare one of your own."
         )
     train, valid = folder.usual_splits()
-    small = any(manifest["feature_size"] == FEATURE_SIZE for manifest in folder.manifests())
-    return replace(RECIPES["scenes" if small else "vqav2"], train=",".join(train), valid=",".join(valid))
+    manifests = folder.manifests()
+    small = any(manifest["feature_size"] == FEATURE_SIZE for manifest in manifests)
+    recipe = replace(RECIPES["scenes" if small else "vqav2"], train=",".join(train), valid=",".join(valid))
+    # What is on a grid no shipped or published model has learned to read, though it may be of the right size.
+    on_grid = any((manifest.get("extractor") or {}).get("kind") == "grid" for manifest in manifests)
+    return replace(recipe, pretrained=own_model(folder.name)) if on_grid else recipe
+
+
+def own_model(dataset: str) -> str:
+    """The folder of the model that `vqa_prepare model` makes for a data set."""
+    return f"{MODELS}/{dataset}"
 
 
 def small_model(draw: int | None) -> str:
@@ -54,7 +67,12 @@ def small_model(draw: int | None) -> str:
 
 
 def require_small_model(dataset: str, origin: Origin) -> None:
-    """CheckpointError if the weights are to be those of the data set's draw, and nobody has made them yet."""
+    """CheckpointError if the model is to be that of a data set or of its draw, and nobody has made it yet."""
+    if origin.pretrained == own_model(dataset) and not Path(origin.pretrained).exists():
+        raise CheckpointError(
+            f"{origin.pretrained} is missing: `bash run/vqa_prepare.bash model --from data/{dataset}` makes "
+            "it, or --pretrained names another model"
+        )
     draw = parse_draw(dataset)
     elsewhere = origin.load_lxmert or origin.load_lxmert_qa
     if not draw or elsewhere or origin.pretrained != small_model(draw.number):
@@ -95,21 +113,37 @@ def require_data(folder: DataFolder, flags: dict[str, str]) -> None:
 
 
 def load_splits(
-    folder: DataFolder, flags: dict[str, str], tokenizer: Any, answers: Sequence[str], images: int | None
+    folder: DataFolder,
+    flags: dict[str, str],
+    tokenizer: Any,
+    answers: Sequence[str],
+    images: int | None,
+    skip_missing: bool = False,
 ) -> list[VqaDataset]:
     """A data set for each flag, of all the splits it names; with `images`, of the first images of each split.
 
-    DataError for a record that cannot be used, a question id that comes twice, an image without features, and
-    for questions without answers where a run learns from them or is scored against them.
+    skip_missing: leave out, and count, questions about images without features. DataError for a record that
+    cannot be used, a question id that comes twice, an image without features, and for questions without
+    answers where a run learns from them or is scored against them.
     """
     names = [name for splits in flags.values() for name in split_names(splits)]
     parts = folder.read_questions(names, partial(encode, tokenizer), fingerprint(tokenizer))
     if images is not None:
         parts = {name: part.of_first_images(images) for name, part in parts.items()}
     stores = folder.open_features()
+    left_out: dict[str, int] = {}
     for split, part in parts.items():
-        if fault := images_fault(split, part.images, stores):
-            raise DataError(f"{fault}. Prepare the features of their image set, or choose other splits.")
+        fault = images_fault(split, part.images, stores)
+        if fault and not skip_missing:
+            raise DataError(
+                f"{fault}. Prepare the features of their image set, choose other splits, or leave out the "
+                "questions about them with --skip-missing."
+            )
+        if fault:
+            parts[split] = part.of_images(np.array([image in stores for image in part.images]))
+            left_out[split] = len(part) - len(parts[split])
+        if not len(parts[split]):
+            raise DataError(f"{fault}. That leaves no question of {split}.")
     datasets = []
     for flag, splits in flags.items():
         for name in split_names(splits) if flag != "test" else ():
@@ -117,5 +151,7 @@ def load_splits(
                 advice = f"Choose other splits for --{flag}; --test {name} predicts without answers."
                 raise DataError(f"{folder.split_file(name)}: {fault}. {advice}")
         chosen = join([parts[name] for name in split_names(splits)], tokenizer.pad_token_id)
-        datasets.append(VqaDataset(chosen, stores, answers))
+        dataset = VqaDataset(chosen, stores, answers)
+        dataset.left_out = {name: left_out[name] for name in split_names(splits) if name in left_out}
+        datasets.append(dataset)
     return datasets

@@ -22,6 +22,8 @@ from tasks.finetune.setup import Setup
 from tasks.finetune.state import TrainState
 from training.machine import Machine
 from training.run_folder import RunFolder, write_arrays
+from vqadata.dataset import VqaDataset
+from vqadata.official import results_name
 
 PICTURES = Path("visualizations")
 WIDTH = 80  # columns
@@ -120,14 +122,21 @@ def summary_table(
     return "\n".join([rule, body, rule, f"evaluate again:  {again}"])
 
 
-def test_message(split: str, labelled: bool, evaluation: Evaluation, file: Path, partial: bool) -> str:
-    """What an evaluation found and where its predictions are; partial: of the first images only."""
+def test_message(
+    split: str, dataset: VqaDataset, evaluation: Evaluation, files: Sequence[Path], partial: bool
+) -> str:
+    """What an evaluation found and where its predictions are, in the last of `files` for the server.
+
+    partial: they are those of a part of the images only.
+    """
     found = f"soft-target accuracy {evaluation.accuracy!r} %"
-    if not labelled:
+    if not dataset.labelled:
         found = "no answers to score against"
-    lines = [f"{split}: {len(evaluation.chosen):,} questions, {found}", f"predictions: {file}"]
+    lines = [f"{split}: {len(evaluation.chosen):,} questions, {found}", f"predictions: {files[0]}"]
+    lines += [f"for the evaluation server: {file}" for file in files[1:]]
+    lines += dataset.omissions()
     if partial:
-        lines.append("They are INCOMPLETE, of the first images only. Do not submit this file.")
+        lines.append("They are INCOMPLETE, of a part of the images only. Do not submit this file.")
     if evaluation.official:
         by_type = evaluation.official["by_question_type"].items()
         rows = official_rows(evaluation.official)
@@ -213,8 +222,20 @@ def save_controls(path: Path, controls: Controls) -> None:
     write_json(path, controls.values())
 
 
-def save_predictions(path: Path, evaluation: Evaluation, answers: Sequence[str]) -> None:
+def prediction_files(folder: Path, dataset: str, split: str, name: str, partial: bool) -> list[Path]:
+    """Where a run's predictions go: predictions/<name>.json, and a copy if the evaluation server takes them.
+
+    The copy is called as the server wants it; there is none of predictions for a part of the images.
+    """
+    files = [folder / "predictions" / f"{name}.json"]
+    entry = folder.name + name.removeprefix(split)
+    submitted = results_name(split, entry) if dataset == "vqav2" and not partial else None
+    return files + ([files[0].with_name(submitted)] if submitted else [])
+
+
+def save_predictions(files: Sequence[Path], evaluation: Evaluation, answers: Sequence[str]) -> None:
     """Predictions in the format of the VQA challenge: a list of question_id and answer."""
     pairs = zip(evaluation.question_ids, evaluation.chosen, strict=True)
     predictions = [{"question_id": int(question), "answer": answers[number]} for question, number in pairs]
-    replace_file(path, json.dumps(predictions) + "\n")
+    for file in files:
+        replace_file(file, json.dumps(predictions) + "\n")

@@ -34,7 +34,7 @@ def settle(args: VqaArgs, say: Callable[[str], None]) -> tuple[VqaArgs, Best | N
     contradicts the checkpoint or the run of --refit, or if there is no such data set.
     """
     best = read_best(Path(args.load)) if args.load else None
-    trains = args.test is None and args.question is None
+    trains = args.test is None and not args.asks
     recorded = (recorded_arguments(args.folder) or {}) if trains else {}
     moved = any(getattr(args, name) for name in LOCATIONS)
     kept = (*FIXED, *FURTHER, *(() if moved else LOCATIONS))

@@ -30,7 +30,7 @@ from tasks.finetune.best import (
 from tasks.finetune.choice import cost_message, found_policy, read_choice
 from tasks.finetune.data import load_splits, open_data, require_data, require_small_model
 from tasks.finetune.evaluate import Exam
-from tasks.finetune.gating import decided_by, require_choice
+from tasks.finetune.gating import Decide, decided_by, require_choice
 from tasks.finetune.model import build, count_parameters
 from tasks.finetune.policies import let_field_decide
 from tasks.finetune.spec import LORA, ModelSpec
@@ -98,7 +98,7 @@ def set_up(args: VqaArgs, machine: Machine, best: Best | None) -> Setup:
     chosen = read_choice(args.refit).best if args.refit and not best and gated else None
     weights = load_base_weights(best) if best else load_pretrained(spec)
     tokenizer = load_same_tokenizer(best, weights) if best else load_tokenizer(weights.tokenizer)
-    whole = load_splits(folder, args.splits, tokenizer, answers, args.images)
+    whole = load_splits(folder, args.splits, tokenizer, answers, args.images, args.skip_missing)
     datasets, held_out = whole, None
     if args.policy_holdout and not args.test:
         learned, held_out = whole[0].split(args.policy_holdout, args.seed)
@@ -118,16 +118,14 @@ def set_up(args: VqaArgs, machine: Machine, best: Best | None) -> Setup:
     if held_out:
         share = f"{args.policy_holdout:.0%} of the training images"
         loaded.append(f"for the policy alone: {len(held_out):,} questions about {share}")
+    loaded += [omission for dataset in whole for omission in dataset.omissions()]
     if spec.tune and not gated and not args.test:
         batch = datasets[0].__getitems__(range(min(args.batch_size, len(datasets[0]))))
         loaded.append(cost_message(spec, weights.config, len(answers), batch["inputs"]))
     model.model.lxmert.encoder.gradient_checkpointing = args.gradient_checkpointing
     labels = gate_labels(units)
-    truth = folder.ground_truth(split_names(list(args.splits.values())[-1]))
-    truth = restrict(truth, datasets[-1].question_ids.tolist()) if truth else None
-    exam = Exam(
-        list(args.splits.values())[-1], datasets[-1], labels["live"], truth, answers, decided_by(spec)
-    )
+    last, live = list(args.splits.values())[-1], labels["live"]
+    exam = make_exam(folder, last, datasets[-1], live, answers, decided_by(spec))
     mark = fingerprint(tokenizer)
     inputs = {} if args.test else read_by(folder, args.splits, whole)
     inputs |= described_by(weights, mark) | {
@@ -137,6 +135,20 @@ def set_up(args: VqaArgs, machine: Machine, best: Best | None) -> Setup:
         PROCESSES: machine.processes,
     }
     return Setup(spec, weights, model, answers, datasets, labels, exam, loaded, mark, inputs, held_out)
+
+
+def make_exam(
+    folder: DataFolder,
+    splits: str,
+    dataset: VqaDataset,
+    live: np.ndarray,
+    answers: Sequence[str],
+    decide: Decide,
+) -> Exam:
+    """A data set, which holds questions of these splits, as questions to be answered; see `Exam`."""
+    truth = folder.ground_truth(split_names(splits))
+    truth = restrict(truth, dataset.question_ids.tolist()) if truth else None
+    return Exam(splits, dataset, live, truth, answers, decide)
 
 
 def require_fitting(what: Mapping[str, Any], spec: ModelSpec) -> None:
@@ -179,11 +191,11 @@ def require_fitting(what: Mapping[str, Any], spec: ModelSpec) -> None:
             raise UserError(sentence)
 
 
-def read_by(folder: DataFolder, flags: dict[str, str], datasets: Sequence[VqaDataset]) -> dict[str, str]:
+def read_by(folder: DataFolder, flags: dict[str, str], datasets: Sequence[VqaDataset]) -> dict[str, Any]:
     """A digest of each file of a data set that a run reads, and of the features of its images.
 
-    Where they lie is no part of it. flags: the splits that --train and --valid name, whose data sets
-    `datasets` are.
+    Where they lie is no part of it. With --skip-missing, also how many questions of a split are left out.
+    flags: the splits that --train and --valid name, whose data sets `datasets` are.
     """
     names = {flag: split_names(splits) for flag, splits in flags.items()}
     files = [folder.answers_file, *(folder.split_file(name) for splits in names.values() for name in splits)]
@@ -191,7 +203,8 @@ def read_by(folder: DataFolder, flags: dict[str, str], datasets: Sequence[VqaDat
     digests = {file.relative_to(folder.path).as_posix(): sha256_of(file) for file in files}
     for use, dataset in zip(("training", "validation"), datasets, strict=True):
         digests[f"features of the {use} images"] = dataset.stores.digest(dataset.images)
-    return digests
+    left_out = {name: count for dataset in datasets for name, count in dataset.left_out.items()}
+    return digests | {f"questions left out of {name}": count for name, count in left_out.items()}
 
 
 def described_by(weights: Pretrained, tokenizer: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from common.errors import DataError, StoreError, UserError
+from common.files import visible
 from tasks.finetune.data import choose_recipe
 from tasks.prepare.command import Command, flag, path_flag, say
 from vqadata.dataset import answers_fault, images_fault, split_names
@@ -179,7 +180,7 @@ def _features(folder: DataFolder, verify: bool, images: set[str]) -> Iterator[Fi
     """All feature stores; the images that can be had from them are added to `images`."""
     owner = folder.features.parent.name  # two data sets may share their features
     damaged = False
-    for path in sorted(path for path in folder.features.glob("*/") if path.is_dir()):
+    for path in filter(Path.is_dir, visible(folder.features)):
         finding, found = _store(path, _feature_source(owner, path.name), verify)
         images |= found
         damaged |= finding.state == "damaged"

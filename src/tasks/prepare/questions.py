@@ -5,14 +5,15 @@ import time
 from pathlib import Path
 
 from common.errors import DataError
+from common.files import visible
 from tasks.prepare.command import Command, flag, path_flag, say, share, whole_number
 from vqadata import questions
 from vqadata.answers import MIN_OCCURRENCES
 from vqadata.dataset import split_names
-from vqadata.feature_layout import IMAGE_IDS
+from vqadata.feature_layout import IMAGE_IDS, MANIFEST
 from vqadata.files import is_there
 from vqadata.folder import ANSWERS, DataFolder, Prepared
-from vqadata.official import read_annotations, read_vqacp, read_vqav2, read_vqav2_test, require_vqav2
+from vqadata.official import read_annotations, read_vqacp, read_vqav2, read_vqav2_tests, require_vqav2
 from vqadata.priors import TEST_SHARE, changing_priors, prepare_priors, prior_shift, word_coverage
 from vqadata.records import read_answers
 from vqadata.sample import parse_draw
@@ -27,10 +28,11 @@ def prepare_questions(args: argparse.Namespace) -> int:
         prepared = questions.prepare_lxmert(args.lxmert, _vocabulary(args))
         if args.source:
             prepared = questions.annotate_lxmert(prepared, args.source)
+            prepared = questions.add_tests(prepared, read_vqav2_tests(args.source))
     elif args.source:
         require_vqav2(args.source)
         minival = questions.read_minival_images(_minival_file(args, folder))
-        parts = *read_vqav2(args.source), read_vqav2_test(args.source)
+        parts = *read_vqav2(args.source), read_vqav2_tests(args.source)
         prepared = questions.prepare_vqav2(
             *parts, minival, answers=_vocabulary(args), occurrences=args.occurrences
         )
@@ -86,7 +88,7 @@ def prepare_own_data(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     source, folder = _source_and_target(args)
     prepared = questions.prepare_own(source, args.occurrences)
-    shares = source.features.is_dir() and not any(folder.own_features.glob("*/manifest.json"))
+    shares = source.features.is_dir() and not visible(folder.own_features, f"*/{MANIFEST}")
     write(folder, prepared, started, source.features if shares else None)
     if not folder.features.is_dir():
         say(f"Its features go into {folder.own_features}: `features --dataset {args.name}` converts them.")
@@ -166,10 +168,11 @@ COMMANDS = {
         prepare_questions,
         "VQA v2, from the published or from LXMERT's files",
         f"""\
-VQA v2: train, nominival, minival and test. Writes <split>.json, {ANSWERS}
-and, for official scores, annotations/<split>.json to data/vqav2/. minival is
-the first {questions.MINIVAL_IMAGES} images in the row order of val2014_obj36.tsv, nominival the rest
-of val2014; test needs the question file of test2015 and is left out without it.""",
+VQA v2: train, nominival, minival, test and test-dev. Writes <split>.json,
+{ANSWERS} and, for official scores, annotations/<split>.json to data/vqav2/.
+minival is the first {questions.MINIVAL_IMAGES} images in the row order of val2014_obj36.tsv, nominival
+the rest of val2014; test and its part test-dev need their question files, of
+test2015 and test-dev2015, and are left out without them.""",
         {
             "--from": path_flag(
                 "folder of VQA v2's published files: plain, .gz or the .zip they come in", dest="source"
@@ -231,13 +234,15 @@ to data/<name>/, which shares the features of the source.""",
         prepare_own_data,
         "your own questions and answers",
         """\
-Your own questions and answers. Reads every <split>.json of a folder: a list of
-records with question_id, img_id, sent and answers (1 to 10), answer or label.
+Your own questions and answers. Reads of each split in a folder one of
+  <split>.json   a list of records with question_id, img_id, sent and answers
+                 (1 to 10), answer or label
+  <split>.csv    a table with the columns image, question, answer or answers
+  <split>_questions.json, and <split>_annotations.json if there are answers,
+                 in the format of the official VQA files
 Writes data/<name>/ with soft targets, vocabulary and annotations.""",
         {
-            "--from": path_flag(
-                f"folder of your <split>.json files, and of {ANSWERS} to set the vocabulary", **SOURCE
-            ),
+            "--from": path_flag(f"folder of these files, and of {ANSWERS} to set the vocabulary", **SOURCE),
             **NAME,
             "--occurrences": flag("questions an answer needs (1)", type=whole_number, default=1),
         },
