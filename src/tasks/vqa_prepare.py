@@ -5,6 +5,7 @@
     bash run/vqa_prepare.bash questions-cp --from <folder>       VQA-CP v2
     bash run/vqa_prepare.bash own --from <folder> --name <name>  your own
     bash run/vqa_prepare.bash changing-priors --from data/scenes --name cp
+    bash run/vqa_prepare.bash regions photos --dataset <name>    photos to features
     bash run/vqa_prepare.bash check data/<name>                  all there?
 
 Files get their names when all of them are complete, so an interrupted command
@@ -16,10 +17,15 @@ import sys
 from collections.abc import Sequence
 
 from common.cli import Parser, run_command
-from tasks.prepare import check, features, questions
+from tasks.prepare import check, features, questions, regions
 from tasks.prepare.command import DATA
 
-COMMANDS = {**questions.COMMANDS, "features": features.COMMAND, "check": check.COMMAND}
+COMMANDS = {
+    **questions.COMMANDS,
+    "features": features.COMMAND,
+    "regions": regions.COMMAND,
+    "check": check.COMMAND,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
