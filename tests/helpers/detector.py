@@ -24,7 +24,7 @@ def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def random_state(sizes: Sizes = SMALL, seed: int = 7) -> dict[str, Tensor]:
-    """Weights under which signals neither vanish nor grow, with proposals and (at seed 7) classes that differ."""
+    """Weights under which proposals differ, and, with seed 7, classes and attributes too."""
     generator = torch.Generator().manual_seed(seed)
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in Detector(sizes).state_dict().items()}
