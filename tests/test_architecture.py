@@ -19,6 +19,7 @@ MAY_IMPORT = {  # of the project, and of other libraries; each may import itself
         {"common", "kernels"},
         {"torch", "transformers", "numpy", "safetensors", "huggingface_hub", "tqdm"},
     ),
+    "regions": ({"common"}, {"numpy", "torch", "PIL"}),
     "vqadata": ({"common"}, {"numpy", "torch", "PIL", "tqdm", "pybase64"}),
     "training": ({"common"}, {"torch", "accelerate", "numpy", "safetensors", "tqdm", "wandb"}),
     "report": ({"common"}, {"numpy", "matplotlib", "tqdm"}),

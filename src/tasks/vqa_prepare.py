@@ -6,6 +6,7 @@
     bash run/vqa_prepare.bash own --from <folder> --name <name>  your own
     bash run/vqa_prepare.bash changing-priors --from data/scenes --name cp
     bash run/vqa_prepare.bash model --from data/<name>           to train on it
+    bash run/vqa_prepare.bash regions photos --dataset <name>    photos to features
     bash run/vqa_prepare.bash check data/<name>                  all there?
 
 Files get their names when all of them are complete, so an interrupted command
@@ -17,13 +18,14 @@ import sys
 from collections.abc import Sequence
 
 from common.cli import Parser, run_command
-from tasks.prepare import check, features, model, questions
+from tasks.prepare import check, features, model, questions, regions
 from tasks.prepare.command import DATA
 
 COMMANDS = {
     **questions.COMMANDS,
     "features": features.COMMAND,
     "model": model.COMMAND,
+    "regions": regions.COMMAND,
     "check": check.COMMAND,
 }
 

@@ -5,26 +5,40 @@ measured: decoding is a chain of calls of some 20 microseconds outside Python's 
 it lose more in handing that lock to and fro than they gain.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from tqdm import tqdm
 
 from common.errors import StoreError
-from vqadata.feature_files import ImageRow, Item, NpzSource, RowFault, TsvSource
+from vqadata.feature_files import ImageRow, Item, RowFault
 from vqadata.feature_layout import MANIFEST, Layout, pack_row
 from vqadata.feature_writer import JOURNAL, StoreWriter
 from vqadata.features import FeatureStore
 
 SMALLEST = 2  # pixels of an image whose boxes may all lie in one of them
 PIXEL = 1.0  # detectors round: boxes outside the image by up to this much are clipped to it
-CHUNK = 16  # rows that are handed on at once
+CHUNK = 16  # rows that are handed on at once,
+PATIENCE = 1.0  # unless they take longer than this, in seconds: what is done is to be kept
 
-Source = TsvSource | NpzSource  # rows come from a .tsv, a .zip or a folder
+
+class Source(Protocol):
+    """Where rows come from: a .tsv, a .zip, a folder; see `vqadata.feature_files`."""
+
+    name: str
+    size: int  # in `unit`s, as positions count them
+    unit: str
+    left_out: int  # rows that nobody asks for
+
+    def items(self, position: Sequence[int] | None) -> Iterator[Item]: ...
+
+    def parse(self, item: Item, *, detections: bool = False) -> ImageRow: ...
 
 
 class Options(NamedTuple):
@@ -33,11 +47,13 @@ class Options(NamedTuple):
     regions: int = 36  # the most an image may have
     dtype: str = "float16"
     detections: bool = False  # whether the detector's findings are kept
+    feature_size: int | None = None  # of a region; None: as in the first good row
     relative: bool = False  # whether the boxes of the source are divided by width and height already
 
     def recorded(self) -> dict[str, Any]:
         """Those that a store's manifest says."""
-        return {"regions": self.regions, "dtype": self.dtype, "detections": self.detections}
+        said = {"regions": self.regions, "dtype": self.dtype, "detections": self.detections}
+        return said | ({"feature_size": self.feature_size} if self.feature_size else {})
 
 
 class Conversion(NamedTuple):
@@ -58,18 +74,25 @@ class Packed(NamedTuple):
 
 
 def convert(
-    source: Source, path: Path, options: Options, *, max_faults: int = 0, progress: bool = True
+    source: Source,
+    path: Path,
+    options: Options,
+    *,
+    max_faults: int = 0,
+    progress: bool = True,
+    made_by: Mapping[str, Any] | None = None,
 ) -> Conversion:
     """Write the store `path` from `source`, going on where an earlier, interrupted call was.
 
     A faulty row is left out and counted; StoreError at the fault after `max_faults`, and for whatever makes
-    going on senseless. Rows up to there are kept for the next call.
+    going on senseless. Rows up to there are kept for the next call. made_by: what else identifies the rows,
+    for the manifest.
     """
-    origin = {"source": source.name, "source_size": source.size}
+    origin = {"source": source.name, "source_size": source.size, **(made_by or {})}
     origin |= {"source_boxes": "relative"} if options.relative else {}
     if (path / MANIFEST).exists():
         return _finished_before(path, origin, options)
-    size = _feature_size(source, max_faults)
+    size = options.feature_size or _feature_size(source, max_faults)
     layout = Layout(options.regions, size, options.dtype, image_sizes=True, detections=options.detections)
     with StoreWriter(path, layout, origin) as writer:
         resumed_at = len(writer)
@@ -85,7 +108,9 @@ def convert(
             rows = (_pack(item, source, layout, options.relative) for item in items)
             write_behind(rows, take)
         if not len(writer):
-            raise StoreError(f"{source.name} has no usable row.")
+            _remove_unfinished(path, layout)
+            first = f", the first: {writer.faults[0]}" if writer.faults else "."
+            raise StoreError(f"{source.name} has no usable row{first}")
         writer.finish()
         return Conversion(len(writer), resumed_at, writer.faults)
 
@@ -98,12 +123,21 @@ def write_behind(rows: Iterable[Packed], take: Callable[[Sequence[Packed]], None
     rows = iter(rows)
     with ThreadPoolExecutor(1) as writer:
         taking: Future[None] | None = None
-        while chunk := list(islice(rows, CHUNK)):
+        while chunk := list(_next_rows(rows)):
             if taking:
                 taking.result()
             taking = writer.submit(take, chunk)
         if taking:
             taking.result()
+
+
+def _next_rows(rows: Iterator[Packed]) -> Iterator[Packed]:
+    """A chunk of them: as many as come in time."""
+    start = time.monotonic()
+    for row in islice(rows, CHUNK):
+        yield row
+        if time.monotonic() - start > PATIENCE:
+            return
 
 
 def relative_boxes(boxes: np.ndarray, width: int, height: int, relative: bool = False) -> np.ndarray:
@@ -201,6 +235,14 @@ def _feature_size(source: Source, max_faults: int) -> int:
             f"{source.name} has {source.left_out:,} images, and no question is about any of them."
         )
     raise StoreError(f"{faults[0] if faults else source.name + ' has no rows.'} Is this a feature file?")
+
+
+def _remove_unfinished(path: Path, layout: Layout) -> None:
+    """Leave nothing of a store that came to nothing: there is nothing to go on from."""
+    for name in (JOURNAL, *(f"{column}.npy" for column in layout.columns())):
+        (path / name).unlink(missing_ok=True)
+    with suppress(OSError):  # if anything else lies there
+        path.rmdir()
 
 
 def _finished_before(path: Path, origin: Mapping[str, Any], options: Options) -> Conversion:

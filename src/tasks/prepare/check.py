@@ -44,7 +44,8 @@ OWN_QUESTIONS = (
     "another data set"
 )
 OWN_FEATURES = (
-    "`bash run/vqa_prepare.bash features <file> --dataset {dataset}` makes it from a .tsv or a folder of .npz"
+    "`bash run/vqa_prepare.bash features <file> --dataset {dataset}` makes it from a .tsv or a folder of "
+    ".npz, `regions <folder> --dataset {dataset}` from photos"
 )
 FEATURE_SOURCE = (
     "`bash run/vqa_prepare.bash features <file>` makes it from LXMERT's {name}_obj36.tsv or .zip "
