@@ -14,9 +14,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 
+from common import markdown
 from common.files import replace_file
 from report.policy_plot import DPI, save_figure
-from report.results_table import UNITS, Row, Table, results_block
+from report.results_table import UNITS, Row, Table, results_block, type_cells
 from report.run import Run
 
 WIDTH, HEIGHT, FONT = 8.0, 4.2, 9  # of a panel in inches; points
@@ -48,7 +49,12 @@ def write_page(page: Path, tables: Sequence[Table], origin: str) -> list[Path]:
         save_figure(scatter_figure(tables, x, y), files[name])
         text.append(f"![{caption}]({files[name].name})\n\n*{caption}*")
     text.append("A point is a mean over seeds, a bar reaches a standard deviation to either side.")
-    text += [f"## {table.dataset}\n\n{results_block(table)}" for table in tables]
+    for table in tables:
+        text.append(f"## {table.dataset}\n\n{results_block(table)}")
+        by_type = [type_cells(table, kind) for kind in table.rows[0].by_type]
+        for cells in filter(None, by_type):
+            escaped = [[cell.replace("|", r"\|") for cell in line] for line in cells]
+            text.append(f"Validation accuracy by {cells[0][0]} (%):\n\n{markdown.table(escaped)}")
     replace_file(page, "\n\n".join(text) + "\n")
     return [page, *files.values()]
 
