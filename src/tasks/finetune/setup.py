@@ -30,7 +30,7 @@ from tasks.finetune.best import (
 from tasks.finetune.choice import cost_message, found_policy, read_choice
 from tasks.finetune.data import load_splits, open_data, require_data, require_small_model
 from tasks.finetune.evaluate import Exam
-from tasks.finetune.gating import decided_by, require_choice
+from tasks.finetune.gating import chooses, decided_by, require_choice
 from tasks.finetune.model import build, count_parameters
 from tasks.finetune.policies import let_field_decide
 from tasks.finetune.spec import LORA, ModelSpec
@@ -125,9 +125,8 @@ def set_up(args: VqaArgs, machine: Machine, best: Best | None) -> Setup:
     labels = gate_labels(units)
     truth = folder.ground_truth(split_names(list(args.splits.values())[-1]))
     truth = restrict(truth, datasets[-1].question_ids.tolist()) if truth else None
-    exam = Exam(
-        list(args.splits.values())[-1], datasets[-1], labels["live"], truth, answers, decided_by(spec)
-    )
+    asked = (list(args.splits.values())[-1], datasets[-1])
+    exam = Exam(*asked, labels["live"], truth, answers, decided_by(spec), chooses(spec))
     mark = fingerprint(tokenizer)
     inputs = {} if args.test else read_by(folder, args.splits, whole)
     inputs |= described_by(weights, mark) | {
