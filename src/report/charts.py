@@ -51,7 +51,7 @@ def line_chart(title: str, x_label: str, lines: Sequence[Line]) -> Chart | None:
     if not known:
         return None
     xs, ys = zip(*(point for _, points in known for point in points), strict=True)
-    x_axis, y_axis = axis(min(xs), max(xs), whole=True), axis(min(ys), max(ys))
+    x_axis, y_axis = axis(min(xs), max(xs), 8, whole=True), axis(min(ys), max(ys))
 
     def place_x(x: float) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * (x - min(xs)) / ((max(xs) - min(xs)) or 1)

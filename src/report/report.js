@@ -75,7 +75,7 @@ function* describe(question) {
   if (image?.picture || image?.boxes.length) yield picture(image);
   if (human.length) yield make("ul", { class: "human" }, make("li", {}, "Humans: "), ...human.map(([answer, weight]) =>
     make("li", {}, make("bdi", {}, answer), " ", make("small", {}, weight))));
-  for (const [number, run] of question.runs.entries()) if (run) yield outcome(run, number);
+  yield make("div", { class: "runs" }, ...question.runs.flatMap((run, number) => (run ? [outcome(run, number)] : [])));
 }
 function picture(image) {
   const [url, width, height] = image.picture || [null, 100, 75], named = { role: "img", "aria-label": image.name };

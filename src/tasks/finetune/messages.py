@@ -117,12 +117,12 @@ def summary_table(
     with suppress(OSError):  # a folder that may not even be looked at
         if (pictures := PICTURES / folder.name).is_dir():
             rows.append(("policy pictures", str(pictures)))
-    if report:
-        rows.append(("report, to be opened in a browser", str(report)))
     body = aligned(rows)
     rule = "-" * max(map(len, body.splitlines()))
-    again = f"bash run/vqa_test.bash 0 {folder.name} --test {valid}"
-    return "\n".join([rule, body, rule, f"evaluate again:  {again}"])
+    lines = [f"evaluate again:  bash run/vqa_test.bash 0 {folder.name} --test {valid}"]
+    if report:
+        lines.append(f"look at it:      {report} in a browser")
+    return "\n".join([rule, body, rule, *lines])
 
 
 def test_message(split: str, labelled: bool, evaluation: Evaluation, file: Path, partial: bool) -> str:

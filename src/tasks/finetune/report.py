@@ -50,7 +50,7 @@ def add_texts(asked: Asked, folder: DataFolder, splits: Sequence[str], images: M
             if (question := record["question_id"]) in images:
                 asked.texts[question] = record["sent"]
                 label = _largest_first(record.get("label", {}))
-                asked.human[question] = [(answer, f"{score:g}") for answer, score in label]
+                asked.human[question] = [(answer, f"score {score:g}") for answer, score in label]
 
 
 def add_human_answers(
