@@ -63,5 +63,6 @@ def args(data: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.Monke
         log_every=1,
         tqdm=False,
         wandb="off",
+        report=False,
         seed=1,
     )

@@ -22,7 +22,7 @@ MAY_IMPORT = {  # of the project, and of other libraries; each may import itself
     "regions": ({"common"}, {"numpy", "torch", "PIL"}),
     "vqadata": ({"common"}, {"numpy", "torch", "PIL", "tqdm", "pybase64"}),
     "training": ({"common"}, {"torch", "accelerate", "numpy", "safetensors", "tqdm", "wandb"}),
-    "report": ({"common"}, {"numpy", "matplotlib", "tqdm"}),
+    "report": ({"common"}, {"numpy", "matplotlib", "jinja2", "tqdm"}),
 }
 UNKNOWN_WORDS = {  # what a package has not one word of
     "adaptive": ("lxmert", "vision", "language", "question", "vqa", "head_dim", "attention head"),

@@ -424,6 +424,23 @@ def test_continuous_integration_runs_the_test_launcher_in_the_root(sandbox: Sand
     assert (done.stdout.strip(), done.returncode) == (str(sandbox.root.resolve()), 3)
 
 
+@pytest.mark.parametrize(("installs", "said"), [(0, ""), (1, "tests that need a browser are skipped")])
+def test_continuous_integration_installs_a_browser_where_there_is_none(
+    sandbox: Sandbox, installs: int, said: str
+) -> None:
+    shutil.copytree(ROOT / ".ci", sandbox.root / ".ci")
+    sandbox.write("run/test.bash", "exit 0")
+    sandbox.command(
+        "apt-get", '#!{bash}\necho "$1" >>calls\n[[ $1 == update ]] || exit {code}\n', code=installs
+    )
+    done = sandbox.launch(".ci/run")
+    assert done.returncode == 0 and said in done.stderr and bool(done.stderr) == bool(said)
+    assert sandbox.calls() == ["update", "install"]
+    sandbox.command("chromium", "#!{bash}\n")
+    sandbox.launch(".ci/run")
+    assert sandbox.calls() == ["update", "install"]  # it is there now
+
+
 # ---- Launchers of the other commands
 
 

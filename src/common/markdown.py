@@ -7,6 +7,7 @@ from common.files import read_text, replace_file
 
 FULL = Path("run/BENCHMARKS.md")  # benchmarks in full, beside the README
 COLUMNS = 79  # of a terminal
+UNNAMED = "(none)"  # what tables call the type of questions that have none
 
 
 def write_block(file: Path, topic: str, block: str) -> None:

@@ -1,20 +1,16 @@
 """Pictures of what the policy learned: the share of examples that ran the tuned copy, gate by gate.
 
 One gate per layer gives bars; several components per layer give heat maps, one panel per stream. The layout
-follows the gates' own labels, so a new granularity needs no change here.
-
-A gate table is a mapping of arrays over the G gates, in model order: `stream` (str), `layer` (int, from 1),
-`component` (str) and `live` (bool); a dead gate cannot influence the answer. `usage.npz` is such a table.
+follows the gates' own labels, see `report.gates`, so a new granularity needs no change here.
 """
 
 import io
 import itertools
-import re
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -27,9 +23,8 @@ from matplotlib.patches import Patch, Rectangle
 
 from common.errors import RunError
 from common.files import replace_file
+from report.gates import GateTable, Panel, panels_of, unique
 from report.run import Run
-
-GateTable = Mapping[str, np.ndarray]
 
 WIDTH, TITLE, KEY, LABELS, ROW = 8.0, 0.52, 0.35, 0.8, 0.21  # inches; LABELS above and below a panel together
 DPI, FONT = 150, 7  # dots per inch, points
@@ -110,44 +105,9 @@ def _plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-class Part(NamedTuple):
-    """A component's label taken apart: "cross head 3" is group "cross", name "head", number "3"."""
-
-    group: str  # the stream that the label begins with, or ""
-    name: str
-    number: str  # or ""
-
-
-class Panel(NamedTuple):
-    """The gates of one stream, as layers (rows) times components (columns)."""
-
-    stream: str
-    layers: list[int]
-    parts: list[Part]
-    gate: np.ndarray  # (layers, components) index of the gate, -1 where a layer lacks the component
-
-
-def _panels(usage: GateTable) -> list[Panel]:
-    """Return the table's streams in order, each with its gates in a grid, a group's columns side by side."""
-    streams = _unique(usage["stream"])
-    pattern = re.compile(rf"(?:({'|'.join(map(re.escape, streams))}) (?=.))?(.+?)(?: (\d+))?")
-    parts = [Part(*pattern.fullmatch(str(label)).groups("")) for label in usage["component"]]
-    panels = []
-    for name in streams:
-        mine = np.flatnonzero(usage["stream"] == name)
-        layers, row = np.unique(usage["layer"][mine], return_inverse=True)
-        columns = _unique(parts[g] for g in mine)
-        groups, series = [part.group for part in columns], [part[:2] for part in columns]
-        columns.sort(key=lambda part: (groups.index(part.group), series.index(part[:2])))
-        gate = np.full((len(layers), len(columns)), -1)
-        gate[row, [columns.index(parts[g]) for g in mine]] = mine
-        panels.append(Panel(name, layers.tolist(), columns, gate))
-    return panels
-
-
 def _bars(usage: GateTable, share: np.ndarray, title: str) -> Figure:
     """Draw a bar per layer, and the mean over all live gates as a dashed line."""
-    panels, live = _panels(usage), usage["live"]
+    panels, live = panels_of(usage), usage["live"]
     columns, top = [len(panel.layers) for panel in panels], TITLE + KEY * (not live.all())
     figure, all_axes, _ = _lay_out(columns, [2.5] * len(panels), title, not live.all(), top)
     for panel, axes, colour in zip(panels, all_axes, itertools.cycle(STREAM_COLOURS)):
@@ -172,7 +132,7 @@ def _bars(usage: GateTable, share: np.ndarray, title: str) -> Figure:
 
 def _heat_map(usage: GateTable, share: np.ndarray, title: str) -> Figure:
     """Draw layers down, components across."""
-    panels, live = _panels(usage), usage["live"]
+    panels, live = panels_of(usage), usage["live"]
     columns, heights = [len(p.parts) for p in panels], [len(p.layers) * ROW for p in panels]
     figure, all_axes, crowds = _lay_out(columns, heights, title, not live.all())
     colours = ScalarMappable(Normalize(0, 1), colormaps["RdBu_r"])
@@ -192,7 +152,7 @@ def _heat_map(usage: GateTable, share: np.ndarray, title: str) -> Figure:
 
 def _departures(usage: GateTable, names: Sequence[str], departure: np.ndarray, title: str) -> Figure:
     """Draw question types (K) down, gates across, layer after layer."""
-    panels, live = _panels(usage), usage["live"]
+    panels, live = panels_of(usage), usage["live"]
     gates = [panel.gate[panel.gate >= 0] for panel in panels]
     heights = [len(names) * ROW] * len(panels)
     figure, all_axes, crowds = _lay_out([len(gate) for gate in gates], heights, title, not live.all())
@@ -310,7 +270,7 @@ def _label_components(axes: Axes, panel: Panel, crowd: int) -> None:
     series = [(part.group, f"{part.name}s") if part.number else ("", "") for part in parts]
     groups = [("", part.group) for part in parts]
     for labels, y, offset, va in ((series, 0, -12, "top"), (groups, 1, 3, "bottom")):
-        for label in _unique(label for label in labels if label[1]):
+        for label in unique(label for label in labels if label[1]):
             middle = np.mean([i for i, other in enumerate(labels) if other == label]) + 0.5
             axes.annotate(label[1], (middle, y), (0, offset), va=va, **style)
     axes.set_title(panel.stream, size=FONT + 2, pad=14 if any(part.group for part in parts) else 5)
@@ -323,11 +283,6 @@ def _order_note(panel: Panel, width: int) -> list[str]:
     counts = Counter((f"{part.group} {part.name}".strip(), bool(part.number)) for part in panel.parts)
     words = [f"{name}s ({count})" if numbered else name for (name, numbered), count in counts.items()]
     return textwrap.wrap("in each: " + ", ".join(words), max(20, width))
-
-
-def _unique(values: Iterable[Any]) -> list[Any]:
-    """Return the distinct values in the order of their first appearance."""
-    return list(dict.fromkeys(values))
 
 
 def _check(usage: GateTable, shares: np.ndarray) -> None:

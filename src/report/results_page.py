@@ -20,7 +20,7 @@ from matplotlib.text import Annotation, Text
 from common import markdown
 from common.files import replace_file
 from report.policy_plot import DPI, save_figure
-from report.results_table import UNITS, Row, Table, results_block, row_name
+from report.results_table import UNITS, Row, Table, results_block, row_name, type_cells
 from report.run import Run
 
 WIDTH, HEIGHT, FONT = 8.0, 4.2, 9  # of a panel in inches; points
@@ -56,6 +56,10 @@ def write_page(page: Path, tables: Sequence[Table], runs: Sequence[Run]) -> list
         text += [f"## {table.dataset}", results_block(table)]
         of_table = [run for run in runs if run.result["dataset"] == table.dataset]
         text += [*found_layers(of_table), *by_group(of_table)]
+        by_type = [type_cells(table, kind) for kind in table.rows[0].by_type]
+        for cells in filter(None, by_type):
+            escaped = [[cell.replace("|", r"\|") for cell in line] for line in cells]
+            text.append(f"Validation accuracy by {cells[0][0]} (%):\n\n{markdown.table(escaped)}")
     replace_file(page, "\n\n".join(text) + "\n")
     return [page, *files.values()]
 

@@ -16,7 +16,7 @@ import numpy as np
 from common import markdown
 from common.errors import RunError
 from common.files import write_json
-from report.run import Run
+from report.run import TYPES, Run
 from report.statistics import Interval, crossed_interval, paired_interval, seeds_interval
 
 REFERENCE = "standard"  # the row that others are compared with, unless another one is named
@@ -59,6 +59,7 @@ class Row(NamedTuple):
     adaptive: bool
     from_scratch: bool
     measures: dict[str, Summary | None]
+    by_type: Mapping[str, Mapping[str, Summary | None]]  # validation accuracy, by kind of type and name
     to_reference: Interval | None = None  # this row minus the reference
     to_best: Interval | None = None  # this row minus the one with the highest mean
 
@@ -195,7 +196,17 @@ def _row(runs: Sequence[Run]) -> Row:
         raise RunError(f"some runs of {name} have a share tuned and some have not: compare like with like.")
     results = [run.result | {"best_val_accuracy": run.result["best"]["val_accuracy"]} for run in runs]
     measures = {m: _summary([result.get(m) for result in results]) for m in (*MEASURES, "seconds")}
-    return Row(name, seeds, epochs[0], runs[0].adaptive, from_scratch, measures)
+    return Row(name, seeds, epochs[0], runs[0].adaptive, from_scratch, measures, _by_type(results))
+
+
+def _by_type(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Summary | None]]:
+    """Of the runs of a row; a type that not all of them have is left out."""
+    table = {}
+    for kind in TYPES:
+        found = [result.get(f"val_by_{kind}") or {} for result in results]
+        names = [name for name in found[0] if all(name in accuracies for accuracies in found)]
+        table[kind.replace("_", " ")] = {name: _summary([part[name] for part in found]) for name in names}
+    return table
 
 
 def _summary(values: Sequence[float | None]) -> Summary | None:
@@ -294,6 +305,20 @@ def cells_of(table: Table, brief: bool = False) -> list[list[str]]:
     return lines
 
 
+def type_cells(table: Table, kind: str) -> list[list[str]]:
+    """The validation accuracies by one kind of type: a heading, a line for each type, and that of all last.
+
+    Empty if no row has any.
+    """
+    names = list(dict.fromkeys(name for row in table.rows for name in row.by_type[kind]))
+    if not names:
+        return []
+    digits = MEASURES["val_accuracy"].digits
+    lines = [[kind, *(row.name for row in table.rows)]]
+    lines += [[name, *(_text(row.by_type[kind].get(name), digits) for row in table.rows)] for name in names]
+    return [*lines, ["all", *(_text(row.measures["val_accuracy"], digits) for row in table.rows)]]
+
+
 def _add(lines: Sequence[list[str]], heading: str, cells: Sequence[str]) -> None:
     """One more column."""
     for line, cell in zip(lines, (heading, *cells), strict=True):
@@ -334,7 +359,11 @@ def _of_each(counts: Mapping[str, int], what: str, every: str = "") -> str:
 def terminal_text(table: Table) -> str:
     """The table, its caption and its orderings, in lines that fit a terminal."""
     brief = [[cell.replace(" ± ", "±") for cell in line] for line in cells_of(table, brief=True)]
-    parts = [*markdown.folded(brief), textwrap.fill(caption_of(table), markdown.COLUMNS)]
+    parts = []
+    for kind in table.rows[0].by_type:
+        if lines := [[cell.replace(" ± ", "±") for cell in line] for line in type_cells(table, kind)]:
+            parts += [f"Validation accuracy by {kind} (%):", *markdown.folded(lines)]
+    parts += [*markdown.folded(brief), textwrap.fill(caption_of(table), markdown.COLUMNS)]
     if checks := check_orderings(table.rows):
         texts = (f"- {c.claim}: {c.measured}: {'holds' if c.holds else 'does not hold'}" for c in checks)
         lines = (textwrap.fill(text, markdown.COLUMNS, subsequent_indent="  ") for text in texts)
@@ -347,6 +376,7 @@ def plain(table: Table) -> dict[str, Any]:
     rows = [
         {
             **{"name": row.name, "seeds": row.seeds, "epochs": row.epochs, **row.measures},
+            "by_type": row.by_type,
             "to_reference": row.to_reference and row.to_reference._asdict(),
             "to_best": row.to_best and row.to_best._asdict(),
             "tied": table.tied(row),

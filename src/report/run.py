@@ -40,6 +40,21 @@ class Scores(NamedTuple):
     types: dict[str, np.ndarray]  # (N,) str by kind: "answer type", "question type", "group"; as far as known
 
 
+class Examples(NamedTuple):
+    """A sample of n questions as the best epoch answered them: scores/<split>-examples.npz.
+
+    Of G gates none, G = 0, where no copy was chosen.
+    """
+
+    epoch: np.ndarray  # (), from 1
+    question_id: np.ndarray  # (n,) int64, in the order of their data set
+    why: np.ndarray  # (n,) str: how it came into the sample
+    answers: np.ndarray  # (n, K) str, the likeliest first
+    probabilities: np.ndarray  # (n, K) of these: each its own, they need not sum to 1
+    gates: np.ndarray  # (n, G) bool, true for tuned, in the order of usage.npz
+    usual: np.ndarray  # (G,) bool: what most of all validation questions had
+
+
 SCORES = Scores._fields[:-1]
 TESTED = "-tested"  # behind a split's name in scores/: answered by vqa_test.bash
 
@@ -58,7 +73,12 @@ class Run:
     @property
     def adaptive(self) -> bool:
         """Whether gates decided which copy ran: only then is there a share tuned."""
-        return self.result["share_tuned"] is not None
+        return self.last.get("share_tuned") is not None
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """Figures of a finished run, or those of the last epoch of one that goes on; see `result`."""
+        return self.result if self.finished else self.epochs[-1]
 
     @property
     def label(self) -> str:
@@ -83,11 +103,23 @@ class Run:
         return self._json("env.json")
 
     @cached_property
+    def inputs(self) -> dict[str, Any]:
+        """inputs.json: the identity of everything that decides the numbers."""
+        return self._json("inputs.json")
+
+    @cached_property
     def metrics(self) -> list[dict[str, Any]]:
         """metrics.jsonl: one entry per logged step and per epoch, oldest first."""
         file = self.folder / "metrics.jsonl"
         lines = enumerate(read_text(file, RunError).splitlines(), 1)
         return [parse_json(line, f"line {number} of {file}", error=RunError) for number, line in lines]
+
+    @property
+    def epochs(self) -> list[dict[str, Any]]:
+        """The entries of `metrics` that are of an epoch; RunError if none has ended."""
+        if not (entries := [entry for entry in self.metrics if "epoch" in entry]):
+            raise RunError(f"{self.folder / 'metrics.jsonl'} holds no epoch yet: wait until one has ended.")
+        return entries
 
     @cached_property
     def usage(self) -> dict[str, np.ndarray]:
@@ -129,6 +161,14 @@ class Run:
         arrays = self._arrays(file, SCORES)
         types = {name.replace("_", " "): arrays[name] for name in TYPES if any(arrays.get(name, ()))}
         return Scores(*(arrays[name] for name in SCORES), types)
+
+    def examples(self) -> Examples:
+        """Questions of the best epoch, one by one; RunError as of `scores`."""
+        file = self.folder / "scores" / f"{self.arguments.get('valid')}-examples.npz"
+        if not file.is_file():
+            raise RunError(f"{file} is missing: runs of earlier versions of this repository have none.")
+        arrays = self._arrays(file, Examples._fields)
+        return Examples(*(arrays[name] for name in Examples._fields))
 
     @property
     def has_scores(self) -> bool:

@@ -9,7 +9,7 @@
 - one device or many, fp32 / bf16 / fp16, through accelerate
 - the best epoch by validation accuracy in BEST/, the full state in LAST/
 - the same command again goes on where it stopped, to the same numbers, also in the middle of an epoch
-- pictures of what the policy chose after each epoch; curves in W&B
+- pictures of what the policy chose after each epoch, a report at the end; curves in W&B
 
 Where weights come from, the first that applies: own LAST/ > --load > pre-trained > random (--fromScratch).
 """
@@ -115,7 +115,8 @@ def train(args: VqaArgs, machine: Machine, start: Best | None) -> dict[str, Any]
         outcome = messages.result_of(vars(args), state, setup, final) | worth.values()
         folder.write("result.json", outcome)
         tracker.record(final.values(), state.updates)
-        tracker.say(messages.summary_table(state, final, args.folder, args.valid, worth.rows()))
+        report = messages.show_report(folder) if machine.is_main and args.report else None
+        tracker.say(messages.summary_table(state, final, args.folder, args.valid, worth.rows(), report))
     return outcome
 
 

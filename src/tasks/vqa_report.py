@@ -1,10 +1,12 @@
-"""Pictures and tables of runs that were made earlier.
+"""The report of runs, and pictures and tables of them.
 
+    bash run/report.bash <version>                    all there is to see of a run, in one HTML file
+    bash run/report.bash <version> <another version>  the same of several, side by side
     bash run/report.bash policy <version>             what the policy chose
     bash run/report.bash results snap/vqa/compare-*   a row per strategy
     bash run/report.bash page snap/vqa/compare-*      a page: pictures, and a table per data set
 
-A run is given by its version name or by its folder.
+A run is given by its version name or by its folder; one with the name of a command after the word `report`.
 """
 
 # Not report.py: Python looks into a script's own folder first, where it would hide the package `report`.
@@ -20,11 +22,23 @@ from report.results_table import make_tables, show_results
 from report.run import find_run
 from tasks.finetune.strategies import STRATEGIES
 
+PICTURES = Path("visualizations")
+REPORT = "report"
+COMMANDS = (REPORT, "policy", "results", "page")
+
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = build_parser().parse_args(argv)
-    if args.command == "policy":
-        for path in draw_run(args.run, args.output or Path("visualizations", args.run.name)):
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0] not in (*COMMANDS, "-h", "--help"):
+        words.insert(0, REPORT)
+    args = build_parser().parse_args(words)
+    if args.command == REPORT:
+        from tasks.finetune.report import make_report  # reading data sets loads torch, which takes seconds
+
+        name = "-".join(run.name for run in args.runs)
+        print(f"wrote {make_report(args.runs, args.to or PICTURES / name / 'report.html')}")
+    elif args.command == "policy":
+        for path in draw_run(args.run, args.output or PICTURES / args.run.name):
             print(f"wrote {path}")
     elif args.command == "page":
         for path in write_page(args.page, make_tables(args.runs, list(STRATEGIES)), args.runs):
@@ -38,6 +52,12 @@ def build_parser() -> Parser:
     """The command line; `command` is the sub-command's name."""
     parser = Parser(prog="report.bash", description=__doc__)
     commands = parser.add_subparsers(metavar="<command>", dest="command", required=True, title="commands")
+
+    about = "Write all there is to see of a run, or of several side by side, into one HTML file."
+    report = commands.add_parser(REPORT, help="an HTML file; the default", description=about)
+    report.add_argument("runs", type=find_run, nargs="+", help="version names or folders")
+    help = "default: visualizations/<version>/report.html, with several versions joined by hyphens"
+    report.add_argument("--to", type=Path, metavar="FILE", help=help)
 
     about = "Draw which gates ran tuned in a run's last epoch: training, validation, by question type (PNG)."
     policy = commands.add_parser("policy", help="pictures of what the policy chose", description=about)

@@ -163,8 +163,8 @@ def _by_name(names: Sequence[str], numbers: np.ndarray) -> tuple[np.ndarray, np.
 
 
 _COLUMNS = (
-    *("token_ids", "token_lengths", "image", "question_ids", "places", "question_type", "group"),
-    *("_label_start", "_label_stop"),
+    *("token_ids", "token_lengths", "image", "question_ids", "places"),
+    *("question_type", "answer_type", "group", "_label_start", "_label_stop"),
 )
 
 

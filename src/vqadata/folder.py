@@ -5,6 +5,7 @@ data/<name>/
   answers.json              the answers in label order
   annotations/<split>.json  what humans answered, for official scores, where it is known
   features/<store>/         region features (see vqadata.features), or features.json: where they are
+  images/<image id>.png     pictures for reports, or .jpg; nothing else needs them
   encoded/<split>.bin       what runs keep of a split (see vqadata.encoded); may be deleted at any time
   prepared.json             what the last preparation wrote; the next one removes what it does not
   manifest.json             of the embedded scenes: recipe, versions, checksums
@@ -22,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from common.errors import DataError
-from common.files import check_name, replace_files, visible
+from common.files import LONGEST_NAME, check_name, replace_files, visible
 from vqadata.encoded import Encode, Questions, read_questions
 from vqadata.feature_layout import MANIFEST
 from vqadata.features import FeatureStores, read_manifest
@@ -38,6 +39,7 @@ SHARED_FEATURES = {"vqacpv2": "vqav2"}
 TRAIN_SPLITS = (("cp_train",), ("train", "nominival"))
 VALID_SPLITS = ("cp_val", "minival", "valid", "val")  # the split for validation: the first that exists
 
+PICTURES = (".png", ".jpg", ".jpeg")
 ANSWERS, PREPARED, POINTER = "answers.json", "prepared.json", "features.json"
 NOT_SPLITS = frozenset({ANSWERS, PREPARED, POINTER, MANIFEST})
 OURS = re.compile(r"(annotations/)?[^/\\]+\.json")  # what a preparation may have written
@@ -112,6 +114,13 @@ class DataFolder:
 
     def exists(self) -> bool:
         return is_there(self.path) and self.path.is_dir()
+
+    def picture(self, image_id: str) -> Path | None:
+        """The picture of an image: images/<image id>.png or .jpg beside the features, if there is one."""
+        if Path(image_id).name != image_id or len(image_id) > LONGEST_NAME:  # else it could lead elsewhere
+            return None
+        files = (self.features.parent / "images" / f"{image_id}{ending}" for ending in PICTURES)
+        return next(filter(is_there, files), None)
 
     @property
     def is_prepared(self) -> bool:

@@ -36,7 +36,9 @@ def test_accuracies_differences_and_intervals_by_type() -> None:
         numbers = f"{chosen.sum()} {one.mean():.2f} {other.mean():.2f} {other.mean() - one.mean():+.2f}"
         expected = f"{numbers} [{interval.low:+.2f}, {interval.high:+.2f}]"
         assert " ".join(lines[name]) == expected
-    assert "question type\n" in text and "\n  -  " in text  # questions of no type
+    assert "question type\n" in text and "\n  (none)  " in text  # questions of no type
+    starts = [line.split("  ")[0] for line in text.splitlines()]
+    assert starts.index("all") > starts.index("question type")  # the overall figure comes last
     assert max(map(len, text.splitlines())) <= 80
 
 
@@ -83,8 +85,9 @@ def test_runs_on_other_questions_are_one_sentence(tmp_path: Path) -> None:
 def test_arguments_are_named_where_they_differ_or_only_one_run_knows_them(tmp_path: Path) -> None:
     one = write_run(tmp_path / "a", 9, lr=1e-3, seed=1, label="x", rank=None)
     other = write_run(tmp_path / "b", 9, lr=3e-4, seed=1, label="y", rank=8, newer=True)
-    lines = ["--lr: A 0.001, B 0.0003", "--rank: A not given, B 8", "--newer: A not given, B True"]
-    assert differing_arguments([one, other]) == lines
-    text = describe(pair_of_runs([one, other]), lines)
+    found = {"lr": ["0.001", "0.0003"], "rank": ["not given", "8"], "newer": ["not given", "True"]}
+    assert differing_arguments([one, other]) == found
+    assert differing_arguments([one, other, one])["rank"] == ["not given", "8", "not given"]
+    text = describe(pair_of_runs([one, other]), found)
     assert "arguments that differ:\n  --lr: A 0.001, B 0.0003\n" in text
-    assert "none that decides its numbers" in describe(pair_of_runs([one, one]), [])
+    assert "none that decides its numbers" in describe(pair_of_runs([one, one]), {})

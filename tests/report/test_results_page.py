@@ -63,7 +63,9 @@ def runs(tmp_path: Path) -> list[Run]:
 
 def row(name: str, val: float, gap: float, seconds: float, spread: float) -> Row:
     figures = {"val_accuracy": val, "gap": gap, "seconds": seconds}
-    return Row(name, [0, 1], 14, False, False, {n: {"mean": v, "std": spread} for n, v in figures.items()})
+    return Row(
+        name, [0, 1], 14, False, False, {n: {"mean": v, "std": spread} for n, v in figures.items()}, {}
+    )
 
 
 def names_on(axes: Any) -> list[Annotation]:

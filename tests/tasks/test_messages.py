@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tasks.finetune import messages
+from tasks.finetune.evaluate import BREAKDOWNS
 from tasks.finetune.metrics import FinalMetrics
 from training.run_folder import RunFolder
 
@@ -109,7 +110,8 @@ def test_a_folder_of_pictures_that_may_not_be_looked_at_is_not_shown(
         raise PermissionError(13, "Permission denied", str(path))
 
     epoch = SimpleNamespace(
-        rows=lambda: [("accuracy", "50 %")], val_official=None, val_by_group=None, epoch=1, val_accuracy=50.0
+        **dict.fromkeys(("val_official", *(f"val_by_{field}" for field in BREAKDOWNS))),
+        **{"rows": lambda: [("accuracy", "50 %")], "epoch": 1, "val_accuracy": 50.0},
     )
     state: Any = SimpleNamespace(history=[epoch], best=epoch, seconds=1.0, policy_steps=0)
     monkeypatch.setattr(Path, "is_dir", refuse)

@@ -277,6 +277,7 @@ class VqaArgs:
         "Weights & Biases: auto is online if logged in, else offline.",
         choices=("auto", "online", "offline", "off"),
     )
+    report: bool = flag(True, "Write visualizations/<version>/report.html at the end.")
 
     @property
     def folder(self) -> Path:
@@ -316,7 +317,7 @@ FREE_FIELDS = frozenset(
     {"num_workers", "save_every", "log_every", "tqdm", "wandb", "test", "keep"}
     | {"question", "questions", "image_id", "image", "weights"}
     | {"controls", "max_bad_steps", "accept_changes", "version", "output", "label", "data", "pretrained"}
-    | {"precision", "interpolate", "tune_from"}
+    | {"precision", "interpolate", "tune_from", "report"}
 )
 # Of these it matters whether they were given: they choose how weights are read.
 PATH_FIELDS = ("load", "load_lxmert", "load_lxmert_qa", "refit")

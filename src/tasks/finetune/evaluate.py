@@ -1,6 +1,6 @@
 """Answering all questions of a data set, and how well that went."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,12 +10,18 @@ from torch.utils.data import DataLoader
 
 from adaptive.usage import Usage
 from common.errors import Interrupted, UserError
+from common.markdown import UNNAMED
 from tasks.finetune.gating import Decide, as_the_policy_does
 from tasks.finetune.model import score
 from training.finite import shown
 from training.machine import Machine
+from vqadata.answers import ANSWER_TYPES
 from vqadata.dataset import VqaDataset
-from vqadata.scoring import GroundTruth, official_scores, oracle_scores
+from vqadata.scoring import Accuracy, GroundTruth, official_scores, oracle_scores
+
+LIKELIEST = 5  # answers that are kept of each question
+BREAKDOWNS = ("answer_type", "question_type", "group")  # fields of records that accuracies are given by
+DIGITS = 4  # of accuracies by type
 
 
 class Evaluation(NamedTuple):
@@ -24,17 +30,23 @@ class Evaluation(NamedTuple):
     question_ids: np.ndarray  # (N,)
     chosen: np.ndarray  # (N,) answer numbers
     scores: np.ndarray  # (N,) soft target of the chosen answer
-    probabilities: np.ndarray  # (N,) of the chosen answer: its own, they need not sum to 1
+    likeliest: np.ndarray  # (N, K) answer numbers, the likeliest first; K is LIKELIEST, or all answers
+    likelihoods: np.ndarray  # (N, K) their probabilities: each answer's own, they need not sum to 1
     usage: Usage  # of the gates, by question type
     live: np.ndarray  # bool (G,), the gates that the answer depends on
     official: dict[str, Any] | None  # see `Exam.official_accuracy`
-    by_group: dict[str, float] | None  # see `Exam.accuracy_by_group`
+    by: dict[str, dict[str, float]]  # see `Exam.accuracies_by`
     choices: np.ndarray | None = None  # bool (N, G), the gates, if the exam keeps them
 
     @property
     def accuracy(self) -> float:
         """Soft-target accuracy in per cent."""
         return 100 * float(self.scores.astype(np.float64).mean())
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """Those of the chosen answers, (N,)."""
+        return self.likelihoods[:, 0]
 
 
 class Exam(NamedTuple):
@@ -49,7 +61,7 @@ class Exam(NamedTuple):
     keeps_choices: bool = False
 
     def official_accuracy(self, question_ids: np.ndarray, chosen: np.ndarray) -> dict[str, Any] | None:
-        """In per cent: overall, by answer and question type, and the vocabulary's bound.
+        """In per cent: by answer and question type, the vocabulary's bound, and overall.
 
         question_ids, chosen (N,): what was asked and the number of the answer given. None without the truth.
         """
@@ -57,26 +69,40 @@ class Exam(NamedTuple):
             return None
         chosen_answers = (self.answers[number] for number in chosen)
         scores = official_scores(self.truth, dict(zip(question_ids.tolist(), chosen_answers, strict=True)))
+
+        def plain(parts: Mapping[str, Accuracy]) -> dict[str, float]:
+            return {name or UNNAMED: round(part.percent, DIGITS) for name, part in parts.items()}
+
         return {
-            "overall": scores.overall,
-            "by_answer_type": {name: part.percent for name, part in scores.by_answer_type.items()},
-            "by_question_type": {name: part.percent for name, part in scores.by_question_type.items()},
+            "by_answer_type": plain(scores.by_answer_type),
+            "by_question_type": plain(scores.by_question_type),
             "vocabulary_bound": oracle_scores(self.truth, self.answers).overall,
+            "overall": scores.overall,
         }
 
-    def accuracy_by_group(self, question_ids: np.ndarray, scores: np.ndarray) -> dict[str, float] | None:
-        """Soft-target accuracy in per cent of the questions of each group; None where records name no groups.
+    def accuracies_by(self, question_ids: np.ndarray, scores: np.ndarray) -> dict[str, dict[str, float]]:
+        """Soft-target accuracy in per cent by answer type, question type and group, where records name them.
 
-        question_ids, scores (N,): some or all of the questions, in any order.
+        question_ids, scores (N,): some or all of the questions, in any order. Answer types are in the order
+        of ANSWER_TYPES, others in that of the alphabet; questions without a name come last, as UNNAMED.
         """
         data = self.dataset
-        if not any(data.groups):
-            return None
         places = {number: place for place, number in enumerate(data.question_ids.tolist())}
-        group = data.groups[data.group[[places[number] for number in question_ids.tolist()]]]
-        return {
-            str(name): 100 * float(scores[group == name].mean(dtype=np.float64)) for name in np.unique(group)
-        }
+        rows = [places[number] for number in question_ids.tolist()]
+        accuracies = {}
+        for field in BREAKDOWNS:
+            names, number = getattr(data, f"{field}s").tolist(), getattr(data, field)[rows]
+            if any(names):
+                order = [name for name in ANSWER_TYPES if name in names]
+                order += [name for name in names if name and name not in order]
+                order += [""] * ("" in names)
+                parts = {name: scores[number == names.index(name)] for name in order}
+                accuracies[field] = {
+                    name or UNNAMED: round(100 * float(part.mean(dtype=np.float64)), DIGITS)
+                    for name, part in parts.items()
+                    if len(part)
+                }
+        return accuracies
 
 
 @torch.no_grad()
@@ -89,6 +115,7 @@ def evaluate(machine: Machine, model: nn.Module, loader: DataLoader, exam: Exam)
     accelerator = machine.accelerator
     adaptive = accelerator.unwrap_model(model.eval())
     columns: tuple[list[Tensor], ...] = ([], [], [], [], [])
+    kept_answers = min(LIKELIEST, len(exam.answers))
     choices: list[Tensor] = []
     usage = Usage(len(exam.live), len(exam.dataset.question_types), machine.device)
     # Autocast around the whole loop: weights are rounded once for all batches and not once a batch.
@@ -99,29 +126,33 @@ def evaluate(machine: Machine, model: nn.Module, loader: DataLoader, exam: Exam)
             output = model(**batch["inputs"] | given)
             logits = output.outputs
             scores = score(logits, batch["target"])
+            top = logits.float().topk(kept_answers)
             # In one matrix: gates of a model that has none would be empty, and NCCL gathers nothing empty.
-            numbers = torch.stack([scores, logits.float().amax(1).sigmoid()], dim=1)
-            numbers_and_gates = torch.cat([numbers, output.gates_of(scores)], dim=1)
-            answered = (batch["question_id"], logits.argmax(1), logits.isfinite().all(1))
+            numbers_and_gates = torch.cat(
+                [scores[:, None], top.values.sigmoid(), output.gates_of(scores)], dim=1
+            )
+            answered = (batch["question_id"], logits.argmax(1), logits.isfinite().all(1), top.indices)
             *answered, numbers_and_gates, question_type = accelerator.gather_for_metrics(
                 (*answered, numbers_and_gates, batch["question_type"])
             )
-            numbers, gates = numbers_and_gates.split([2, len(exam.live)], dim=1)
+            numbers, gates = numbers_and_gates.split([1 + kept_answers, len(exam.live)], dim=1)
             usage.update(gates, question_type)
             if exam.keeps_choices:
-                choices.append(gates.bool().cpu())
-            for column, values in zip(columns, (*answered, *numbers.unbind(1)), strict=True):
+                choices.append(gates.bool())
+            for column, values in zip(columns, (*answered, numbers), strict=True):
                 column.append(values)
             bar.update()
             if machine.should_stop_evaluating(len(columns[0])):
                 raise Interrupted("Interrupted; nothing was written.")
-    ids, chosen, finite, scores, probabilities = (torch.cat(column).cpu().numpy() for column in columns)
+    ids, chosen, finite, likeliest, numbers = (torch.cat(column).cpu().numpy() for column in columns)
     if not finite.all():
         raise UserError(
             f"the model's answers to {(~finite).sum():,} of {len(ids):,} questions of {exam.splits} are not "
             f"finite ({shown(ids[~finite].tolist())}), so there is no accuracy. Look at the features of "
             "these questions' images; if it is all questions, the weights are spoilt."
         )
-    more = (exam.official_accuracy(ids, chosen), exam.accuracy_by_group(ids, scores))
-    kept = torch.cat(choices).numpy() if exam.keeps_choices else None
-    return Evaluation(ids, chosen, scores, probabilities, usage, exam.live, *more, kept)
+    scores = numbers[:, 0]
+    more = (exam.official_accuracy(ids, chosen), exam.accuracies_by(ids, scores))
+    kept = torch.cat(choices).cpu().numpy() if exam.keeps_choices else None
+    answers = (chosen, scores, likeliest, numbers[:, 1:])
+    return Evaluation(ids, *answers, usage, exam.live, *more, kept)

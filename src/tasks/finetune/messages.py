@@ -13,9 +13,10 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from common.files import replace_file, write_json
-from report.run import TESTED
+from report.run import TESTED, Run
 from tasks.finetune.controls import Controls
-from tasks.finetune.evaluate import Evaluation, Exam
+from tasks.finetune.evaluate import BREAKDOWNS, Evaluation, Exam
+from tasks.finetune.examples import example_columns
 from tasks.finetune.gating import WAYS
 from tasks.finetune.metrics import FinalMetrics
 from tasks.finetune.setup import Setup
@@ -25,7 +26,7 @@ from training.run_folder import RunFolder, write_arrays
 from vqadata.dataset import VqaDataset
 from vqadata.official import results_name
 
-PICTURES = Path("visualizations")
+PICTURES, REPORT = Path("visualizations"), "report.html"
 WIDTH = 80  # columns
 LONG_PATHS_STAY = {"subsequent_indent": "  ", "break_long_words": False, "break_on_hyphens": False}
 MEANS = {"loss": "loss {:.3f}", "accuracy": "acc {:.1f}", "share_tuned": "tuned {:.2f}"}  # while training
@@ -94,19 +95,21 @@ def summary_table(
     folder: Path,
     valid: str,
     more: Sequence[tuple[str, str]] = (),
+    report: Path | None = None,
 ) -> str:
     """The table at the end of a run: figures, where everything is, and how to evaluate again.
 
-    more: rows of figures that were measured after the last epoch.
+    Accuracies by type come first, the overall ones after them. more: rows of figures that were measured after
+    the last epoch. report: the file, if there is one.
     """
     last, best = state.history[-1], state.best
-    by_group = last.val_by_group or {}
+    by = {field: getattr(last, f"val_by_{field}") for field in BREAKDOWNS}
     rows = [
+        *breakdown_rows("validation accuracy", by),
+        *official_rows(last.val_official),
         *last.rows(),
         *final.rows(),
-        *((f"  validation accuracy of {name}", f"{value:.2f} %") for name, value in by_group.items()),
         *more,
-        *official_rows(last.val_official),
         (f"best validation accuracy (epoch {best.epoch})", f"{best.val_accuracy:.2f} %"),
         ("training time", f"{state.seconds:.0f} s"),
         ("best weights", str(folder / "BEST")),
@@ -118,8 +121,10 @@ def summary_table(
             rows.append(("policy pictures", str(pictures)))
     body = aligned(rows)
     rule = "-" * max(map(len, body.splitlines()))
-    again = f"bash run/vqa_test.bash 0 {folder.name} --test {valid}"
-    return "\n".join([rule, body, rule, f"evaluate again:  {again}"])
+    lines = [f"evaluate again:  bash run/vqa_test.bash 0 {folder.name} --test {valid}"]
+    if report:
+        lines.append(f"look at it:      {report} in a browser")
+    return "\n".join([rule, body, rule, *lines])
 
 
 def test_message(
@@ -129,35 +134,46 @@ def test_message(
 
     partial: they are those of a part of the images only.
     """
-    found = f"soft-target accuracy {evaluation.accuracy!r} %"
-    if not dataset.labelled:
-        found = "no answers to score against"
-    lines = [f"{split}: {len(evaluation.chosen):,} questions, {found}", f"predictions: {files[0]}"]
-    lines += [f"for the evaluation server: {file}" for file in files[1:]]
+    lines = [f"predictions: {files[0]}", *(f"for the evaluation server: {file}" for file in files[1:])]
     lines += dataset.omissions()
     if partial:
         lines.append("They are INCOMPLETE, of a part of the images only. Do not submit this file.")
-    if evaluation.official:
-        by_type = evaluation.official["by_question_type"].items()
-        rows = official_rows(evaluation.official)
-        lines.append(aligned([*rows, *((f"  {name}", f"{percent:.2f} %") for name, percent in by_type)]))
+    found = "no answers to score against"
+    if dataset.labelled:
+        found = f"soft-target accuracy {evaluation.accuracy:.2f} %"
+        rows = breakdown_rows("soft-target accuracy", evaluation.by)
+        if evaluation.official:
+            by_type = evaluation.official["by_question_type"]
+            rows += breakdown_rows("official VQA accuracy", {"question_type": by_type})
+        if rows := [*rows, *official_rows(evaluation.official)]:
+            lines.append(aligned(rows))
+    lines.append(f"{split}: {len(evaluation.chosen):,} questions, {found}")
     return "\n".join(lines)
 
 
+def breakdown_rows(what: str, by: Mapping[str, Mapping[str, float] | None]) -> list[tuple[str, str]]:
+    """Accuracies in per cent by the values of each field, a row each below one that names the field."""
+    rows = []
+    for field, accuracies in by.items():
+        if accuracies:
+            rows.append((f"{what} by {field.replace('_', ' ')}", ""))
+            rows += [(f"  {name}", f"{percent:.2f} %") for name, percent in accuracies.items()]
+    return rows
+
+
 def official_rows(official: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    """The official VQA accuracy, overall and by answer type, if the human answers are at hand."""
+    """The official VQA accuracy, by answer type and overall, if the human answers are at hand."""
     if not official:
         return []
-    by_type = [(f"  {name}", percent) for name, percent in official["by_answer_type"].items()]
-    bound = ("best possible with these answers", official["vocabulary_bound"])
-    parts = [("official VQA accuracy", official["overall"]), *by_type, bound]
-    return [(name, f"{percent:.2f} %") for name, percent in parts]
+    by_type = breakdown_rows("official VQA accuracy", {"answer_type": official["by_answer_type"]})
+    overall = {"  best possible with these answers": "vocabulary_bound", "official VQA accuracy": "overall"}
+    return [*by_type, *((name, f"{official[key]:.2f} %") for name, key in overall.items())]
 
 
 def aligned(rows: Sequence[tuple[str, str]]) -> str:
     """Names and values in two columns."""
     width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+    return "\n".join(f"{name:<{width}}  {value}".rstrip() for name, value in rows)
 
 
 def show_policy(folder: RunFolder, title: str, setup: Setup, state: TrainState) -> None:
@@ -183,15 +199,35 @@ def show_policy(folder: RunFolder, title: str, setup: Setup, state: TrainState) 
         folder.tracker.say(textwrap.fill(text, WIDTH, **LONG_PATHS_STAY))
 
 
+def show_report(folder: RunFolder) -> Path | None:
+    """Write the report of a run, and return its file; a failure costs one sentence."""
+    file = PICTURES / folder.path.name / REPORT
+    try:
+        # Imported here: where a library cannot be used, training has gone on all the same.
+        from tasks.finetune.report import make_report
+
+        make_report([Run(folder.path)], file)
+    except Exception as error:  # whatever it is, a run is worth more than its report
+        text = f"There is no report of this run ({type(error).__name__}: {error})."
+        folder.tracker.say(textwrap.fill(text, WIDTH, **LONG_PATHS_STAY))
+        return None
+    return file
+
+
 def save_scores(folder: RunFolder, evaluation: Evaluation, exam: Exam, state: TrainState) -> None:
     """Write how the epoch just finished answered each question, and again if it is the best one so far.
 
-    scores/<splits>-last.npz and scores/<splits>.npz. A failure costs one sentence.
+    scores/<splits>-last.npz and scores/<splits>.npz; of the best epoch scores/<splits>-examples.npz too, see
+    `report.run.Examples`. A failure costs one sentence.
     """
-    names = [f"{exam.splits}-last", *([exam.splits] if state.best.epoch == state.epoch else [])]
+    columns = score_columns(evaluation, exam, state.epoch)
+    files = {f"{exam.splits}-last": columns}
+    if state.best.epoch == state.epoch:
+        examples = example_columns(evaluation, exam.answers) | {"epoch": columns["epoch"]}
+        files |= {exam.splits: columns, f"{exam.splits}-examples": examples}
     try:
-        for name in names:
-            folder.write_arrays(f"scores/{name}.npz", score_columns(evaluation, exam, state.epoch))
+        for name, content in files.items():
+            folder.write_arrays(f"scores/{name}.npz", content)
     except UserError as error:
         folder.tracker.say(f"The scores of this epoch are missing; training goes on. {error}")
 

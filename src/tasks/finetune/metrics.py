@@ -82,16 +82,22 @@ class EpochMetrics(Metrics):
         log="train {:.2f}",
         row="train accuracy (soft target, running, last epoch)|{:.2f} %",
     )
+    val_by_answer_type: dict[str, float] | None = metric(  # noqa: RUF009 - metric is dataclasses.field
+        lambda epoch: epoch.evaluation.by.get("answer_type")
+    )
+    val_by_question_type: dict[str, float] | None = metric(  # noqa: RUF009
+        lambda epoch: epoch.evaluation.by.get("question_type")
+    )
+    val_by_group: dict[str, float] | None = metric(  # noqa: RUF009
+        lambda epoch: epoch.evaluation.by.get("group")
+    )
     val_accuracy: float = metric(
         lambda epoch: epoch.evaluation.accuracy,
         log="val {:.2f}",
         row="validation accuracy (soft target, last epoch)|{:.2f} %",
     )
-    val_official: dict[str, Any] | None = metric(  # noqa: RUF009 - metric is dataclasses.field
+    val_official: dict[str, Any] | None = metric(  # noqa: RUF009
         lambda epoch: epoch.evaluation.official, log="vqa {0[overall]:.2f}"
-    )
-    val_by_group: dict[str, float] | None = metric(  # noqa: RUF009
-        lambda epoch: epoch.evaluation.by_group
     )
     gap: float = metric(
         lambda epoch: epoch.training["accuracy"] - epoch.evaluation.accuracy,

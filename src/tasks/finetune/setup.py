@@ -30,7 +30,7 @@ from tasks.finetune.best import (
 from tasks.finetune.choice import cost_message, found_policy, read_choice
 from tasks.finetune.data import load_splits, open_data, require_data, require_small_model
 from tasks.finetune.evaluate import Exam
-from tasks.finetune.gating import Decide, decided_by, require_choice
+from tasks.finetune.gating import Decide, chooses, decided_by, require_choice
 from tasks.finetune.model import build, count_parameters
 from tasks.finetune.policies import let_field_decide
 from tasks.finetune.spec import LORA, ModelSpec
@@ -126,6 +126,7 @@ def set_up(args: VqaArgs, machine: Machine, best: Best | None) -> Setup:
     labels = gate_labels(units)
     last, live = list(args.splits.values())[-1], labels["live"]
     exam = make_exam(folder, last, datasets[-1], live, answers, decided_by(spec))
+    exam = exam._replace(keeps_choices=chooses(spec))
     mark = fingerprint(tokenizer)
     inputs = {} if args.test else read_by(folder, args.splits, whole)
     inputs |= described_by(weights, mark) | {

@@ -31,6 +31,7 @@ class PhotoSource:
     """The photos of a folder as rows of features; positions are (photos,), in the order of their ids."""
 
     unit = "photo"
+    left_out = 0  # whether a question is about a photo is not asked
 
     def __init__(self, folder: Path, photos: Mapping[str, Path], extractor: Extractor) -> None:
         self.name, self.size = folder.resolve().name, len(photos)
