@@ -31,20 +31,27 @@ class Both:
 
     def one(self, gate: Tensor, side: int, args: Any, kwargs: Any) -> Any:
         """All examples run one copy; the other runs for its value if the gate needs that."""
-        whole = _Whole(self, len(gate), args, kwargs) if gate.requires_grad else None
-        output = self.calls[side](*args, **kwargs)
-        if whole is None:
+        if not gate.requires_grad:
+            output = self.calls[side](*args, **kwargs)
             self._check(output, len(gate))
             return output
-        with torch.no_grad(), Taps(self.modules[1 - side]).held_back(0, keep=False):
-            other_args, other_kwargs = whole.arguments(whole.spares)
-            other = self.calls[1 - side](*other_args, **other_kwargs)
+        whole = _Whole(self, len(gate), args, kwargs)
+        # What is written to is looked at before it is written to; else the order is that of random numbers.
+        other = self._value(1 - side, whole) if whole.spares else None
+        output = self.calls[side](*args, **kwargs)
+        other = other if whole.spares else self._value(1 - side, whole)
 
         def join(chosen: Tensor, other: Tensor) -> Tensor:
             tuned, frozen = (chosen, other) if side == TUNED else (other, chosen)
             return with_gate_gradient(gate, chosen, tuned, frozen)
 
         return self._combine(join, [len(gate)] * 2, ("out",), output, whole.originals(other))
+
+    def _value(self, side: int, whole: _Whole) -> Any:
+        """What the copy that was not chosen returns, without a graph, hooks, or traces in what it writes to."""
+        args, kwargs = whole.arguments(whole.spares)
+        with torch.no_grad(), Taps(self.modules[side]).held_back(0, keep=False):
+            return self.calls[side](*args, **kwargs)
 
     def by_rows(self, gate: Tensor, rows: Rows, args: Any, kwargs: Any) -> Any:
         """Each copy runs the examples that chose it, and the others for their value if the gate needs that."""

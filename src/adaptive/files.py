@@ -15,8 +15,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from adaptive.copies import is_tuned_side
+
 TENSORS, ABOUT = "model.safetensors", "adaptive.json"  # transformers' Trainer looks for the first to resume
 FORMAT = 1
+# In config.json, where it makes transformers' from_pretrained refuse the folder. It would load random layers.
+REFUSED = {"attn_implementation": "none, as this is no whole model: adaptive.load_adaptive(model, folder)"}
 OWN = "adaptive."  # how names of the policy's parameters begin
 
 
@@ -79,8 +83,9 @@ def write(model: nn.Module, folder: str | Path, tensors: dict[str, Tensor]) -> N
     save_file(
         {name: value.cpu().contiguous().clone() for name, value in tensors.items()},
         folder / TENSORS,
-        {"format": "pt"},
+        {"format": "adaptive"},
     )
+    (folder / "config.json").write_text(json.dumps(REFUSED) + "\n", encoding="utf-8")
     (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
@@ -100,7 +105,7 @@ def load_into(model: nn.Module, saved: Saved) -> nn.Module:
     """Fill an adaptive model with saved tensors, strictly, and return it. ValueError, which says what differs."""
     parameters = dict(model.named_parameters())
     for name, parameter in parameters.items():
-        if not name.startswith(OWN):
+        if not name.startswith(OWN) and not is_tuned_side(name):
             parameter.requires_grad_(name in saved.tensors)
     targets = trained(model)
     missing, unexpected = sorted(targets.keys() - saved.tensors), sorted(saved.tensors.keys() - targets)

@@ -45,9 +45,7 @@ class Layout:
     """Where the examples are in what one module gets and returns."""
 
     def __init__(self, needs_examples: bool = False) -> None:
-        self.needs_examples = (
-            needs_examples  # whether all that it gets must have examples
-        )
+        self.needs_examples = needs_examples  # whether all that it gets must have examples
         self.learned: dict[Path, Examples | Shared] | None = (
             None  # None: first of all dimensions, as declared
         )

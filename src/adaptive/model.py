@@ -104,6 +104,10 @@ def get_adaptive_model(model: nn.Module, config: AdaptiveConfig) -> nn.Module:
     """
     if is_adapted(model):
         raise ValueError("the model is adaptive already: call get_adaptive_model once, with all targets")
+    if isinstance(model, nn.Sequential | nn.ModuleList | nn.ModuleDict):
+        raise ValueError(
+            f"a {type(model).__name__} runs all modules in it, the policy too: put it into a module"
+        )
     if hasattr(model, "adaptive"):
         raise ValueError("the model has an attribute `adaptive` of its own, which is needed for the policy")
     names = match(model, config.target, config.exclude)
@@ -312,7 +316,11 @@ class InModel(Chooser):
             where = (layout.learned or {}).get(path)
             if isinstance(value, Tensor) and value.is_floating_point() and isinstance(where, Examples):
                 where = Examples(where.dim, joined=value.shape[where.dim] != batch)
-                return _mean(rows_first(value, where, batch), inputs.get("attention_mask"), getattr(self._network, "size", None))
+                return _mean(
+                    rows_first(value, where, batch),
+                    inputs.get("attention_mask"),
+                    getattr(self._network, "size", None),
+                )
         raise ValueError(f"{layout.name} gets no numbers for each example that a pooled policy could read")
 
     @staticmethod

@@ -291,7 +291,13 @@ ARCHITECTURES: dict[str, Architecture] = {
     "convnext": Architecture(
         "image",
         "stages.*",
-        {"hidden_sizes": [16, 32], "depths": [1, 1], "num_stages": 2, "patch_size": 4, "layer_scale_init_value": 1.0},
+        {
+            "hidden_sizes": [16, 32],
+            "depths": [1, 1],
+            "num_stages": 2,
+            "patch_size": 4,
+            "layer_scale_init_value": 1.0,
+        },
         large_images,
     ),
     "resnet": Architecture(
