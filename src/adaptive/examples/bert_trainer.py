@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--examples", type=int, default=4096)
+    parser.add_argument("--examples", type=int, default=3072)
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
