@@ -28,7 +28,7 @@ UNKNOWN_WORDS = {  # what a package has not one word of
     "lxmert": ("spottune", "strategy", "policy", "run folder", "result.json"),
 }
 FILES = sorted(SRC.rglob("*.py"))
-EXAMPLES = SRC / "adaptive" / "examples"  # scripts of users of the package, who have transformers and accelerate
+EXAMPLES = SRC / "adaptive" / "examples"  # as a user would write them, with transformers and accelerate
 
 
 def imports_of(text: str) -> set[str]:

@@ -48,13 +48,13 @@ class Both:
         return self._combine(join, [len(gate)] * 2, ("out",), output, whole.originals(other))
 
     def _value(self, side: int, whole: _Whole) -> Any:
-        """What the copy that was not chosen returns, without a graph, hooks, or traces in what it writes to."""
+        """What the copy that was not chosen returns, without a graph, hooks, or traces in a cache."""
         args, kwargs = whole.arguments(whole.spares)
         with torch.no_grad(), Taps(self.modules[side]).held_back(0, keep=False):
             return self.calls[side](*args, **kwargs)
 
     def by_rows(self, gate: Tensor, rows: Rows, args: Any, kwargs: Any) -> Any:
-        """Each copy runs the examples that chose it, and the others for their value if the gate needs that."""
+        """Each copy runs the examples that chose it, and the others for their value if gates need it."""
         split = _Split(self, rows, args, kwargs)
         taps, outputs = Taps(*self.modules), []
         for side in (FROZEN, TUNED):
@@ -154,7 +154,7 @@ def require_no_state(name: str, args: Any, kwargs: Any) -> None:
 
 
 class _Arguments:
-    """The arguments of a call. What may be written to is replaced by views; `spares` are further ones, to throw away."""
+    """The arguments of a call, with views for what may be written to; `spares` are thrown away."""
 
     def __init__(self, both: Both, batch: int, args: Any, kwargs: Any) -> None:
         self.both, self.batch, self.args, self.kwargs = both, batch, args, kwargs

@@ -1,4 +1,4 @@
-"""What was trained, as files: `model.safetensors` with its tensors and `adaptive.json` with what belongs to them.
+"""What was trained, as files: `model.safetensors` with the tensors, `adaptive.json` with the configuration.
 
 The frozen weights are not in it. Their digest is, so that it can only be put on the model that it came from.
 """
@@ -52,7 +52,7 @@ def save_pretrained(model: nn.Module, save_directory: str | Path, *args: Any, **
 
 
 def trained(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters that train, the policy, and buffers outside frozen copies; one that has two names has the first."""
+    """Parameters that train, the policy, and buffers outside frozen copies, each under one name."""
     parameters = dict(model.named_parameters())
     found = {name: value for name, value in parameters.items() if value.requires_grad or name.startswith(OWN)}
     state = model.state_dict()
@@ -102,7 +102,7 @@ def read_folder(folder: str | Path) -> Saved:
 
 
 def load_into(model: nn.Module, saved: Saved) -> nn.Module:
-    """Fill an adaptive model with saved tensors, strictly, and return it. ValueError, which says what differs."""
+    """Fill an adaptive model with saved tensors, strictly, and return it; ValueError if any differs."""
     parameters = dict(model.named_parameters())
     for name, parameter in parameters.items():
         if not name.startswith(OWN) and not is_tuned_side(name):

@@ -16,12 +16,12 @@ from adaptive.policies import ConstantPolicy, HeldShare
 
 
 def fold(model: nn.Module, batches: Iterable[Mapping[str, Any]] | None = None) -> nn.Module:
-    """Make plain modules of those whose gates are the same for all examples of a data set, and return the model.
+    """Make plain modules of those whose gates are the same for all examples of a data set.
 
-    batches: the inputs of the model, batch by batch; they can be left out for a constant policy. Where all
-    gates are constant the model is then what it was before `get_adaptive_model`, with other weights; else
-    the other modules stay gated, and `model.adaptive.folded` says which do not. ValueError without batches
-    where they are needed, and for a model that is not adaptive.
+    Returns the model. batches: its inputs, batch by batch; they can be left out for a constant policy. Where
+    all gates are constant the model is then what it was before `get_adaptive_model`, with other weights;
+    else the other modules stay gated, and `model.adaptive.folded` says which do not. ValueError without
+    batches where they are needed, and for a model that is not adaptive.
     """
     chooser: InModel | None = getattr(model, "adaptive", None)
     if not isinstance(chooser, InModel):

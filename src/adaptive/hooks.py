@@ -1,4 +1,4 @@
-"""Forward hooks inside copies that each run a part of a batch: held back, and called once with the whole batch.
+"""Forward hooks inside copies that run parts of a batch: held back, and called once with all of it.
 
 This is how hidden states and attentions that transformers records with hooks come whole and in order. A hook
 that only one of the copies has sees what that copy runs; so do hooks that come before a forward pass.

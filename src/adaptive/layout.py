@@ -1,4 +1,4 @@
-"""Which dimension of a tensor tells the examples of a batch apart, for all that goes into and out of a module.
+"""Which dimension of a tensor tells examples apart, for all that goes into and out of a module.
 
 It is declared, as the first one, or learned: a batch and the same batch with one example more run through the
 model, and the dimension that grows is the one. A size that happens to be that of the batch tells nothing.

@@ -41,7 +41,7 @@ class Probe:
         self.seen: list[tuple[Layout, Path, Any]] = []
 
     def call(self, unit: Any, run: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
-        """The output of `run`, which calls `module`, and note of all that a unit (with a layout) gets and returns.
+        """The output of `run`, which calls `module`; all that the unit gets and returns is noted.
 
         ValueError for arguments that it writes to and cannot be handed to two copies, and for outputs that
         gates cannot choose.

@@ -58,7 +58,7 @@ class LowRank(nn.Module):
         self._merged: tuple[Any, nn.Module] | None = None
 
     def __getattr__(self, name: str) -> Any:
-        """Attributes of the Linear that was here show through; not that its weights are read, see `learning`."""
+        """Attributes of the Linear that was here show through."""
         try:
             return super().__getattr__(name)
         except AttributeError:

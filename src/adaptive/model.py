@@ -148,7 +148,7 @@ def load_adaptive(model: nn.Module, folder: str, policy: nn.Module | None = None
 
 
 def match(model: nn.Module, patterns: str | Sequence[str], exclude: str | Sequence[str] = ()) -> list[str]:
-    """The names of modules that patterns stand for, in the order of the model. ValueError where there are none."""
+    """The names of modules that patterns stand for, in the order of the model; ValueError for none."""
     patterns, exclude = ([text] if isinstance(text, str) else [*text] for text in (patterns, exclude))
     names = [name for name, _ in model.named_modules() if name]
     for pattern in [*patterns, *exclude]:
@@ -172,7 +172,7 @@ def _matches(name: str, pattern: str) -> bool:
 
 
 def _features(model: nn.Module, name: str) -> int:
-    """How many features a module probably reads: those of its first norm or Linear; else what the model says."""
+    """How many features a module probably reads: by its first norm or Linear, else by the config."""
     for part in model.get_submodule(name).modules():
         weight = part._parameters.get("weight")
         if isinstance(part, nn.Linear):
@@ -260,8 +260,8 @@ class InModel(Chooser):
             for part, layout in layouts(model.get_submodule(name)):
                 if layout.learned is None and (layout.needs_examples or not part):
                     raise ValueError(
-                        f"{layout.name} is not called with these inputs, or its weights are read without a call, so "
-                        "that gates would decide nothing: exclude it"
+                        f"{layout.name} is not called with these inputs, or its weights are read without a "
+                        "call, so that gates would decide nothing: exclude it"
                         + (f', or freeze="{layout.name}"' if part else "")
                     )
 
@@ -378,7 +378,7 @@ def _mean(hidden: Tensor, mask: Any, size: int | None) -> Tensor:
 
 
 def _kind(inputs: Mapping[str, Any]) -> Any:
-    """What of inputs may decide how modules are called: names, shapes as far as ranks and ones go, and settings."""
+    """What of inputs may decide how modules are called: names, ranks, sizes of 1, and settings."""
 
     def of(value: Any) -> Any:
         if isinstance(value, Tensor):

@@ -101,7 +101,7 @@ def masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
 
 
 def batch_size(inputs: dict[str, Any], main: str | None = None) -> int:
-    """The number of examples among the inputs of a model: `main`, if given, names the input to look at first."""
+    """The number of examples in the inputs of a model; `main` names the input to look at first."""
     tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor) and value.dim()}
     found = [name for name in (main, *MAIN, *tensors) if name in tensors]
     if not found:

@@ -20,7 +20,7 @@ _PLAIN = (Tensor, nn.Module, type, types.ModuleType, types.FunctionType, types.M
 
 
 def is_state(value: Any) -> bool:
-    """Whether a value is an object with attributes that could be written to: no tensor, module or function."""
+    """Whether a value is an object whose attributes could be written to: no tensor or module."""
     return (
         not is_constant(value)
         and hasattr(value, "__dict__")
@@ -58,7 +58,7 @@ def rows_of(value: Any, index: Tensor, batch: int) -> Any:
 
 
 class _Lazily(list):
-    """A list of which only what is looked at is made a view of: a decoder's layer looks at its own cache only."""
+    """A list that makes views of what is looked at only: a layer looks at its own cache."""
 
     def __init__(self, original: list, index: Tensor, batch: int) -> None:
         super().__init__(original)

@@ -1,4 +1,4 @@
-"""Dozens of architectures of transformers: what the engine runs is exact, and what it cannot run it refuses."""
+"""Dozens of architectures of transformers: what the engine runs is exact, the rest it refuses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def slow_if_many(name: str) -> object:
 
 @pytest.mark.parametrize("name", map(slow_if_many, ARCHITECTURES))
 def test_full_copies_are_exact_or_refused_as_the_table_says(name: str) -> None:
-    """A mixed batch is its rows; equal copies are the plain model; hidden states are whole; gradients finite."""
+    """A mixed batch is its rows, equal copies are the plain model, hidden states are whole."""
     assert verdict(name) == ROWS[name][0]
 
 

@@ -392,7 +392,7 @@ def difference(found: Tensor, expected: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Measured:
-    """The differences that must be rounding: of equal copies to the plain model, and of a batch to its rows."""
+    """Differences that must be rounding: of equal copies to the plain model, of a batch to its rows."""
 
     plain: float
     rows: float

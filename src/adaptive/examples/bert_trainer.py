@@ -6,7 +6,6 @@ A sentence is true if a certain word is in it; with a "not" in second place, if 
 without "not", then tuned on both, so that examples may want different copies.
 """
 
-import argparse
 import tempfile
 from pathlib import Path
 
@@ -76,28 +75,18 @@ def accuracy(trainer: Trainer, data: Sentences) -> float:
     return float((predicted == data.labels.numpy()).mean())
 
 
-def main(argv: list[str] | None = None) -> dict[str, float]:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--examples", type=int, default=3072)
-    options = parser.parse_args(argv)
+def main(epochs: int = 4, examples: int = 3072) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
         model = small_bert()
-        before = Trainer(
-            model, arguments(folder, options.epochs), train_dataset=Sentences(options.examples, 0.0, 1)
-        )
+        before = Trainer(model, arguments(folder, epochs), train_dataset=Sentences(examples, 0.0, 1))
         before.train()
         base = {name: value.clone() for name, value in model.state_dict().items()}
 
         # What makes it adaptive: a line. The rest is the Trainer as ever.
         model = get_adaptive_model(model, AdaptiveConfig(target="encoder.layer.*", target_share=0.5))
         print(model.adaptive.report)
-        trainer = Trainer(
-            model, arguments(folder, options.epochs), train_dataset=Sentences(options.examples, 0.5, 2)
-        )
+        trainer = Trainer(model, arguments(folder, epochs), train_dataset=Sentences(examples, 0.5, 2))
         trainer.train()
 
         test = Sentences(1024, 0.5, 3)

@@ -1,12 +1,10 @@
-"""A small ViT on images that this script draws, in a loop of its own with accelerate, offline in under a minute.
+"""A small ViT on images that this script draws, in a loop with accelerate, offline in under a minute.
 
     PYTHONPATH=src python src/adaptive/examples/vit_accelerate.py
 
 Which of four quarters is brightest; the images to tune on are in part negatives, in which it is the darkest.
 The tuned copies are low-rank updates.
 """
-
-import argparse
 
 import torch
 from accelerate import Accelerator
@@ -17,7 +15,7 @@ from adaptive import AdaptiveConfig, get_adaptive_model
 
 
 def images(n: int, share: float, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Images (n, 1, 16, 16), a share of them negatives; the quarter (n,) that stands out; which are negatives (n,)."""
+    """Images (n, 1, 16, 16), the quarter (n,) that stands out, and which are negatives (n,)."""
     draw = torch.Generator().manual_seed(seed)
     label = torch.randint(4, (n,), generator=draw)
     pixels = 0.3 * torch.randn(n, 1, 2, 8, 2, 8, generator=draw)
@@ -28,15 +26,15 @@ def images(n: int, share: float, seed: int) -> tuple[torch.Tensor, torch.Tensor,
     return pixels, label, negative
 
 
-def train(model: torch.nn.Module, share: float, options: argparse.Namespace) -> torch.nn.Module:
+def train(model: torch.nn.Module, share: float, epochs: int, examples: int) -> torch.nn.Module:
     accelerator = Accelerator(cpu=True)
-    pixels, labels, _ = images(options.examples, share, seed=1)
+    pixels, labels, _ = images(examples, share, seed=1)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=2e-3)
     loader = DataLoader(TensorDataset(pixels, labels), batch_size=64, shuffle=True)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     model.train()
-    for _ in range(options.epochs):
+    for _ in range(epochs):
         for batch, target in loader:
             loss = model(pixel_values=batch, labels=target).loss
             accelerator.backward(loss)
@@ -51,13 +49,7 @@ def accuracy(model: torch.nn.Module, share: float) -> float:
     return float((model.eval()(pixel_values=pixels).logits.argmax(-1) == labels).float().mean())
 
 
-def main(argv: list[str] | None = None) -> dict[str, float]:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--examples", type=int, default=2048)
-    options = parser.parse_args(argv)
+def main(epochs: int = 4, examples: int = 2048) -> dict[str, float]:
     torch.manual_seed(0)
     config = ViTConfig(
         image_size=16,
@@ -69,11 +61,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         intermediate_size=96,
         num_labels=4,
     )
-    model = train(ViTForImageClassification(config), 0.0, options)
+    model = train(ViTForImageClassification(config), 0.0, epochs, examples)
     result = {"before tuning": accuracy(model, 0.5)}
     model = get_adaptive_model(model, AdaptiveConfig(target="layers.*", tuned="lora", rank=8))
     print(model.adaptive.report)
-    model = train(model, 0.5, options)
+    model = train(model, 0.5, epochs, examples)
     result["after"] = accuracy(model, 0.5)
     pixels, _, negative = images(1024, 0.5, seed=2)
     gates = model.adaptive.gates_of(model, {"pixel_values": pixels})
