@@ -73,6 +73,10 @@ class Gates:
         self._parts: dict[tuple[int, int], Tensor] | None = None
         self._plan: Plan | None = None
         self._same: bool | None = None
+        self.apart: dict[
+            int, Tensor
+        ] = {}  # in this pass: tensors, by id, whose first dimension became examples
+        self.probe: Any = None  # what learns where examples are, see `adaptive.learning`
 
     def __getstate__(self) -> dict[str, Any]:
         """What copying and pickling take along: no gates, for a copy has no forward pass under way."""
@@ -91,6 +95,7 @@ class Gates:
         self._weights = None
         self._parts = None
         self._plan = None
+        self.apart = {}
 
     def weigh(self, weights: Tensor) -> None:
         """Set weights (G,) of the tuned copies instead, for a pass without autograd. Waits for the device."""
@@ -117,6 +122,7 @@ class Gates:
         graph and not through this second one, except with `use_reentrant=True`, which is refused here.
         """
         self._parts = None
+        self.apart = {}
         if self._values.requires_grad:
             self._values = self._values.detach().requires_grad_()
             self._values.register_hook(_refuse_gradient)
@@ -165,6 +171,8 @@ class Gates:
         """The share of decisions of `width` gates that are for tuned: 0.0 and 1.0 are exact."""
         if self._weights is not None:
             return sum(self._weights[start : start + width]) / width
+        if not len(self._values):
+            return 1.0  # no example takes no copy: any serves
         return sum(self.plan.tuned[start : start + width]) / (width * len(self._values))
 
     def rows(self, gate: int) -> Rows:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,9 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from adaptive.gates import TUNED, Gates
+from adaptive.both import Both
+from adaptive.gates import Gates
+from adaptive.layout import Layout, rows_back, rows_first
 from adaptive.pair import Sliced
-from adaptive.routing import merge, per_slice, split_arguments
+from adaptive.routing import per_slice
 from adaptive.storage import call_in_dtype
 
 
@@ -52,7 +54,18 @@ class LowRank(nn.Module):
         self.width = width
         if gates is not None:
             gates.announce(start, width)
+        self.layout = Layout(needs_examples=True)
         self._merged: tuple[Any, nn.Module] | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        """Attributes of the Linear that was here show through."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            frozen = self.__dict__.get("_modules", {}).get("frozen")
+            if frozen is None or name.startswith("__"):
+                raise
+            return getattr(frozen, name)
 
     def train(self, mode: bool = True) -> LowRank:
         self._merged = None  # it would be out of date, and takes memory
@@ -76,6 +89,8 @@ class LowRank(nn.Module):
         first = layers[0]
         if not all(isinstance(layer, LowRank) and layer._unit == first._unit for layer in layers):
             return tuple(layer(input) for layer in layers)
+        if first.gates is not None and first.gates.probe is not None:
+            return tuple(layer._probed(input) for layer in layers)
         choice = None if first.training or torch.is_grad_enabled() else first._constant_choice()
         if choice is not None:
             return tuple(layer._call_merged(input, choice) for layer in layers)
@@ -84,10 +99,19 @@ class LowRank(nn.Module):
                 layer._merged = None
         gate = None if first.gates is None else first.gates.of(first.start, first.width)
         factors = [factor for layer in layers for factor in (layer.down, layer.up)]
-        return _LowRankProduct.apply(layers, input, gate, *factors)
+        if gate is None or first.layout.learned is None:
+            return _LowRankProduct.apply(layers, input, gate, *factors)
+        where = first.layout.argument(path_of(input), input, len(gate), first.gates.apart)
+        rows = rows_first(input, where, len(gate))
+        outputs = _LowRankProduct.apply(layers, rows, gate, *factors)
+        return tuple(rows_back(output, where) for output in outputs)
 
     def call_frozen(self, input: Tensor) -> Tensor:
         return call_in_dtype(self.frozen, self.frozen, self, input)
+
+    def _probed(self, input: Tensor) -> Tensor:
+        self.gates.probe.note(self.layout, path_of(input), input)
+        return self.call_frozen(input)
 
     @property
     def _unit(self) -> tuple[Any, ...]:
@@ -116,6 +140,11 @@ class LowRank(nn.Module):
         return call_in_dtype(self._merged[1], self._merged[1], self, input)
 
 
+def path_of(input: Tensor) -> tuple[str, int]:
+    """Where a layout knows the input of a layer: a layer may be called with tensors of several ranks."""
+    return "in", input.dim()
+
+
 class Apart:
     """The forward pass of a module with low-rank copies in it, which all have the same gate.
 
@@ -128,20 +157,25 @@ class Apart:
         self.module = module
         self.gates = gates
         self.start = start
+        self.layout = Layout()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         forward, gates = partial(type(self.module).forward, self.module), self.gates
+        if gates.probe is not None:
+            return gates.probe.call(self, forward, self.module, args, kwargs)
         compiling = torch.compiler.is_compiling()
         if compiling or self.module.training or torch.is_grad_enabled() or gates.dense:
             return forward(*args, **kwargs)
         gate = gates.of(self.start, 1)
         if gate.device.type != "cpu" or gates.constant(self.start, 1):
             return forward(*args, **kwargs)
-        rows, outputs = gates.rows(self.start), []
-        for side, (values, named) in enumerate(split_arguments(rows, len(gate), args, kwargs)):
-            with gates.all_tuned(side == TUNED):
-                outputs.append(forward(*values, **named))
-        return merge(gate, rows, *outputs)
+        calls = partial(self._call, forward, False), partial(self._call, forward, True)
+        both = Both((self.module, self.module), calls, self.layout, gates)
+        return both.by_rows(gate, gates.rows(self.start), args, kwargs)
+
+    def _call(self, forward: Callable, tuned: bool, *args: Any, **kwargs: Any) -> Any:
+        with self.gates.all_tuned(tuned):
+            return forward(*args, **kwargs)
 
 
 class GatedDropout(nn.Module):
@@ -153,6 +187,7 @@ class GatedDropout(nn.Module):
         self.gates = gates
         self.start = start
         self.width = width
+        self.layout = Layout()
 
     @property
     def p(self) -> float:
@@ -161,8 +196,19 @@ class GatedDropout(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, ..., w * n) -> the same shape."""
+        if self.gates.probe is not None:
+            self.gates.probe.note(self.layout, path_of(input), input)
         if not self.training:
             return input
+        if self.layout.learned is None:
+            return self._drop(input)
+        batch = len(self.gates.tuned(self.start, self.width))
+        where = self.layout.argument(path_of(input), input, batch, self.gates.apart)
+        if where is None and input.shape[:1] != (1,):
+            return input  # what all examples share is of none that runs tuned
+        return rows_back(self._drop(rows_first(input, where, batch)), where)
+
+    def _drop(self, input: Tensor) -> Tensor:
         tuned = per_slice(self.gates.tuned(self.start, self.width), input)
         if isinstance(self.dropout, Selective):
             return self.dropout.only(input, tuned)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor, nn
 
-from adaptive.gates import Gates
-from adaptive.routing import map_tensors, merge, mix, pick, split_arguments, with_gate_gradient
+from adaptive.both import Both
+from adaptive.gates import FROZEN, TUNED, Gates
+from adaptive.layout import Layout
+from adaptive.routing import map_tensors, pick
 from adaptive.storage import call_in_dtype
 
 
@@ -44,7 +45,18 @@ class GatedPair(nn.Module):
         self.gates = gates
         self.start = start
         self.width = width
+        self.layout = Layout()
         gates.announce(start, width)
+
+    def __getattr__(self, name: str) -> Any:
+        """Attributes of the module that was here show through: they are those of the tuned copy."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            tuned = self.__dict__.get("_modules", {}).get("tuned")
+            if tuned is None or name.startswith("__"):
+                raise
+            return getattr(tuned, name)
 
     def train(self, mode: bool = True) -> GatedPair:
         super().train(mode)
@@ -52,41 +64,22 @@ class GatedPair(nn.Module):
         return self
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self.gates.probe is not None:
+            return self.gates.probe.call(self, self._frozen, self.frozen, args, kwargs)
         gate = self.gates.of(self.start, self.width)
+        both = Both((self.frozen, self.tuned), (self._frozen, self.tuned), self.layout, self.gates)
         if not self.gates.dense:
             share = self.gates.share_tuned(self.start, self.width)
             if share in (0.0, 1.0):
-                return self._one_copy(gate, share == 1.0, args, kwargs)
+                return both.one(gate, TUNED if share else FROZEN, args, kwargs)
             if self.gates.choose and self.width == 1:
-                return self._by_rows(gate, args, kwargs)
+                return both.by_rows(gate, self.gates.rows(self.start), args, kwargs)
             if self.gates.choose and isinstance(self.tuned, Sliced) and not kwargs and not gate.requires_grad:
                 return self._by_slices(args)
-        return mix(gate, self.tuned(*args, **kwargs), self._frozen(*args, **kwargs))
+        return both.mixed(gate, args, kwargs)
 
     def _frozen(self, *args: Any, **kwargs: Any) -> Any:
         return call_in_dtype(self.frozen, self.frozen, self.tuned, *args, **kwargs)
-
-    def _one_copy(self, gate: Tensor, all_tuned: bool, args: Any, kwargs: Any) -> Any:
-        """All examples chose the same copy."""
-        chosen, other = (self.tuned, self._frozen) if all_tuned else (self._frozen, self.tuned)
-        output = chosen(*args, **kwargs)
-        if not gate.requires_grad:
-            return output
-        with torch.no_grad():
-            values = output, other(*args, **kwargs)
-            difference = map_tensors(torch.sub, *(values if all_tuned else reversed(values)))
-        return with_gate_gradient(gate, output, difference)
-
-    def _by_rows(self, gate: Tensor, args: Any, kwargs: Any) -> Any:
-        """Each copy runs the examples that chose it, and the others for their value if a gate needs it."""
-        rows = self.gates.rows(self.start)
-        of_frozen, of_tuned = split_arguments(rows, len(gate), args, kwargs)
-        frozen, tuned = self._frozen(*of_frozen[0], **of_frozen[1]), self.tuned(*of_tuned[0], **of_tuned[1])
-        others = ()
-        if gate.requires_grad:
-            with torch.no_grad():
-                others = self.tuned(*of_frozen[0], **of_frozen[1]), self._frozen(*of_tuned[0], **of_tuned[1])
-        return merge(gate, rows, frozen, tuned, *others)
 
     def _by_slices(self, args: Any) -> Any:
         """Both copies project, and the slices that were chosen are combined once."""

@@ -9,8 +9,7 @@ backwards, both sets of saved activations. With hard gates the same values and g
 - where no gate needs a gradient, the other copy is not run at all.
 """
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from adaptive.gates import FROZEN, TUNED, Rows
+from adaptive.gates import Rows
+from adaptive.layout import FIRST, Examples, map_leaves, rows_back, rows_first
 
 
 def map_tensors(function: Callable[..., Tensor], *outputs: Any) -> Any:
@@ -27,22 +27,16 @@ def map_tensors(function: Callable[..., Tensor], *outputs: Any) -> Any:
     Outputs are tensors, None, and tuples (named ones too), lists and mappings of them, such as the output
     classes of transformers; the result is of the same kind. TypeError for anything else.
     """
-    first = outputs[0]
-    if isinstance(first, Tensor):
-        return function(*outputs)
-    if len({type(output) for output in outputs}) == 1:
-        if first is None:
+
+    def leaf(path: Any, *leaves: Any) -> Any:
+        if all(isinstance(leaf, Tensor) for leaf in leaves):
+            return function(*leaves)
+        if all(leaf is None for leaf in leaves):
             return None
-        if isinstance(first, Mapping):
-            mapped = copy.copy(first)  # keeps what a subclass has beside its entries
-            for name in first:
-                mapped[name] = map_tensors(function, *(output[name] for output in outputs))
-            return mapped
-        if isinstance(first, tuple | list):
-            parts = [map_tensors(function, *part) for part in zip(*outputs, strict=True)]
-            return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
-    kinds = ", ".join(type(output).__name__ for output in outputs)
-    raise TypeError(f"gates choose between tensors, and tuples, lists and mappings of them, not: {kinds}")
+        kinds = ", ".join(type(leaf).__name__ for leaf in leaves)
+        raise TypeError(f"gates choose between tensors, and tuples, lists and mappings of them, not: {kinds}")
+
+    return map_leaves(leaf, *outputs)
 
 
 def mix(gate: Tensor, tuned: Any, frozen: Any) -> Any:
@@ -51,13 +45,14 @@ def mix(gate: Tensor, tuned: Any, frozen: Any) -> Any:
     gate (B, w); the others are outputs with tensors (B, ..., w * n). Whole numbers are not mixed: they are
     those of the tuned copy where its gate is above 1/2.
     """
+    return map_tensors(partial(mix_tensors, gate), tuned, frozen)
 
-    def blend(tuned: Tensor, frozen: Tensor) -> Tensor:
-        if tuned.is_floating_point():
-            return _Mix.apply(gate, tuned, frozen)
-        return pick(gate.detach() > 0.5, tuned, frozen)
 
-    return map_tensors(blend, tuned, frozen)
+def mix_tensors(gate: Tensor, tuned: Tensor, frozen: Tensor) -> Tensor:
+    """The same for two tensors (B, ..., w * n)."""
+    if tuned.is_floating_point():
+        return _Mix.apply(gate, tuned, frozen)
+    return pick(gate.detach() > 0.5, tuned, frozen)
 
 
 def pick(choice: Tensor, tuned: Tensor, frozen: Tensor) -> Tensor:
@@ -73,25 +68,19 @@ def split(value: Any, rows: Rows, batch: int) -> tuple[Any, Any]:
     """
     if not isinstance(value, Tensor) or value.dim() == 0 or value.shape[0] != batch:
         return value, value
+    return split_tensor(value, rows, FIRST)
+
+
+def split_tensor(value: Tensor, rows: Rows, where: Examples) -> tuple[Tensor, Tensor]:
+    """The frozen and the tuned rows of a tensor whose examples are `where`."""
+    if where != FIRST:
+        first = rows_first(value, where, len(rows.order))
+        frozen, tuned = (rows_back(half, where) for half in split_tensor(first, rows, FIRST))
+        return frozen, tuned
     if value.requires_grad:
         return _Split.apply(value, rows)
     is_mask = value.dim() <= 2 and not value.is_floating_point()
     return (rows.sort(value) if is_mask else value.index_select(0, rows.order)).split(rows.sizes)
-
-
-def split_arguments(
-    rows: Rows, batch: int, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> list[tuple[list[Any], dict[str, Any]]]:
-    """The positional and the named arguments for the frozen rows, and those for the tuned ones."""
-    values = {id(value): value for value in (*args, *kwargs.values())}  # one may come twice
-    halves = {key: split(value, rows, batch) for key, value in values.items()}
-    return [
-        (
-            [halves[id(value)][side] for value in args],
-            {name: halves[id(value)][side] for name, value in kwargs.items()},
-        )
-        for side in (FROZEN, TUNED)
-    ]
 
 
 def merge(gate: Tensor, rows: Rows, frozen: Any, tuned: Any, *others: Any) -> Any:
@@ -100,15 +89,26 @@ def merge(gate: Tensor, rows: Rows, frozen: Any, tuned: Any, *others: Any) -> An
     frozen (n, ...), tuned (B - n, ...): the outputs of the rows that chose that copy. others: for the same
     rows the outputs of the copy they did not choose, if gate (B, 1) needs a gradient, else nothing.
     """
-    return map_tensors(partial(_Merge.apply, gate, rows), frozen, tuned, *others)
+    return map_tensors(partial(merge_tensors, gate, rows), frozen, tuned, *others)
 
 
-def with_gate_gradient(gate: Tensor, chosen: Any, difference: Any) -> Any:
-    """`chosen` as it is, but with a gradient for the gate: <dL/dchosen, difference>, slice by slice.
+def merge_tensors(gate: Tensor, rows: Rows, frozen: Tensor, tuned: Tensor, *others: Tensor) -> Tensor:
+    """The same for tensors."""
+    if not frozen.is_floating_point():
+        return _join(frozen, tuned, rows)
+    return _Merge.apply(gate, rows, frozen, tuned, *others)
 
-    gate (B, w); chosen and difference = tuned - frozen are outputs with tensors (B, ..., w * n).
+
+def with_gate_gradient(gate: Tensor, chosen: Tensor, tuned: Tensor, frozen: Tensor) -> Tensor:
+    """`chosen` as it is, but with a gradient for the gate: <dL/dchosen, tuned - frozen>, slice by slice.
+
+    gate (B, w); the others (B, ..., w * n).
     """
-    return map_tensors(partial(_GateGradient.apply, gate), chosen, difference)
+    if not chosen.is_floating_point():
+        return chosen
+    with torch.no_grad():
+        difference = tuned - frozen
+    return _GateGradient.apply(gate, chosen, difference)
 
 
 def per_slice(gate: Tensor, like: Tensor) -> Tensor:
@@ -123,12 +123,13 @@ def per_slice(gate: Tensor, like: Tensor) -> Tensor:
 
 
 def _slices(value: Tensor, width: int) -> Tensor:
-    """(B, ..., w * n) -> (B, -1, w, n). ValueError if the last dimension has no w equal slices."""
+    """(B, ..., w * n) -> (B, S, w, n). ValueError if the last dimension has no w equal slices."""
+    # Without a -1, as the batch may be empty.
     if width == 1:
-        return value.reshape(len(value), 1, 1, -1)
-    if value.shape[-1] % width:
+        return value.reshape(len(value), 1, 1, value.shape[1:].numel())
+    if value.dim() < 2 or value.shape[-1] % width:
         raise ValueError(f"size {value.shape[-1]} does not fall into {width} equal slices")
-    return value.reshape(len(value), -1, width, value.shape[-1] // width)
+    return value.reshape(len(value), value.shape[1:-1].numel(), width, value.shape[-1] // width)
 
 
 def _gate_gradient(grad: Tensor, difference: Tensor, width: int) -> Tensor:

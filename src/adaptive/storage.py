@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaptive.routing import map_tensors
+from adaptive.layout import map_leaves
 
 
 def cast_matrices(module: nn.Module, dtype: torch.dtype) -> None:
@@ -32,7 +32,11 @@ def call_in_dtype(call: Callable, module: nn.Module, like: nn.Module, *args: Any
     target = next(_matrices(like), matrix).dtype
     with torch.autocast(matrix.device.type, matrix.dtype, enabled=matrix.dtype != target):
         output = call(*args, **kwargs)
-    return map_tensors(lambda value: value.to(target) if value.dtype == matrix.dtype else value, output)
+
+    def cast_back(path: Any, value: Any) -> Any:
+        return value.to(target) if isinstance(value, Tensor) and value.dtype == matrix.dtype else value
+
+    return map_leaves(cast_back, output)
 
 
 def _matrices(module: nn.Module) -> Iterator[Tensor]:

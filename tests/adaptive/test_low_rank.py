@@ -390,13 +390,11 @@ def test_a_linear_under_two_names_of_one_unit_stays_one() -> None:
     assert_follows_the_formula(model, gates)
 
 
-def test_a_unit_within_a_unit_keeps_the_gates_of_the_first() -> None:
-    torch.manual_seed(0)
+def test_a_unit_within_a_unit_is_refused() -> None:
+    """Its gate would decide nothing."""
     model = nn.Sequential(nn.Sequential(nn.Linear(SIZE, SIZE), nn.Tanh()), nn.Linear(SIZE, SIZE))
-    gates = adapt(model, [(["0"], 1), (["0.0"], 1), (["1"], 1)], low_rank(RANK))
-    model.train()  # walks all modules
-    assert type(model[0][0].frozen) is nn.Linear and model[0][0].start == 0
-    assert_follows_the_formula(model, gates)
+    with pytest.raises(ValueError, match=r"unit 0\.0 is a part of unit 0"):
+        adapt(model, [(["0"], 1), (["0.0"], 1), (["1"], 1)], low_rank(RANK))
 
 
 def test_projections_of_other_gates_or_without_an_update_share_nothing() -> None:

@@ -179,10 +179,10 @@ class RowCounter:
     def __init__(self, model: nn.Module) -> None:
         self.rows: dict[tuple[str, bool], int] = {}
         for kind in ("tuned", "frozen"):
-            model.get_submodule(f"part.{kind}").register_forward_hook(self._count(kind))
+            model.get_submodule(f"part.{kind}").register_forward_pre_hook(self._count(kind))
 
     def _count(self, kind: str) -> object:
-        def hook(module: nn.Module, args: tuple, output: object) -> None:
+        def hook(module: nn.Module, args: tuple) -> None:
             key = (kind, torch.is_grad_enabled())
             self.rows[key] = self.rows.get(key, 0) + len(args[0])
 

@@ -6,7 +6,6 @@ choice has to be better than.
 """
 
 import copy
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -14,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adaptive.gates import TUNED
+from adaptive import policies
+from adaptive.policies import HeldShare, masked_mean
 from adaptive.policy import GateHead
 from common.errors import UserError
 from lxmert.modeling import LxmertModel
@@ -105,51 +105,29 @@ class LightPolicy(nn.Module):
 
     def forward(self, **inputs: Tensor) -> Tensor:
         """The inputs of `VqaModel` -> logits (B, G, 2)."""
-        question = _masked_mean(self.words(inputs["input_ids"]), inputs["attention_mask"])
+        question = masked_mean(self.words(inputs["input_ids"]), inputs["attention_mask"])
         # The mean before the projection and not after it: one region to project instead of all.
         mask = inputs["visual_attention_mask"]
-        features, boxes = (_masked_mean(inputs[name], mask) for name in ("visual_feats", "visual_pos"))
+        features, boxes = (masked_mean(inputs[name], mask) for name in ("visual_feats", "visual_pos"))
         return self.head(torch.cat([question, self.regions(features, boxes)], dim=-1))
 
 
-def _masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
-    """(B, S, H) and (B, S) -> (B, H)."""
-    weights = mask.to(hidden.dtype).unsqueeze(-1)
-    return (hidden * weights).sum(1) / weights.sum(1)
-
-
-class ConstantPolicy(nn.Module):
+class ConstantPolicy(policies.ConstantPolicy):
     """One logit a gate, learned: the same for all inputs."""
 
     about = "one learned logit a gate, which sees no input: in evaluation a fixed mask"
 
     def __init__(self, spec: ModelSpec, lxmert: LxmertModel, gates: int) -> None:
-        super().__init__()
-        self.logit = nn.Parameter(torch.full((gates,), _logit(spec.policy_start)))
-
-    def forward(self, **inputs: Tensor) -> Tensor:
-        """The inputs of `VqaModel` -> logits (B, G, 2)."""
-        logits = torch.stack([torch.zeros_like(self.logit), self.logit], dim=-1)  # frozen, tuned
-        return logits.expand(len(inputs["input_ids"]), -1, -1)
+        super().__init__(gates, spec.policy_start)
 
 
-class RandomPolicy(nn.Module):
-    """Gates drawn for each example and gate with the share tuned of --policy-start; nothing is learned.
-
-    No gate needs a gradient, so only the chosen copies run.
-    """
+class RandomPolicy(policies.RandomPolicy):
+    """Gates drawn with the share tuned of --policy-start."""
 
     about = "gates drawn with the share tuned of --policy-start, nothing learned: only the chosen copies run"
 
     def __init__(self, spec: ModelSpec, lxmert: LxmertModel, gates: int) -> None:
-        super().__init__()
-        logits = torch.zeros(gates, 2)
-        logits[:, TUNED] = _logit(spec.policy_start)
-        self.register_buffer("logits", logits, persistent=False)
-
-    def forward(self, **inputs: Tensor) -> Tensor:
-        """The inputs of `VqaModel` -> logits (B, G, 2), without a gradient."""
-        return self.logits.expand(len(inputs["input_ids"]), -1, -1)
+        super().__init__(gates, spec.policy_start)
 
 
 class OraclePolicy(nn.Module):
@@ -204,33 +182,6 @@ def let_field_decide(spec: ModelSpec, datasets: Sequence[VqaDataset]) -> ModelSp
     return replace(spec, policy=f"{ORACLE}:{field}={','.join(tuned)}")
 
 
-class HeldShare(nn.Module):
-    """A policy whose share tuned a bias holds at a target, and no loss: all gates have the same one.
-
-    After each batch of training the bias takes a step of a fixed size, up if the mean probability of tuned is
-    below the target and down if it is above (Wang et al. 2024, arXiv:2408.15664). So the share has no
-    gradient, and the policy is free in which gates and for which examples it spends it.
-    """
-
-    STEP = 0.01
-
-    def __init__(self, policy: nn.Module, target: float) -> None:
-        super().__init__()
-        self.policy = policy
-        self.target = target
-        self.register_buffer("bias", torch.zeros(()))
-
-    def forward(self, **inputs: Tensor) -> Tensor:
-        """The inputs of `VqaModel` -> logits (B, G, 2)."""
-        logits = self.policy(**inputs)
-        logits = logits + torch.stack([torch.zeros_like(self.bias), self.bias])  # frozen, tuned
-        if self.training and torch.is_grad_enabled():
-            share = logits.detach().float().softmax(-1)[..., TUNED].mean()
-            # What is not finite is left out, as the step will be.
-            self.bias += self.STEP * torch.sign(self.target - share).nan_to_num(0.0)
-        return logits
-
-
 NETWORKS = {"lxmert": LxmertPolicy, "light": LightPolicy}
 POLICIES = NETWORKS | {
     "constant": ConstantPolicy,
@@ -245,7 +196,3 @@ def make_policy(spec: ModelSpec, lxmert: LxmertModel, gates: int) -> nn.Module:
     (row,) = (row for name, row in POLICIES.items() if name.partition(":")[:2] == (kind, colon))
     policy = row(spec, lxmert, 1 if spec.tied else gates)
     return policy if spec.target_share is None else HeldShare(policy, spec.target_share)
-
-
-def _logit(share: float) -> float:
-    return math.log(share / (1 - share))
