@@ -107,8 +107,8 @@ class Chooser(nn.Module):
     In training mode gates are sampled, with the gradients of an estimator of `adaptive.policy`; in evaluation
     mode, and where it no longer `explores`, the likelier copy is taken. While `train_policy` is false gates
     get no gradient, so that only the chosen copies run. A policy with one pair of logits an example ties all
-    gates: they are one decision, drawn once. Between forward passes it holds no graph, so that it can be copied
-    and pickled.
+    gates: they are one decision, drawn once. Between forward passes it holds no graph, so that it can be
+    copied and pickled.
     """
 
     def __init__(
