@@ -87,7 +87,8 @@ class Browser:
         for kind in ("keyDown", "keyUp"):
             event = {"type": kind, "key": key, "windowsVirtualKeyCode": code, **text}
             self.call("Input.dispatchKeyEvent", **event)
-        self.value("new Promise(requestAnimationFrame)")  # what follows from it has happened
+        # What follows from it has happened: events that it causes come after it, but before a timer.
+        self.value("new Promise(done => requestAnimationFrame(() => setTimeout(done, 50)))")
 
     def screenshot(self, file: Path, whole: bool = True) -> None:
         """A picture of the page as it is, or of the window."""

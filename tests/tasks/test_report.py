@@ -72,8 +72,8 @@ def test_what_is_kept_is_what_the_model_answers_to_the_question(args: VqaArgs, s
     records = json.loads((Path(args.data) / "vqav2" / "minival.json").read_text())
     record = records[7]
     assert kept.question_id[7] == record["question_id"]
-    question = {"question": record["sent"], "image_id": record["img_id"], "load": str(FOLDER / "BEST")}
-    asked = vqa.main(replace(args, strategy=None, **question))
+    question = {"question": [record["sent"]], "image_id": record["img_id"], "load": str(FOLDER / "BEST")}
+    (asked,) = vqa.main(replace(args, strategy=None, **question))["asked"]
     assert dict(zip(kept.answers[7].tolist(), kept.probabilities[7].tolist(), strict=True)) == pytest.approx(
         asked["answers"], rel=1e-4
     )
