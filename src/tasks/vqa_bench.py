@@ -266,7 +266,7 @@ def make_batches(
     return batches
 
 
-def trim(batch: Batch, step: int | None) -> Batch:
+def trim(batch: Batch, step: int | None = 1) -> Batch:
     """The batch cut to its longest question, and up to a multiple of `step`; as it is if that is None."""
     if step is None:
         return batch

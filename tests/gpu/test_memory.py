@@ -38,7 +38,7 @@ def step_peak(strategy: str, dense: bool, device: torch.device) -> float:
     model = build_variant(variant, sizes()).to(device)
     model.gates.dense = dense
     step = training_step(variant, model, device)
-    first, last = (trim(batch, 1) for batch in batches(device)[1:])
+    first, last = (trim(batch) for batch in batches(device)[1:])
     step(0, *first)
     gc.collect()
     with tensor_peak(device) as peak:

@@ -263,7 +263,7 @@ def test_the_share_tuned_is_what_the_row_says() -> None:
 def test_trimming_cuts_to_the_longest_question() -> None:
     inputs = random_inputs(4, tokens=9)
     inputs["attention_mask"][:, 6:] = False
-    cut, _ = trim((inputs, torch.zeros(4, 2)), 1)
+    cut, _ = trim((inputs, torch.zeros(4, 2)))
     assert cut["input_ids"].shape == cut["attention_mask"].shape == (4, 6)
     assert cut["visual_feats"] is inputs["visual_feats"]
 
