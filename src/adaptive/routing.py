@@ -39,17 +39,12 @@ def map_tensors(function: Callable[..., Tensor], *outputs: Any) -> Any:
     return map_leaves(leaf, *outputs)
 
 
-def mix(gate: Tensor, tuned: Any, frozen: Any) -> Any:
+def mix_tensors(gate: Tensor, tuned: Tensor, frozen: Tensor) -> Tensor:
     """The naive formula, gate * tuned + (1 - gate) * frozen, slice by slice; gates need not be hard.
 
-    gate (B, w); the others are outputs with tensors (B, ..., w * n). Whole numbers are not mixed: they are
-    those of the tuned copy where its gate is above 1/2.
+    gate (B, w); the others are outputs (B, ..., w * n). Whole numbers are not mixed: they are those of the
+    tuned copy where its gate is above 1/2.
     """
-    return map_tensors(partial(mix_tensors, gate), tuned, frozen)
-
-
-def mix_tensors(gate: Tensor, tuned: Tensor, frozen: Tensor) -> Tensor:
-    """The same for two tensors (B, ..., w * n)."""
     if tuned.is_floating_point():
         return _Mix.apply(gate, tuned, frozen)
     return pick(gate.detach() > 0.5, tuned, frozen)

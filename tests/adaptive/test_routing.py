@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from adaptive.adapt import adapt
 from adaptive.gates import Gates
-from adaptive.routing import merge, mix, split
+from adaptive.routing import merge, mix_tensors, split
 
 BATCH, TOKENS, SIZE, SLICES = 6, 3, 8, 4
 
@@ -393,17 +393,17 @@ def test_gates_that_are_not_hard_mix_the_copies(shape: tuple[int, ...], width: i
     gate = torch.rand(BATCH, width, dtype=torch.float64, requires_grad=True)
     tuned, frozen = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for _ in range(2))
     weight = gate.repeat_interleave(SIZE // width, 1).view(BATCH, *[1] * (len(shape) - 2), SIZE)
-    assert torch.allclose(mix(gate, tuned, frozen), weight * tuned + (1 - weight) * frozen)
-    assert torch.autograd.gradcheck(mix, (gate, tuned, frozen))
+    assert torch.allclose(mix_tensors(gate, tuned, frozen), weight * tuned + (1 - weight) * frozen)
+    assert torch.autograd.gradcheck(mix_tensors, (gate, tuned, frozen))
 
 
 def test_a_hard_gate_is_one_copy_to_the_bit() -> None:
     tuned, frozen = torch.randn(2, BATCH, TOKENS, SIZE)
     for value, copy_ in ((0.0, frozen), (1.0, tuned)):
-        assert torch.equal(mix(torch.full((BATCH, 2), value), tuned, frozen), copy_)
+        assert torch.equal(mix_tensors(torch.full((BATCH, 2), value), tuned, frozen), copy_)
 
 
 def test_whole_numbers_are_chosen_and_not_mixed() -> None:
     gate = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.4]])
     tuned, frozen = torch.full((3, 4), 7), torch.full((3, 4), 3)
-    assert mix(gate, tuned, frozen).tolist() == [[7, 7, 3, 3], [3, 3, 7, 7], [7, 7, 3, 3]]
+    assert mix_tensors(gate, tuned, frozen).tolist() == [[7, 7, 3, 3], [3, 3, 7, 7], [7, 7, 3, 3]]

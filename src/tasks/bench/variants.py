@@ -4,7 +4,6 @@ import copy
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -12,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import LxmertConfig, LxmertForQuestionAnswering
 
-from adaptive import pair
-from adaptive.routing import map_tensors, per_slice
+from adaptive import both
+from adaptive.routing import per_slice
 from kernels.dropout import Dropout
 from kernels.linear import Linear
 from lxmert.loading import Pretrained
@@ -182,11 +181,8 @@ def earlier_arithmetic(active: bool) -> Iterator[None]:
         weight = per_slice(gate.to(tuned.dtype), tuned)
         return weight * tuned + (1 - weight) * frozen
 
-    def mix(gate: Tensor, tuned: Any, frozen: Any) -> Any:
-        return map_tensors(partial(blend, gate), tuned, frozen)
-
     if not active:
         yield
         return
-    with patch.object(Attention, "combine", combine), patch.object(pair, "mix", mix):
+    with patch.object(Attention, "combine", combine), patch.object(both, "mix_tensors", blend):
         yield
