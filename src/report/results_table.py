@@ -146,7 +146,7 @@ def make_table(runs: Sequence[Run], order: Sequence[str] = (), reference: str | 
 
     runs: on one data set. Rows from scratch come first, then those named in `order`, others last. RunError if
     runs answered other questions, if those of a row differ in epochs, if one has a seed twice, or if only
-    some of its runs have a share tuned.
+    some of its runs have a share tuned, unless they refit what others found.
     """
     groups: dict[tuple[bool, str], list[Run]] = {}
     for run in runs:
@@ -192,7 +192,7 @@ def _row(runs: Sequence[Run]) -> Row:
         raise RunError(
             f"the runs of {name} have different numbers of epochs {epochs}: compare like with like."
         )
-    if len({run.adaptive for run in runs}) > 1:
+    if len({run.adaptive for run in runs}) > 1 and not all(run.refits for run in runs):
         raise RunError(f"some runs of {name} have a share tuned and some have not: compare like with like.")
     results = [run.result | {"best_val_accuracy": run.result["best"]["val_accuracy"]} for run in runs]
     measures = {m: _summary([result.get(m) for result in results]) for m in (*MEASURES, "seconds")}

@@ -81,6 +81,11 @@ class Run:
         return self.result if self.finished else self.epochs[-1]
 
     @property
+    def refits(self) -> bool:
+        """Whether it trained under what another run had found, which may have gates or none."""
+        return (self.folder / "args.json").is_file() and bool(self.arguments.get("refit"))
+
+    @property
     def label(self) -> str:
         """The way of fine-tuning, as rows of tables name it."""
         return self.result.get("label", self.result["strategy"])  # older runs have no label

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from common.cli import run_command
+from report.results_table import make_tables
+from report.run import Run
 from report.statistics import crossed_interval, paired_interval, seeds_interval
 from tasks import vqa_report
 
@@ -376,6 +378,15 @@ def test_a_share_tuned_in_some_runs_of_a_strategy_only_is_an_error(tmp_path: Pat
         for seed, share in ((0, 0.5), (1, None))
     ]
     assert "some runs of SpotTune have a share tuned" in error([str(run) for run in runs], capsys)
+
+
+def test_runs_that_refit_what_others_found_may_have_gates_or_none(tmp_path: Path) -> None:
+    runs = []
+    for seed, share in ((0, 0.5), (1, None)):
+        runs.append(Run(write_run(tmp_path, "SpotTune", seed, 82, 73, share_tuned=share)))
+        (runs[-1].folder / "args.json").write_text('{"refit": "found"}')
+    (row,) = make_tables(runs)[0].rows
+    assert row.measures["share_tuned"] is None and row.mean("val_accuracy") == 73
 
 
 @pytest.mark.parametrize(

@@ -5,34 +5,25 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from tests.helpers.policy_step import best_model, watch_step
 from tests.helpers.stop import stop_after
-from torch import Tensor, nn
+from torch import Tensor
 
-from adaptive.adapt import Adaptive
 from common.errors import Interrupted
 from tasks import vqa
-from tasks.finetune import run as finetune_run
 from tasks.finetune.args import VqaArgs
-from tasks.finetune.best import load_base_weights, load_best, read_best
-from tasks.finetune.model import build, vqa_loss
+from tasks.finetune.model import vqa_loss
 from tasks.finetune.run import Run
+
+FOLDER = Path("snap/vqa/run")
 
 
 @pytest.fixture
 def args(args: VqaArgs) -> VqaArgs:
     return replace(args, decisions="example", policy_start=0.5, policy_lr=0.01, epochs=2)
-
-
-def load(version: str) -> Adaptive:
-    best = read_best(Path("snap/vqa") / version / "BEST")
-    weights = load_base_weights(best)
-    model, _, _ = build(best.spec, weights, best.answers)
-    load_best(best, model, weights)
-    return model
 
 
 @pytest.mark.parametrize("policy", ["lxmert", "light", "constant", "random"])
@@ -42,7 +33,7 @@ def test_all_gates_of_an_example_are_drawn_and_chosen_as_one(
 ) -> None:
     outcome = vqa.main(replace(args, strategy="SpotTune", policy=policy, tuned=copies, epochs=1))
     assert "tied gates" in outcome["label"]
-    model = load("run")
+    model = best_model(FOLDER)
     drawn = [model.train()(**inputs) for _ in range(8)]
     chosen = model.eval()(**inputs)
     for output in (*drawn, chosen):
@@ -55,7 +46,7 @@ def test_all_gates_of_an_example_are_drawn_and_chosen_as_one(
 def test_each_process_gets_the_noise_of_its_rows(args: VqaArgs, inputs: dict[str, Tensor]) -> None:
     """Two halves of a batch, each with generators in the same state, draw what the whole batch draws."""
     vqa.main(replace(args, epochs=1))
-    model = load("run").train()
+    model = best_model(FOLDER).train()
     gates = []
     for rows in (slice(0, 6), slice(0, 3), slice(3, 6)):
         model.draw_noise(torch.Generator().manual_seed(1), 6, rows)
@@ -68,33 +59,20 @@ def test_on_held_out_images_the_gradient_is_that_of_the_expected_loss(
     args: VqaArgs, copies: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both patterns of gates enumerated, whichever one was drawn."""
-    learn, clip, compared = vqa.learn_policy, finetune_run.clip_gradients, []
+    learn, compared = vqa.learn_policy, []
 
     def learned(run: Run) -> None:
         twin = copy.deepcopy(run.model).train()
         twin.model.eval()
-        gradients: dict[str, Tensor] = {}
-        batches: list[Any] = []
-        take = run.held_out.take
-
-        def clipped(accelerator: object, modules: list[nn.Module], most: float) -> Tensor:
-            named = run.model.named_parameters()
-            gradients.update({name: p.grad.clone() for name, p in named if p.grad is not None})
-            return clip(accelerator, modules, most)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(finetune_run, "clip_gradients", clipped)
-            patch.setattr(run.held_out, "take", lambda done: batches.append(take(done)) or batches[0])
-            learn(run)
-        ((batch, _),) = batches
+        batch, gradients = watch_step(learn, run, monkeypatch)
         inputs, target = batch["inputs"], batch["target"]
         p = twin.policy(**inputs).softmax(-1)[:, 0]  # (B, 2): frozen, tuned
         expected = 0.0
-        for copy_, row in enumerate(range(2)):
+        for side in (0, 1):
             with torch.no_grad():
-                logits = twin(gates=torch.full((len(target), 1), float(copy_)), **inputs).outputs
+                logits = twin(gates=torch.full((len(target), 1), float(side)), **inputs).outputs
             each = torch.stack([vqa_loss(a[None], b[None]) for a, b in zip(logits, target, strict=True)])
-            expected = expected + (p[:, row] * each).mean()
+            expected = expected + (p[:, side] * each).mean()
         expected.backward()
         wanted = {f"policy.{name}": q.grad for name, q in twin.policy.named_parameters()}
         assert gradients.keys() == wanted.keys()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.helpers.policy_step import best_model, watch_step
 from tests.helpers.stop import stop_after
 from torch import Tensor, nn
 
-from adaptive.adapt import Adaptive
 from common.errors import Interrupted, RunError, UserError
 from tasks import vqa
 from tasks.export import export
 from tasks.finetune import run as finetune_run
 from tasks.finetune.args import VqaArgs
-from tasks.finetune.best import load_base_weights, load_best, read_best
-from tasks.finetune.model import build, vqa_loss
+from tasks.finetune.model import vqa_loss
 from tasks.finetune.run import Run
 from training.machine import end_workers
 
@@ -114,7 +114,7 @@ def test_the_gradient_of_the_policy_is_the_naive_one_of_the_mean_loss_without_dr
     args: VqaArgs, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With both copies computed for all examples, and all parameters free to have gradients."""
-    learn, clip, compared = vqa.learn_policy, finetune_run.clip_gradients, []
+    learn, compared = vqa.learn_policy, []
 
     def learned(run: Run) -> None:
         twin, noise = copy.deepcopy(run.model).train(), torch.get_rng_state()
@@ -122,21 +122,9 @@ def test_the_gradient_of_the_policy_is_the_naive_one_of_the_mean_loss_without_dr
         for part in twin.modules():
             if isinstance(part, nn.Dropout):
                 part.p = 0.0
-        gradients, batches = {}, []
-        take = run.held_out.take
-
-        def clipped(accelerator: object, modules: list[nn.Module], most: float) -> Tensor:
-            named = run.model.named_parameters()
-            gradients.update({name: p.grad.clone() for name, p in named if p.grad is not None})
-            return clip(accelerator, modules, most)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(finetune_run, "clip_gradients", clipped)
-            patch.setattr(run.held_out, "take", lambda done: batches.append(take(done)) or batches[0])
-            learn(run)
+        batch, gradients = watch_step(learn, run, monkeypatch)
         after = torch.get_rng_state()
         torch.set_rng_state(noise)
-        ((batch, _),) = batches
         output = twin(**batch["inputs"])
         p = output.policy_logits.softmax(-1)
         term = (p * p.log()).sum(-1).mean()  # of --entropy: minus the mean entropy
@@ -213,12 +201,17 @@ def test_nothing_to_learn_on_or_nobody_to_learn_is_one_sentence(
 # The second act
 
 
-def finish(args: VqaArgs, share: float) -> None:
-    """A run whose gate of the first language layer is tuned for nearly all questions, others for a share."""
+def finish(args: VqaArgs, share: float, first: float = 0.99, worth_low: float = 0.5) -> None:
+    """A run whose gate of the first language layer is tuned for nearly all questions, others for a share.
+
+    worth_low: where the interval of the worth of its choice per input begins.
+    """
     vqa.main(replace(args, epochs=1))
+    result = json.loads((SNAP / "run" / "result.json").read_text()) | {"worth_low": worth_low}
+    (SNAP / "run" / "result.json").write_text(json.dumps(result))
     with np.load(SNAP / "run" / "usage.npz") as archive:
         usage = dict(archive)
-    usage["val"][:] = np.array([0.99, *[share] * (len(usage["live"]) - 1)])
+    usage["val"][:] = np.array([first, *[share] * (len(usage["live"]) - 1)])
     np.savez(SNAP / "run" / "usage.npz", **usage)
 
 
@@ -226,14 +219,6 @@ def finish(args: VqaArgs, share: float) -> None:
 def second(args: VqaArgs) -> VqaArgs:
     left_open = {"strategy": None, "policy": None, "policy_holdout": 0.0, "dataset": "auto"}
     return replace(args, version="second", refit="run", **left_open)
-
-
-def load(version: str) -> Adaptive:
-    best = read_best(SNAP / version / "BEST")
-    weights = load_base_weights(best)
-    model, _, _ = build(best.spec, weights, best.answers)
-    load_best(best, model, weights)
-    return model
 
 
 def test_a_fixed_mask_is_refitted_as_standard_of_these_layers_on_all_questions(
@@ -250,6 +235,25 @@ def test_a_fixed_mask_is_refitted_as_standard_of_these_layers_on_all_questions(
     assert (OUT / "config.json").is_file()
 
 
+def test_a_choice_that_is_worth_nothing_is_a_fixed_mask(args: VqaArgs, second: VqaArgs) -> None:
+    finish(args, 0.3, worth_low=-0.1)
+    assert vqa.main(second)["label"] == "standard of language.1, refit"
+
+
+def test_a_run_that_found_nothing_to_tune_is_refitted_as_frozen(
+    args: VqaArgs, second: VqaArgs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish(replace(args, tuned="lora"), 0.01, first=0.01)
+    whole = vqa.main(replace(second, version="whole"))
+    assert (whole["label"], whole["share_tuned"]) == ("Frozen, refit", None)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        stop_after(3, patch)
+        vqa.main(second)
+    shutil.rmtree(SNAP / "run")  # it goes on all the same
+    vqa.main(second)
+    assert_same_run("second", "whole")
+
+
 @pytest.mark.parametrize("target", [None, 0.6])
 def test_a_policy_that_looks_at_its_input_decides_as_it_did_and_learns_no_more(
     args: VqaArgs,
@@ -260,7 +264,7 @@ def test_a_policy_that_looks_at_its_input_decides_as_it_did_and_learns_no_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     finish(replace(args, target_share=target), 0.3)
-    found = load("run").eval()
+    found = best_model(SNAP / "run").eval()
     runs, prepare, pretrained = [], vqa.prepare, load_file(Path(args.pretrained) / "model.safetensors")
 
     def prepared(*arguments: Any) -> Run:
@@ -276,7 +280,7 @@ def test_a_policy_that_looks_at_its_input_decides_as_it_did_and_learns_no_more(
     outcome = vqa.main(second)
     assert outcome["label"] == "SpotTune_Block, refit"
     assert (len(read["weights"]), len(read["policy"])) == (100, 0)
-    model, ours = runs[0].model, load("second")
+    model, ours = runs[0].model, best_model(SNAP / "second")
     with torch.no_grad():
         # More than a few inputs, and also in training: the embeddings that it reads have moved meanwhile.
         moved = model.model.lxmert.embeddings.word_embeddings.weight

@@ -234,11 +234,15 @@ def test_heads_are_tuned_together_if_they_are_in_most_decisions() -> None:
     assert usual_layers(labels, share) == "language.2,cross.2"
 
 
-@pytest.mark.parametrize(("departing", "fixed"), [(0.04, True), (0.06, False)])
-def test_a_choice_is_a_mask_if_nearly_all_gates_are_nearly_constant(
-    args: VqaArgs, departing: float, fixed: bool
+@pytest.mark.parametrize(
+    ("departing", "worth_low", "fixed"),
+    [(0.04, 0.5, True), (0.06, 0.5, False), (0.06, 0.0, True), (0.06, None, False)],
+)
+def test_a_choice_is_a_mask_if_nearly_all_gates_are_nearly_constant_or_it_is_worth_nothing(
+    args: VqaArgs, departing: float, worth_low: float | None, fixed: bool
 ) -> None:
-    vqa.main(replace(args, epochs=1))
+    outcome = vqa.main(replace(args, epochs=1))
+    (RUN / "result.json").write_text(json.dumps(outcome | {"worth_low": worth_low}))
     set_shares(lambda usage: np.array([1 - departing, *[0.0] * (len(usage["live"]) - 1)]))
     choice = read_choice("run")
     assert (choice.layers, choice.fixed) == ("language.1", fixed)

@@ -151,8 +151,10 @@ class VqaArgs:
     refit: str | None = flag(
         None,
         "The second act of --policy-holdout: train on all images, from the pre-trained state, under what "
-        "this finished run chose. Where nearly all gates (19 of 20) take their usual choice for nearly all "
-        "questions (19 of 20) that is --tune; else its policy decides, as in evaluation, and learns no more.",
+        "this finished run chose. That is --tune (or Frozen, if it tuned nothing) where a mask says it all: "
+        "nearly all gates (19 of 20) take their usual choice for nearly all questions (19 of 20), or the "
+        "interval of the worth of choosing for each input is not above 0. Else its policy decides, as in "
+        "evaluation, and learns no more.",
     )
 
     batch_size: int | None = flag(None, "Examples a step and process.", old="batchSize", section="training")

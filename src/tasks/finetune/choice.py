@@ -18,9 +18,12 @@ from tasks.finetune.best import Best, load_base_weights, load_best, read_best
 from tasks.finetune.model import VqaModel, add_low_rank, build, count_parameters, fix_policy, freeze_parts
 from tasks.finetune.spec import FIXED, LOCATIONS, LORA, ModelSpec
 
-# A choice is a fixed mask if at least this share of its live gates depart from their usual choice for at most
-# this share of validation questions.
+# Gates are the same for nearly all questions if at least this share of the live ones depart from their usual
+# choice for at most this share of validation questions.
 ALIKE, DEPARTURES = 0.95, 0.05
+
+
+NOTHING = {"strategy": "Frozen", "tune": None, "tuned": ModelSpec.tuned, "rank": None, "alpha": None}
 
 
 class Choice(NamedTuple):
@@ -28,7 +31,7 @@ class Choice(NamedTuple):
 
     best: Best
     layers: str  # names of what ran tuned for most validation questions, see lxmert.units; "" for nothing
-    fixed: bool  # whether nearly all gates were the same for nearly all questions
+    fixed: bool  # whether a mask says it all: gates that depart from it are rare, or of no measurable worth
 
 
 def read_choice(text: str) -> Choice:
@@ -39,7 +42,9 @@ def read_choice(text: str) -> Choice:
     usage, best = run.usage, read_best(run.folder / "BEST")
     share = usage["val"][best.metrics["epoch"] - 1]
     alike = np.minimum(share, 1 - share)[usage["live"]] <= DEPARTURES
-    return Choice(best, usual_layers(usage, share), bool(alike.mean() >= ALIKE))
+    low = run.result.get("worth_low")  # of the interval of what choosing for each question is worth
+    worthless = low is not None and low <= 0
+    return Choice(best, usual_layers(usage, share), bool(worthless or alike.mean() >= ALIKE))
 
 
 def usual_layers(usage: Mapping[str, np.ndarray], share: np.ndarray) -> str:
@@ -59,9 +64,11 @@ def adopted(given: Mapping[str, Any], recorded: Mapping[str, Any]) -> dict[str, 
     """Arguments that follow from --tune-from or --refit among those `given`, by name.
 
     recorded: those of an earlier call of the same command, which goes on although the other run is gone.
-    RunError for a run that made no choice, or one for no layer; UserError for flags that contradict it.
+    A run that found no layer worth tuning is refitted as Frozen. RunError for a run that made no choice, and
+    with --tune-from for one that chose no layer; UserError for flags that contradict it.
     """
-    if recorded.get("tune") and all(recorded[name] == given[name] for name in ("refit", "tune_from")):
+    settled = recorded.get("tune") or recorded.get("strategy") == NOTHING["strategy"]
+    if settled and all(recorded[name] == given[name] for name in ("refit", "tune_from")):
         return dict(recorded)
     refit = given["refit"]
     choice = read_choice(refit or given["tune_from"])
@@ -72,9 +79,10 @@ def adopted(given: Mapping[str, Any], recorded: Mapping[str, Any]) -> dict[str, 
         values = {name: getattr(best.spec, name) for name in names if name != "refit"}
         values["dataset"] = best.dataset
     if choice.fixed or not refit:
-        if not choice.layers:
+        if not choice.layers and not refit:
             raise RunError(f"{best.folder}: all layers mostly ran frozen, which --strategy Frozen does.")
-        values |= {"strategy": "standard", "tune": choice.layers, "frozen_dtype": ModelSpec.frozen_dtype}
+        tuning = {"strategy": "standard", "tune": choice.layers} if choice.layers else NOTHING
+        values |= tuning | {"frozen_dtype": ModelSpec.frozen_dtype}
     for name in ("strategy", "tune") if choice.fixed else FIXED:
         if refit and given[name] not in (None, values.get(name), refit):
             why = f"--refit {refit} goes with --{name} {values[name]}"
