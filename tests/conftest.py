@@ -10,6 +10,7 @@ import pytest
 import torch
 from tests.helpers.small import random_inputs, write_dataset, write_pretrained
 
+from common.cli import ASKING
 from tasks.finetune.args import VqaArgs
 
 
@@ -21,8 +22,12 @@ def pytest_configure(config: pytest.Config) -> None:
     chosen = config.option.markexpr.split()[:1] == ["gpu"] or any("tests/gpu" in arg for arg in config.args)
     if not chosen or os.environ.get("SPOTTUNE_TEST_DEVICE") == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    # What a shell starts in the background ignores Ctrl-C, and so would all processes of tests.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # What a shell starts in the background, or a queue, may ignore signals that ask to stop, and then all
+    # processes of tests would. SIGHUP is left as it is: nohup means it.
+    for number in {*ASKING} - {signal.SIGHUP}:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, default)
 
 
 @pytest.fixture(scope="session")
