@@ -25,7 +25,7 @@ from adaptive.both import Both
 from adaptive.gates import Gates
 from adaptive.layout import Layout, rows_back, rows_first
 from adaptive.pair import Sliced
-from adaptive.routing import per_slice
+from adaptive.routing import per_slice, reshaped
 from adaptive.storage import call_in_dtype
 
 
@@ -267,7 +267,7 @@ class _LowRankProduct(torch.autograd.Function):
         for linear, start, part, up in zip(frozen, starts, parts, ups, strict=True):
             total = _add_update(start.view(-1, len(up)), part, up, gate, layers[0].scale)
             total = linear.onto(total, rows.flatten(0, 1)) if fused else total
-            outputs.append(total.view(*input.shape[:-1], len(up)))
+            outputs.append(reshaped(total, (*input.shape[:-1], len(up))))
         ctx.layers, ctx.shape, ctx.on_cpu = layers, input.shape, input.device.type == "cpu"
         ctx.save_for_backward(rows, hidden, gated, gate, down, *ups)
         return tuple(outputs)

@@ -323,6 +323,40 @@ def test_what_cannot_be_chosen_is_refused_at_once_whatever_the_gates(name: str, 
         model(**square())
 
 
+class Residual(nn.Module):
+    """Layers whose outputs are written into, inside and outside of them, or the same without writing."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.layer = nn.Sequential(nn.Linear(SIZE, SIZE), nn.ReLU(inplace=in_place), nn.Linear(SIZE, SIZE))
+        self.in_place = in_place
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.layer(x)
+        return hidden.add_(x) if self.in_place else hidden + x
+
+
+@pytest.mark.parametrize("tuned", ["full", "lora"])
+@pytest.mark.parametrize("granularity", ["module", 2])
+@pytest.mark.parametrize("logit", [-60.0, 0.0, 60.0])
+def test_outputs_of_gated_modules_may_be_written_into(tuned: str, granularity: Any, logit: float) -> None:
+    """Also in training, with the gradients of the same model that does not write."""
+    found = []
+    for in_place in (True, False):
+        torch.manual_seed(0)
+        settings = {"target": "layer", "policy": "constant", "policy_size": SIZE, "rank": 2}
+        config = AdaptiveConfig(**settings, tuned=tuned, granularity=granularity)
+        model = get_adaptive_model(Residual(in_place), config).train()
+        move(model, 0.5)
+        nn.init.constant_(model.adaptive.policy.logit, logit)
+        torch.manual_seed(1)
+        model(x=torch.randn(BATCH, 3, SIZE)).square().sum().backward()
+        found.append([value.grad for value in model.parameters() if value.grad is not None])
+    assert found[0]  # of the gates at least
+    for written, plain in zip(*found, strict=True):
+        assert torch.equal(written, plain)
+
+
 class Writes(nn.Module):
     def __init__(self, how: str) -> None:
         super().__init__()
