@@ -648,6 +648,15 @@ def test_generation_by_beams_with_a_cache_is_that_without() -> None:
     assert torch.equal(*found)
 
 
+def test_generation_with_a_cache_of_a_fixed_size_is_that_with_a_growing_one() -> None:
+    """Such a cache holds the number of its rows, in which the views of both copies differ."""
+    model = get_adaptive_model(causal("llama"), AdaptiveConfig(target="layers.*"))
+    move(model, 0.5)
+    growing = model.generate(**prompts(), **SETTINGS)
+    assert 0 < model.adaptive.last_gates().mean() < 1
+    assert torch.equal(model.generate(**prompts(), **SETTINGS, cache_implementation="static"), growing)
+
+
 def test_an_encoder_decoder_generates_row_by_row() -> None:
     torch.manual_seed(0)
     config = T5Config(
