@@ -235,7 +235,8 @@ class InModel(Chooser):
     def gates_of(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
         """The likelier copy at each gate (B, G) for the inputs of a batch, as in evaluation."""
         with torch.no_grad():
-            return choose_gates(self.policy(**self._read(model, dict(inputs))))
+            gates = choose_gates(self.policy(**self._read(model, dict(inputs))))
+        return gates.expand(-1, self.gates.total)
 
     @contextmanager
     def holding(self, gates: Tensor) -> Iterator[None]:

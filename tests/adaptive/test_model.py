@@ -33,6 +33,7 @@ from adaptive import AdaptiveConfig, fold, get_adaptive_model, load_adaptive
 from adaptive.adapt import adapt
 from adaptive.model import match
 from adaptive.pair import GatedPair
+from adaptive.policies import ConstantPolicy
 
 BATCH, SIZE = 5, 16
 
@@ -551,6 +552,15 @@ def test_constant_gates_fold_into_a_plain_model(tuned: str) -> None:
     assert torch.allclose(logits(fold(model)), expected, atol=1e-5)
     assert set(model.state_dict()) == names and not hasattr(model, "adaptive")
     BertForSequenceClassification(model.config).load_state_dict(model.state_dict())
+
+
+def test_tied_gates_fold_too() -> None:
+    """A policy with one pair of logits an example decides over all gates."""
+    model = adaptive_bert(policy=ConstantPolicy(1, share=0.9))
+    expected = logits(model)
+    fold(model, [text()])
+    assert not hasattr(model, "adaptive")
+    assert torch.equal(logits(model), expected)
 
 
 def test_only_what_is_constant_over_the_data_folds() -> None:
