@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from adaptive.low_rank import GatedDropout, GatedSlices, LowRank
 from adaptive.model import InModel
 from adaptive.pair import GatedPair
-from adaptive.policies import ConstantPolicy, HeldShare
+from adaptive.policies import ConstantPolicy
+from adaptive.policy import choose_gates
 
 
 def fold(model: nn.Module, batches: Iterable[Mapping[str, Any]] | None = None) -> nn.Module:
@@ -44,12 +45,10 @@ def fold(model: nn.Module, batches: Iterable[Mapping[str, Any]] | None = None) -
 
 
 def _constant(chooser: InModel, model: nn.Module, batches: Iterable[Mapping[str, Any]] | None) -> Tensor:
-    policy = chooser.policy.policy if isinstance(chooser.policy, HeldShare) else chooser.policy
     if batches is None:
-        if not isinstance(policy, ConstantPolicy):
+        if not isinstance(chooser.network, ConstantPolicy):
             raise ValueError("whether gates are constant depends on the data: fold(model, batches of inputs)")
-        batches = [{"input_ids": torch.zeros(1, 1)}]
-        found = [(chooser.policy(**next(iter(batches)))[..., 1] > 0).float()]
+        found = [choose_gates(chooser.policy(input_ids=torch.zeros(1, 1)))]
     else:
         found = [chooser.gates_of(model, inputs) for inputs in batches]
     if not found:

@@ -24,18 +24,20 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from adaptive.both import Both
 from adaptive.gates import Gates
 from adaptive.layout import Layout, rows_back, rows_first
-from adaptive.pair import Sliced
-from adaptive.routing import per_slice
+from adaptive.pair import InPlaceOf, Sliced
+from adaptive.routing import per_slice, reshaped
 from adaptive.storage import call_in_dtype
 
 
-class LowRank(nn.Module):
+class LowRank(InPlaceOf):
     """A frozen Linear and a low-rank update of it, taken where the gates are 1.
 
     With width w, a gate decides over each of w equal slices of the output's last dimension. gates None: the
     update is always taken. `down` (r, in) starts random and `up` (out, r) at zero, so that training starts
     from the pre-trained function.
     """
+
+    SHOWN = "frozen"
 
     def __init__(
         self, frozen: nn.Linear, rank: int, scale: float, gates: Gates | None, start: int = 0, width: int = 1
@@ -56,16 +58,6 @@ class LowRank(nn.Module):
             gates.announce(start, width)
         self.layout = Layout(needs_examples=True)
         self._merged: tuple[Any, nn.Module] | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        """Attributes of the Linear that was here show through."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            frozen = self.__dict__.get("_modules", {}).get("frozen")
-            if frozen is None or name.startswith("__"):
-                raise
-            return getattr(frozen, name)
 
     def train(self, mode: bool = True) -> LowRank:
         self._merged = None  # it would be out of date, and takes memory
@@ -267,7 +259,7 @@ class _LowRankProduct(torch.autograd.Function):
         for linear, start, part, up in zip(frozen, starts, parts, ups, strict=True):
             total = _add_update(start.view(-1, len(up)), part, up, gate, layers[0].scale)
             total = linear.onto(total, rows.flatten(0, 1)) if fused else total
-            outputs.append(total.view(*input.shape[:-1], len(up)))
+            outputs.append(reshaped(total, (*input.shape[:-1], len(up))))
         ctx.layers, ctx.shape, ctx.on_cpu = layers, input.shape, input.device.type == "cpu"
         ctx.save_for_backward(rows, hidden, gated, gate, down, *ups)
         return tuple(outputs)

@@ -235,7 +235,8 @@ class InModel(Chooser):
     def gates_of(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
         """The likelier copy at each gate (B, G) for the inputs of a batch, as in evaluation."""
         with torch.no_grad():
-            return choose_gates(self.policy(**self._read(model, dict(inputs))))
+            gates = choose_gates(self.policy(**self._read(model, dict(inputs))))
+        return gates.expand(-1, self.gates.total)
 
     @contextmanager
     def holding(self, gates: Tensor) -> Iterator[None]:
@@ -265,18 +266,23 @@ class InModel(Chooser):
                         + (f', or freeze="{layout.name}"' if part else "")
                     )
 
+    def _learn_new(self, model: nn.Module, inputs: Mapping[str, Any]) -> int:
+        """Learn from inputs of a kind that has not been seen; returns their number of examples."""
+        batch, kind = batch_size(inputs, getattr(model, "main_input_name", None)), _kind(inputs)
+        if batch and kind not in self._known:
+            self.learn(model, inputs)
+            self._known.add(kind)
+        return batch
+
     @property
-    def _network(self) -> nn.Module:
+    def network(self) -> nn.Module:
+        """The policy without the bias that holds its share."""
         return self.policy.policy if isinstance(self.policy, HeldShare) else self.policy
 
     def _read(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
         """What the policy is called with: the inputs, and if it asks for it, `pooled`."""
-        kind = _kind(inputs)
-        batch = batch_size(inputs, getattr(model, "main_input_name", None))
-        if batch and kind not in self._known:
-            self.learn(model, inputs)
-            self._known.add(kind)
-        if "pooled" in inspect.signature(self._network.forward).parameters:
+        batch = self._learn_new(model, inputs)
+        if "pooled" in inspect.signature(self.network.forward).parameters:
             inputs = inputs | {"pooled": self._pooled(model, inputs, batch)}
         return inputs
 
@@ -319,7 +325,7 @@ class InModel(Chooser):
                 return _mean(
                     rows_first(value, where, batch),
                     inputs.get("attention_mask"),
-                    getattr(self._network, "size", None),
+                    getattr(self.network, "size", None),
                 )
         raise ValueError(f"{layout.name} gets no numbers for each example that a pooled policy could read")
 
@@ -331,12 +337,9 @@ class InModel(Chooser):
         inputs = dict(kwargs)
         if args:
             inputs |= dict(zip(inspect.signature(model.forward).parameters, args, strict=False))
-        main = getattr(model, "main_input_name", None)
-        batch = batch_size(inputs, main)
+        batch = batch_size(inputs, getattr(model, "main_input_name", None))
         if self._held is not None:
-            if batch and _kind(inputs) not in self._known:
-                self.learn(model, inputs)
-                self._known.add(_kind(inputs))
+            self._learn_new(model, inputs)
             if batch % len(self._held):
                 raise ValueError(f"gates of {len(self._held)} examples are held, and the batch has {batch}")
             held = self._held.repeat_interleave(batch // len(self._held), dim=0)

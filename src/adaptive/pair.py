@@ -31,12 +31,29 @@ class Sliced(Protocol):
     def combine(self, projected: tuple[Tensor, ...], tuned: Tensor | None, *args: Any) -> Tensor: ...
 
 
-class GatedPair(nn.Module):
+class InPlaceOf(nn.Module):
+    """A module in the place of another, which is a child of it and whose attributes show through."""
+
+    SHOWN: str  # the name of the child
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            child = self.__dict__.get("_modules", {}).get(self.SHOWN)
+            if child is None or name.startswith("__"):
+                raise
+            return getattr(child, name)
+
+
+class GatedPair(InPlaceOf):
     """Two copies of a module, called on the same input, with gates that choose between their outputs.
 
     With width w, a gate decides over each of w equal slices of the output's last dimension. The frozen copy
     is the pre-trained function: without gradients and always in evaluation mode, so that its dropout is off.
     """
+
+    SHOWN = "tuned"
 
     def __init__(self, frozen: nn.Module, tuned: nn.Module, gates: Gates, start: int, width: int = 1) -> None:
         super().__init__()
@@ -47,16 +64,6 @@ class GatedPair(nn.Module):
         self.width = width
         self.layout = Layout()
         gates.announce(start, width)
-
-    def __getattr__(self, name: str) -> Any:
-        """Attributes of the module that was here show through: they are those of the tuned copy."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            tuned = self.__dict__.get("_modules", {}).get("tuned")
-            if tuned is None or name.startswith("__"):
-                raise
-            return getattr(tuned, name)
 
     def train(self, mode: bool = True) -> GatedPair:
         super().train(mode)

@@ -9,7 +9,7 @@ backwards, both sets of saved activations. With hard gates the same values and g
 - where no gate needs a gradient, the other copy is not run at all.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -117,6 +117,14 @@ def per_slice(gate: Tensor, like: Tensor) -> Tensor:
     return spread.view(len(gate), *[1] * (like.dim() - 2), -1)
 
 
+def reshaped(result: Tensor, shape: Sequence[int]) -> Tensor:
+    """The result of a custom function in another shape, without a copy, for callers that write into it.
+
+    Autograd forbids that for views made inside such a function. `result` itself must not be used again.
+    """
+    return torch.ops.aten._unsafe_view(result, shape)
+
+
 def _slices(value: Tensor, width: int) -> Tensor:
     """(B, ..., w * n) -> (B, S, w, n). ValueError if the last dimension has no w equal slices."""
     # Without a -1, as the batch may be empty.
@@ -194,7 +202,7 @@ class _Mix(torch.autograd.Function):
         tuned, frozen = tuned.to(dtype), frozen.to(dtype)
         ctx.save_for_backward(weight, *([tuned - frozen] if ctx.needs_input_grad[0] else []))
         slices = (_slices(value, gate.shape[1]) for value in (frozen, tuned))
-        return torch.lerp(*slices, weight).reshape(tuned.shape)
+        return reshaped(torch.lerp(*slices, weight), tuned.shape)
 
     @staticmethod
     @once_differentiable
@@ -214,7 +222,7 @@ class _GateGradient(torch.autograd.Function):
     def forward(ctx: FunctionCtx, gate: Tensor, chosen: Tensor, difference: Tensor) -> Tensor:
         ctx.save_for_backward(difference)
         ctx.width, ctx.dtype = gate.shape[1], gate.dtype
-        return chosen.view_as(chosen)
+        return chosen.clone()  # a module may go on to write into it, which autograd forbids for views
 
     @staticmethod
     @once_differentiable

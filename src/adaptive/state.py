@@ -124,6 +124,8 @@ def write_back(original: Any, views: tuple[Any, Any], rows: Any, batch: int) -> 
         return target
     elif type(frozen) is type(tuned) and frozen == tuned:
         return frozen
+    elif isinstance(frozen, int) and isinstance(tuned, int) and [frozen, tuned] == [*rows.sizes]:
+        return batch  # how many rows there are
     raise ValueError(
         f"the two copies left different things in an argument that they wrote to: {frozen!r}, {tuned!r}"
     )

@@ -33,6 +33,7 @@ from adaptive import AdaptiveConfig, fold, get_adaptive_model, load_adaptive
 from adaptive.adapt import adapt
 from adaptive.model import match
 from adaptive.pair import GatedPair
+from adaptive.policies import ConstantPolicy
 
 BATCH, SIZE = 5, 16
 
@@ -323,6 +324,40 @@ def test_what_cannot_be_chosen_is_refused_at_once_whatever_the_gates(name: str, 
         model(**square())
 
 
+class Residual(nn.Module):
+    """Layers whose outputs are written into, inside and outside of them, or the same without writing."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.layer = nn.Sequential(nn.Linear(SIZE, SIZE), nn.ReLU(inplace=in_place), nn.Linear(SIZE, SIZE))
+        self.in_place = in_place
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.layer(x)
+        return hidden.add_(x) if self.in_place else hidden + x
+
+
+@pytest.mark.parametrize("tuned", ["full", "lora"])
+@pytest.mark.parametrize("granularity", ["module", 2])
+@pytest.mark.parametrize("logit", [-60.0, 0.0, 60.0])
+def test_outputs_of_gated_modules_may_be_written_into(tuned: str, granularity: Any, logit: float) -> None:
+    """Also in training, with the gradients of the same model that does not write."""
+    found = []
+    for in_place in (True, False):
+        torch.manual_seed(0)
+        settings = {"target": "layer", "policy": "constant", "policy_size": SIZE, "rank": 2}
+        config = AdaptiveConfig(**settings, tuned=tuned, granularity=granularity)
+        model = get_adaptive_model(Residual(in_place), config).train()
+        move(model, 0.5)
+        nn.init.constant_(model.adaptive.policy.logit, logit)
+        torch.manual_seed(1)
+        model(x=torch.randn(BATCH, 3, SIZE)).square().sum().backward()
+        found.append([value.grad for value in model.parameters() if value.grad is not None])
+    assert found[0]  # of the gates at least
+    for written, plain in zip(*found, strict=True):
+        assert torch.equal(written, plain)
+
+
 class Writes(nn.Module):
     def __init__(self, how: str) -> None:
         super().__init__()
@@ -519,6 +554,15 @@ def test_constant_gates_fold_into_a_plain_model(tuned: str) -> None:
     BertForSequenceClassification(model.config).load_state_dict(model.state_dict())
 
 
+def test_tied_gates_fold_too() -> None:
+    """A policy with one pair of logits an example decides over all gates."""
+    model = adaptive_bert(policy=ConstantPolicy(1, share=0.9))
+    expected = logits(model)
+    fold(model, [text()])
+    assert not hasattr(model, "adaptive")
+    assert torch.equal(logits(model), expected)
+
+
 def test_only_what_is_constant_over_the_data_folds() -> None:
     class First(nn.Module):
         """The first gate always says tuned, the second looks at the first word."""
@@ -612,6 +656,15 @@ def test_generation_by_beams_with_a_cache_is_that_without() -> None:
     move(model, 0.3)
     found = [model.generate(**prompts(), **SETTINGS, num_beams=3, use_cache=cache) for cache in (True, False)]
     assert torch.equal(*found)
+
+
+def test_generation_with_a_cache_of_a_fixed_size_is_that_with_a_growing_one() -> None:
+    """Such a cache holds the number of its rows, in which the views of both copies differ."""
+    model = get_adaptive_model(causal("llama"), AdaptiveConfig(target="layers.*"))
+    move(model, 0.5)
+    growing = model.generate(**prompts(), **SETTINGS)
+    assert 0 < model.adaptive.last_gates().mean() < 1
+    assert torch.equal(model.generate(**prompts(), **SETTINGS, cache_implementation="static"), growing)
 
 
 def test_an_encoder_decoder_generates_row_by_row() -> None:
