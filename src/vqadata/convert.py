@@ -98,7 +98,7 @@ def convert(
         resumed_at = len(writer)
         begun = writer.position[0] if writer.position else 0
         bar_of = {"total": source.size, "initial": begun, "desc": source.name, "unit": source.unit}
-        with tqdm(**bar_of, unit_scale=True, disable=not progress) as bar:
+        with tqdm(**bar_of, unit_scale=source.unit == "B", ncols=79, disable=not progress) as bar:
 
             def take(packed: Sequence[Packed]) -> None:
                 _take(packed, writer, max_faults)
