@@ -19,6 +19,7 @@ from adaptive.policy import GateHead
 from common.errors import UserError
 from lxmert.modeling import LxmertModel
 from lxmert.units import LAYER_LISTS, unused_modules
+from tasks.finetune.clusters import distances, k_means, mean_regions
 from tasks.finetune.spec import LORA, ORACLE, RANDOM, ModelSpec
 from vqadata.dataset import FIELDS, VqaDataset
 
@@ -121,6 +122,35 @@ class ConstantPolicy(policies.ConstantPolicy):
         super().__init__(gates, spec.policy_start)
 
 
+class ClusterPolicy(nn.Module):
+    """One logit a gate for each of K groups of images, learned; the groups are found, see `find_clusters`.
+
+    Between a policy that sees no input and one that sees all of it: few values to learn, so that they can be
+    learned from few images. An image belongs to the centre that is nearest to its mean region.
+    """
+
+    about = (
+        "the images in K groups, found by k-means on their features, and one learned logit a gate and group"
+    )
+
+    def __init__(self, spec: ModelSpec, lxmert: LxmertModel, gates: int) -> None:
+        super().__init__()
+        number = spec.policy.partition(":")[2]
+        if not (number.isdecimal() and int(number) > 1):
+            raise UserError(
+                f"--policy {spec.policy}: the number of groups is 2 or more, as in --policy clusters:2"
+            )
+        count = int(number)
+        self.register_buffer("centres", torch.zeros(count, lxmert.config.visual_feat_dim))
+        self.logit = nn.Parameter(torch.full((count, gates), policies.logit_of(spec.policy_start)))
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        """The inputs of `VqaModel` -> logits (B, G, 2)."""
+        image = masked_mean(inputs["visual_feats"], inputs["visual_attention_mask"])
+        tuned = self.logit[distances(image.float(), self.centres).argmin(1)]
+        return torch.stack([torch.zeros_like(tuned), tuned], dim=-1)
+
+
 class RandomPolicy(policies.RandomPolicy):
     """Gates drawn with the share tuned of --policy-start."""
 
@@ -182,9 +212,29 @@ def let_field_decide(spec: ModelSpec, datasets: Sequence[VqaDataset]) -> ModelSp
     return replace(spec, policy=f"{ORACLE}:{field}={','.join(tuned)}")
 
 
+def find_clusters(policy: nn.Module, dataset: VqaDataset) -> list[str]:
+    """Let a policy that decides for groups of images find them in a data set, and say so; others need none.
+
+    UserError if it is to find more groups than there are images.
+    """
+    messages = []
+    for part in policy.modules():
+        if isinstance(part, ClusterPolicy):
+            points, count = mean_regions(dataset), len(part.centres)
+            if len(points) < count:
+                raise UserError(
+                    f"--policy clusters:{count}: there are {len(points):,} training images to group"
+                )
+            part.centres.copy_(k_means(points, count))
+            sizes = distances(points, part.centres).argmin(1).bincount(minlength=count).tolist()
+            messages.append(f"groups of training images: {', '.join(f'{size:,}' for size in sizes)}")
+    return messages
+
+
 NETWORKS = {"lxmert": LxmertPolicy, "light": LightPolicy}
 POLICIES = NETWORKS | {
     "constant": ConstantPolicy,
+    "clusters:K": ClusterPolicy,
     RANDOM: RandomPolicy,
     f"{ORACLE}:FIELD": OraclePolicy,
 }

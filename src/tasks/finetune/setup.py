@@ -32,7 +32,7 @@ from tasks.finetune.data import load_splits, open_data, require_data, require_sm
 from tasks.finetune.evaluate import Exam
 from tasks.finetune.gating import Decide, chooses, decided_by, require_choice
 from tasks.finetune.model import build, count_parameters
-from tasks.finetune.policies import let_field_decide
+from tasks.finetune.policies import find_clusters, let_field_decide
 from tasks.finetune.spec import LORA, ModelSpec
 from tasks.finetune.strategies import STRATEGIES
 from training.machine import Machine
@@ -112,6 +112,8 @@ def set_up(args: VqaArgs, machine: Machine, best: Best | None) -> Setup:
     if best:
         load_best(best, model, weights, args.interpolate)
         loaded.append(f"fine-tuned weights of {best.folder}")
+    if gated and not (best or chosen):
+        loaded += find_clusters(model.policy, whole[0])
     if chosen:
         model.policy.load_state_dict(found_policy(chosen))
         loaded.append(f"the policy is that of {chosen.folder}, and learns no more")
