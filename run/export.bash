@@ -5,11 +5,14 @@
 #   bash run/export.bash --run <run folder> --to <folder>        a run that does not lie in snap/vqa
 #
 #   bash run/export.bash demo --to demo_export
-#   bash run/export.bash demo --to demo_half --interpolate 0.5                 half-way to the pre-trained weights
+#   bash run/export.bash demo --to demo_plain --plain                  a run with constant gates, for transformers
+#   bash run/export.bash demo --to demo_half --interpolate 0.5         half-way to the pre-trained weights
+#   bash run/export.bash demo --to demo_onnx --onnx --torch-export     model.onnx and model.pt2 beside the weights
 #
-# Takes a few seconds. What was trained with standard or Frozen, plain transformers loads; the others are evaluated
-# with `bash run/vqa_test.bash 0 demo --load demo_export`. The folder must not exist, and is written whole or not at
-# all. Paths count from the repository root.
+# Takes a few seconds, and --onnx up to minutes; it needs `pip install onnx onnxruntime onnxscript`. What was trained
+# with standard or Frozen, plain transformers loads. All are evaluated with `bash run/vqa_test.bash 0 demo --load
+# demo_export`, and trained on with `bash run/vqa_finetune.bash 0 more --load demo_export`. The folder must not exist,
+# and is written whole or not at all. Paths count from the repository root.
 
 set -euo pipefail
 

@@ -79,7 +79,7 @@ class Both:
         ValueError for an argument that the copies would write to.
         """
         require_no_state(self.layout.name, args, kwargs)
-        taps, outputs, sizes = Taps(*self.modules), {}, [len(gate)] * 2
+        taps, outputs, sizes = Taps(*self.modules), {}, [gate.shape[0]] * 2
         for side in (TUNED, FROZEN):
             with taps.held_back(side):
                 outputs[side] = self.calls[side](*args, **kwargs)

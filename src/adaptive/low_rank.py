@@ -250,7 +250,7 @@ class _LowRankProduct(torch.autograd.Function):
         downs, ups = factors[::2], [up.to(dtype) for up in factors[1::2]]
         down = (torch.cat(downs) if len(downs) > 1 else downs[0]).to(dtype)
         # Without a -1 for the middle, as the batch may be empty.
-        shape = len(input), math.prod(input.shape[1:-1]), input.shape[-1]
+        shape = input.shape[0], math.prod(input.shape[1:-1]), input.shape[-1]
         rows = input.reshape(shape).to(dtype)  # (B, S, in)
         gate = None if gate is None else gate.to(dtype)
         hidden = rows @ down.t()  # (B, S, n r)

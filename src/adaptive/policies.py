@@ -106,7 +106,7 @@ def batch_size(inputs: dict[str, Any], main: str | None = None) -> int:
     found = [name for name in (main, *MAIN, *tensors) if name in tensors]
     if not found:
         raise ValueError("none of the inputs is a tensor of examples")
-    return len(tensors[found[0]])
+    return tensors[found[0]].shape[0]
 
 
 def logit_of(share: float) -> float:

@@ -9,6 +9,7 @@ backwards, both sets of saved activations. With hard gates the same values and g
 - where no gate needs a gradient, the other copy is not run at all.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -127,12 +128,13 @@ def reshaped(result: Tensor, shape: Sequence[int]) -> Tensor:
 
 def _slices(value: Tensor, width: int) -> Tensor:
     """(B, ..., w * n) -> (B, S, w, n). ValueError if the last dimension has no w equal slices."""
-    # Without a -1, as the batch may be empty.
+    # Without a -1, as the batch may be empty; len() and numel() would become constants of a traced graph.
+    batch, *middle, size = value.shape if value.dim() > 1 else (*value.shape, 1)
     if width == 1:
-        return value.reshape(len(value), 1, 1, value.shape[1:].numel())
-    if value.dim() < 2 or value.shape[-1] % width:
-        raise ValueError(f"size {value.shape[-1]} does not fall into {width} equal slices")
-    return value.reshape(len(value), value.shape[1:-1].numel(), width, value.shape[-1] // width)
+        return value.reshape(batch, 1, 1, math.prod(middle) * size)
+    if value.dim() < 2 or size % width:
+        raise ValueError(f"size {size} does not fall into {width} equal slices")
+    return value.reshape(batch, math.prod(middle), width, size // width)
 
 
 def _gate_gradient(grad: Tensor, difference: Tensor, width: int) -> Tensor:

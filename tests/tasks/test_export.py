@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from tests.helpers.checkpoints import bert
 from tests.helpers.paths import ROOT
@@ -23,7 +24,8 @@ from common.cli import run_command
 from common.errors import CheckpointError, UserError
 from lxmert.tokens import encode, load_tokenizer
 from tasks import vqa
-from tasks.export import LEAKAGE, SCENES, export, main
+from tasks.export import export, main
+from tasks.exports.card import LEAKAGE, SCENES, public_name
 from tasks.finetune.args import VqaArgs
 from tasks.finetune.best import load_base_weights, load_best, read_best
 from tasks.finetune.model import build
@@ -73,13 +75,50 @@ def test_the_tokenizer_goes_along(args: VqaArgs) -> None:
         assert there(questions)["input_ids"] == expected
 
 
-def test_an_exported_plain_run_is_a_pretrained_model_to_start_from(
-    args: VqaArgs, capsys: pytest.CaptureFixture[str]
+KINDS = {
+    "standard": {"strategy": "standard"},
+    "Frozen": {"strategy": "Frozen"},
+    "some layers": {"strategy": "standard", "tune": "language.1"},
+    "merged": {"strategy": "standard", "tuned": "lora", "rank": 2},
+    "folded": {"strategy": "SpotTune_Block", "policy": "constant", "policy_start": 0.6},
+    "folded, low-rank": {"strategy": "SpotTune", "policy": "constant", "tuned": "lora", "rank": 2},
+    **{strategy: {"strategy": strategy} for strategy in ADAPTIVE},
+    "low-rank": {"strategy": "SpotTune", "tuned": "lora", "rank": 2, "policy": "light"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_export_answers_as_its_run_did_and_is_trained_on(
+    args: VqaArgs, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    outcome = vqa.main(replace(args, **KINDS[kind]))
+    export(RUN, OUT, plain=kind.startswith("folded"))
+    shutil.rmtree("model")
+    other = VqaArgs(version="more", data=args.data, load="out", wandb="off", tqdm=False)
+    test = replace(other, test="minival")
+    assert vqa.main(test)["accuracy"] == outcome["best"]["val_accuracy"]
+    training = replace(other, epochs=1, batch_size=28, report=False)
+    assert vqa.main(training)["epochs"] == 1
+    capsys.readouterr()
+    fresh = replace(training, version="fresh", load=None, dataset="vqav2", strategy="standard")
+    if Path("out/pretrained").exists():
+        with pytest.raises(
+            CheckpointError,
+            match="--load out goes on from it, --pretrained out/pretr",
+        ):
+            vqa.main(replace(fresh, pretrained="out"))
+        vqa.main(replace(fresh, pretrained="out/pretrained"))
+    else:
+        with pytest.raises(UserError, match="--interpolate needs the pre-trained model"):
+            vqa.main(replace(test, interpolate=0.5))
+        vqa.main(replace(fresh, pretrained="out"))
+        assert f"answer head: {len(ANSWERS)} answers loaded" in capsys.readouterr().out
+
+
+def test_a_best_folder_is_no_pretrained_model(args: VqaArgs) -> None:
     vqa.main(replace(args, strategy="standard"))
-    export(RUN, OUT)
-    vqa.main(replace(args, version="next", strategy="Frozen", pretrained="out"))
-    assert f"answer head: {len(ANSWERS)} answers loaded" in capsys.readouterr().out
+    with pytest.raises(CheckpointError, match=rf"--load {RUN}/BEST goes on from it$"):
+        vqa.main(replace(args, version="more", strategy="standard", pretrained=f"{RUN}/BEST"))
 
 
 @pytest.mark.parametrize(
@@ -211,6 +250,52 @@ def test_the_model_card_says_what_it_is(args: VqaArgs) -> None:
     ):
         assert text in card, text
     assert SCENES not in card
+    by_type = json.loads((RUN / "result.json").read_text())["val_by_question_type"]
+    assert f"| colour | {by_type['colour']:.2f} |" in card  # the best epoch is the only one
+    assert (OUT / "policy.png").read_bytes().startswith(b"\x89PNG") and "](policy.png)" in card
+
+
+@pytest.mark.parametrize("strategy", ["standard", "SpotTune_Block"])
+def test_the_head_of_the_card_is_what_the_hub_reads(args: VqaArgs, strategy: str) -> None:
+    outcome = vqa.main(replace(args, strategy=strategy))
+    hostile = Path("a: 'b' # c\n---\n- [x](y) \"|")
+    RUN.rename(hostile)
+    export(hostile, OUT)
+    card = ModelCard.load(OUT / "README.md")
+    head, adaptive = card.data, strategy in ADAPTIVE
+    assert head.library_name == ("lxmert-spottune" if adaptive else "transformers")
+    assert (head.pipeline_tag, head.metrics) == ("visual-question-answering", ["accuracy"])
+    assert head.tags == ["lxmert", strategy] and head.base_model is None
+    (accuracy,) = head.eval_results
+    assert accuracy.metric_value == round(outcome["best"]["val_accuracy"], 2)
+    assert (accuracy.dataset_type, accuracy.dataset_split, accuracy.metric_type) == (
+        "vqav2",
+        "minival",
+        "accuracy",
+    )
+    assert head.model_name == str(hostile)
+    assert card.text.lstrip().splitlines()[0].startswith("# a: 'b' \\# c --- - \\[x\\](y)")
+
+
+def test_a_model_of_the_hub_is_named_and_a_local_one_is_not(args: VqaArgs) -> None:
+    assert public_name("unc-nlp/lxmert-base-uncased") == "unc-nlp/lxmert-base-uncased"
+    assert public_name("model") == public_name(str(Path("model").resolve())) == "model"
+
+
+@pytest.mark.parametrize("strategy", ["standard", "SpotTune_Block"])
+def test_an_export_tells_no_path_of_the_machine(args: VqaArgs, strategy: str) -> None:
+    here = str(Path.cwd())
+    settings = Path("model/tokenizer_config.json")
+    named = json.loads(settings.read_text()) | {"name_or_path": f"{here}/model"}
+    settings.write_text(json.dumps(named))
+    vqa.main(replace(args, strategy=strategy, pretrained=f"{here}/model"))
+    assert here in (RUN / "BEST/model.json").read_text()
+    export(RUN.resolve(), OUT.resolve(), graphs=["torch-export"])
+    files = [path for path in OUT.rglob("*") if path.is_file()]
+    assert len(files) > 6
+    for file in files:
+        for path in (here, str(ROOT), str(Path.home())):
+            assert path.encode() not in file.read_bytes(), (file, path)
 
 
 def test_a_missing_or_different_pretrained_model_is_named(args: VqaArgs) -> None:

@@ -5,8 +5,10 @@ model.json          what was built (`spec`, the fields of `ModelSpec`), data set
                     name and sha256 of the pre-trained file, its configuration, a digest of its tokenizer,
                     metrics of the epoch
 the answers         in label order, in the file that data sets have for them
-pretrained/         the pre-trained model; only in exported folders, which need nothing else
+pretrained/         the pre-trained model; only in exports of two copies, which need nothing else
 checksums.json      of these files
+
+An export of a plain model is such a folder too: its model.safetensors and config.json are then all of it.
 """
 
 import dataclasses
@@ -41,7 +43,7 @@ from vqadata.folder import ANSWERS
 from vqadata.records import read_answers
 
 FORMAT = 1
-WEIGHTS, DESCRIPTION, INSIDE = "model.safetensors", "model.json", "pretrained"
+WEIGHTS, DESCRIPTION, INSIDE, CONFIG = "model.safetensors", "model.json", "pretrained", "config.json"
 ENCODER, HEAD = "model.lxmert.", "model.answer_head."  # before the tensors' names; others are the policy's
 LOW_RANK = (".down", ".up")  # the ends of the names of low-rank factors
 
@@ -62,6 +64,11 @@ class Best(NamedTuple):
     config: dict[str, Any] | None = None  # of the pre-trained model, see `function_of`; None: not recorded
     tokenizer: str | None = None  # its fingerprint, see lxmert.tokens
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether its pre-trained model is the folder itself, with nothing trained beside it."""
+        return self.spec.pretrained == str(self.folder)
+
 
 def save_best(best: Best, model: nn.Module, pretrained: Pretrained) -> None:
     """Write the folder of `best` as a whole; UserError if that cannot be done."""
@@ -73,6 +80,11 @@ def write_best(best: Best, tensors: Mapping[str, Tensor]) -> None:
     """Write the files of `best` into its folder, which is there."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(plain, best.folder / WEIGHTS)
+    describe(best)
+
+
+def describe(best: Best) -> None:
+    """Write all but the tensors of `best` into its folder, which is there."""
     description = {
         "format": FORMAT,
         "spec": dataclasses.asdict(best.spec),
@@ -126,6 +138,15 @@ def read_best(folder: Path) -> Best:
         raise
     except UserError as error:
         raise CheckpointError(f"{folder} is damaged: {str(error).rstrip('.')}.") from None
+
+
+def refuse_two_copies(source: str | None) -> None:
+    """CheckpointError if what is to be a pre-trained model is a BEST folder of which that is only a part."""
+    if source and (Path(source) / DESCRIPTION).is_file() and not (Path(source) / CONFIG).is_file():
+        raise CheckpointError(
+            f"{source} holds what a run trained, not a pre-trained model: --load {source} goes on from it"
+            + f", --pretrained {source}/{INSIDE} from its frozen copies" * (Path(source) / INSIDE).is_dir()
+        )
 
 
 def best_fault(folder: Path, epoch: int) -> str | None:
@@ -188,6 +209,10 @@ def load_best(best: Best, model: nn.Module, pretrained: Pretrained, share: float
     if that file is another one, or if not exactly the expected tensors are there.
     """
     _require_same_file(best, pretrained)
+    if best.is_whole:
+        if share is not None:
+            raise UserError(f"--interpolate needs the pre-trained model, which {best.folder} does not hold")
+        return
     file = best.folder / WEIGHTS
     tensors = read_tensors(file)
     check_match(_own_tensors(model, pretrained), tensors, str(file))
@@ -250,8 +275,8 @@ def _read_spec(entries: dict[str, Any], folder: Path) -> ModelSpec:
     if unknown := entries.keys() - kinds.keys():
         raise UserError(f"{DESCRIPTION} says something unknown of the model: {', '.join(sorted(unknown))}")
     validate(VqaArgs(**entries))
-    if (folder / INSIDE).is_dir():
-        entries |= {**dict.fromkeys(LOCATIONS), "pretrained": str(folder / INSIDE)}
+    if inside := next((at for at in (folder, folder / INSIDE) if (at / CONFIG).is_file()), None):
+        entries |= {**dict.fromkeys(LOCATIONS), "pretrained": str(inside)}
     if not any(entries[name] for name in LOCATIONS):
         raise UserError(f"{DESCRIPTION} names no pre-trained model")
     return ModelSpec(**entries)

@@ -26,6 +26,7 @@ from tasks.finetune.best import (
     load_base_weights,
     load_best,
     load_same_tokenizer,
+    refuse_two_copies,
 )
 from tasks.finetune.choice import cost_message, found_policy, read_choice
 from tasks.finetune.data import load_splits, open_data, require_data, require_small_model
@@ -92,6 +93,7 @@ def set_up(args: VqaArgs, machine: Machine, best: Best | None) -> Setup:
         )
     spec = ModelSpec.of(args)
     if best is None:
+        refuse_two_copies(spec.pretrained)
         require_small_model(args.dataset, spec)
     require_fitting(vars(args), spec)
     gated = STRATEGIES[spec.strategy].adaptive
