@@ -184,7 +184,7 @@ MEASURES = (
     # pieces, and the benchmark of growth; 3,000 more for results one can trust: intervals, comparisons of any
     # rows, runs and files, controls, policies and estimators, layers to tune, held-out policies, data sets
     # with known shifts, and the page of results.
-    Measure("lines of src/", 22_000, lines, lambda places: sum(int(p.rsplit(" ", 1)[1]) for p in places)),
+    Measure("lines of src/", 23_500, lines, lambda places: sum(int(p.rsplit(" ", 1)[1]) for p in places)),
 )
 
 

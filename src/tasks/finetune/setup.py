@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from torch import nn
 
 from adaptive.adapt import Adaptive
 from common.errors import UserError
@@ -114,11 +115,8 @@ def set_up(args: VqaArgs, machine: Machine, best: Best | None) -> Setup:
     if best:
         load_best(best, model, weights, args.interpolate)
         loaded.append(f"fine-tuned weights of {best.folder}")
-    if gated and not (best or chosen):
-        loaded += find_clusters(model.policy, whole[0])
-    if chosen:
-        model.policy.load_state_dict(found_policy(chosen))
-        loaded.append(f"the policy is that of {chosen.folder}, and learns no more")
+    elif gated:
+        loaded += prepare_policy(model.policy, chosen, whole[0])
     if held_out:
         share = f"{args.policy_holdout:.0%} of the training images"
         loaded.append(f"for the policy alone: {len(held_out):,} questions about {share}")
@@ -140,6 +138,14 @@ def set_up(args: VqaArgs, machine: Machine, best: Best | None) -> Setup:
         PROCESSES: machine.processes,
     }
     return Setup(spec, weights, model, answers, datasets, labels, exam, loaded, mark, inputs, held_out)
+
+
+def prepare_policy(policy: nn.Module, chosen: Best | None, dataset: VqaDataset) -> list[str]:
+    """Give the policy of a new model what it starts from, and say what: that of a run, or groups of images."""
+    if chosen is None:
+        return find_clusters(policy, dataset)
+    policy.load_state_dict(found_policy(chosen))
+    return [f"the policy is that of {chosen.folder}, and learns no more"]
 
 
 def make_exam(
