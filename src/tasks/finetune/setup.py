@@ -141,7 +141,7 @@ def set_up(args: VqaArgs, machine: Machine, best: Best | None) -> Setup:
 
 
 def prepare_policy(policy: nn.Module, chosen: Best | None, dataset: VqaDataset) -> list[str]:
-    """Give the policy of a new model what it starts from, and say what: that of a run, or groups of images."""
+    """Give the policy of a new model what it starts from, and say what: a run's policy, groups of images."""
     if chosen is None:
         return find_clusters(policy, dataset)
     policy.load_state_dict(found_policy(chosen))
