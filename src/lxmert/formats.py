@@ -146,7 +146,7 @@ def read_folder(source: str, layers: Layers = (None, None, None), *, weightless:
     file = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     described = folder / "config.json"
     if file is None and weightless and described.is_file():
-        config = config_of_entries(read_json(described, CheckpointError), described)
+        config = read_config(described)
         sizes = config, {}, None, None, tokenizer_of(folder), source, sha256_of(described), []
         return Pretrained(*sizes, initialised=("",))
     if file is None:
@@ -271,6 +271,11 @@ def count_rows(head: Mapping[str, Tensor], file: Path) -> int:
     if f"{LAST_LINEAR}.weight" not in head:
         raise CheckpointError(f"{file} has an answer head without {LAST_LINEAR}.weight.")
     return len(head[f"{LAST_LINEAR}.weight"])
+
+
+def read_config(file: Path) -> LxmertConfig:
+    """The configuration of an LXMERT in a config.json; CheckpointError if it is none."""
+    return config_of_entries(read_json(file, CheckpointError), file)
 
 
 def labels_of(config: LxmertConfig, rows: int, file: Path) -> list[str] | None:

@@ -33,9 +33,11 @@ from lxmert.tokens import load_tokenizer
 from lxmert.units import unused_modules
 from report.run import RUNS, Run
 from tasks.finetune.best import (
+    DATASET,
     ENCODER,
     HEAD,
     INSIDE,
+    PLAIN,
     WEIGHTS,
     Best,
     interpolate,
@@ -151,7 +153,7 @@ def export(run: Path, to: Path, plain: bool = False, share: float | None = None)
         if adaptive:
             write_adaptive(folder, best, tensors, pretrained)
         else:
-            write_question_answering(folder, pretrained)
+            write_question_answering(folder, pretrained, best.dataset)
         (folder / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -181,14 +183,15 @@ def write_adaptive(folder: Path, best: Best, tensors: Mapping[str, Tensor], pret
     write_best(best._replace(folder=folder, spec=spec, pretrained_sha256=sha256_of(inside / WEIGHTS)), own)
 
 
-def write_question_answering(folder: Path, model: Pretrained) -> None:
+def write_question_answering(folder: Path, model: Pretrained, dataset: str) -> None:
     """What `LxmertForQuestionAnswering.from_pretrained(folder)` loads, label map included."""
     model.config.num_qa_labels = len(model.answers)
+    setattr(model.config, DATASET, dataset)  # what it is asked about if nothing else is said
     model.config.id2label = dict(enumerate(model.answers))
     model.config.label2id = {answer: index for index, answer in enumerate(model.answers)}
     tensors = {f"lxmert.{name}": t for name, t in model.encoder.items()}
     tensors |= {f"answer_head.{name}": t for name, t in model.answer_head.items()}
-    write_hugging_face(folder, "LxmertForQuestionAnswering", model, tensors)
+    write_hugging_face(folder, PLAIN, model, tensors)
 
 
 def write_hugging_face(

@@ -50,7 +50,9 @@ class VqaArgs:
     label: str | None = flag(None, "Name of its row in tables of results. Default: the way of fine-tuning.")
     strategy: str | None = flag(None, "How to fine-tune.", choices=STRATEGIES)
     seed: int = flag(9595, "Seed of initialisation, order, dropout and gate noise.")
-    load: str | None = flag(None, "A BEST folder to start from, or with --test to evaluate.")
+    load: str | None = flag(
+        None, "A BEST folder, its run, or an export, to start from, or with --test to evaluate."
+    )
     test: str | None = flag(None, "Only evaluate --load on this split and write its predictions.")
     controls: bool = flag(
         False,

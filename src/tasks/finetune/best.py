@@ -7,6 +7,8 @@ model.json          what was built (`spec`, the fields of `ModelSpec`), data set
 the answers         in label order, in the file that data sets have for them
 pretrained/         the pre-trained model; only in exported folders, which need nothing else
 checksums.json      of these files
+
+An export for transformers is read as one, too: all of it is its pre-trained model.
 """
 
 import dataclasses
@@ -29,19 +31,24 @@ from common.files import (
     latest_complete,
     read_json,
     replace_folder,
+    sha256_of,
     write_json,
 )
+from lxmert.formats import labels_of, read_config
 from lxmert.loading import FUNCTION_FIELDS, Pretrained, check_match, load_pretrained, set_feature_size
 from lxmert.sources import read_tensors
 from lxmert.tokens import fingerprint, load_tokenizer
 from tasks.finetune.args import VqaArgs, validate
 from tasks.finetune.spec import LOCATIONS, YOUNGER, ModelSpec
 from tasks.finetune.strategies import STRATEGIES
+from training.run_folder import BEST
 from vqadata.folder import ANSWERS
 from vqadata.records import read_answers
 
 FORMAT = 1
 WEIGHTS, DESCRIPTION, INSIDE = "model.safetensors", "model.json", "pretrained"
+PLAIN = "LxmertForQuestionAnswering"  # the class of transformers that loads an export
+DATASET = "dataset"  # in its configuration: that of the run
 ENCODER, HEAD = "model.lxmert.", "model.answer_head."  # before the tensors' names; others are the policy's
 LOW_RANK = (".down", ".up")  # the ends of the names of low-rank factors
 
@@ -61,6 +68,7 @@ class Best(NamedTuple):
     metrics: dict[str, Any]  # of the epoch that it holds
     config: dict[str, Any] | None = None  # of the pre-trained model, see `function_of`; None: not recorded
     tokenizer: str | None = None  # its fingerprint, see lxmert.tokens
+    plain: bool = False  # an export for transformers: all of it is the pre-trained model
 
 
 def save_best(best: Best, model: nn.Module, pretrained: Pretrained) -> None:
@@ -88,6 +96,34 @@ def write_best(best: Best, tensors: Mapping[str, Tensor]) -> None:
     }
     write_json(best.folder / DESCRIPTION, description)
     (best.folder / ANSWERS).write_text(json.dumps(best.answers) + "\n", encoding="utf-8")
+
+
+def find_best(folder: Path) -> Best:
+    """That of a run folder, of a BEST folder, or of an export, for transformers or not.
+
+    CheckpointError if the folder is none of them, or damaged.
+    """
+    if latest_complete(folder / BEST):
+        return read_best(folder / BEST)
+    if not (folder / DESCRIPTION).is_file() and (folder / "config.json").is_file():
+        return read_plain(folder)
+    return read_best(folder)
+
+
+def read_plain(folder: Path) -> Best:
+    """An export for transformers; CheckpointError if it does not hold such a model."""
+    file = folder / "config.json"
+    config = read_config(file)
+    answers = labels_of(config, config.num_qa_labels, file)
+    if config.architectures != [PLAIN] or not answers or not (folder / WEIGHTS).is_file():
+        raise CheckpointError(
+            f"{folder} holds no model that answers questions: name a run, its BEST, or what "
+            "`bash run/export.bash` wrote."
+        )
+    spec = ModelSpec.of(VqaArgs(strategy="standard", pretrained=str(folder)))
+    dataset = check_name("data set", str(getattr(config, DATASET, "auto")))
+    weights = str(folder), sha256_of(folder / WEIGHTS)
+    return Best(folder, spec, dataset, config.visual_feat_dim, answers, *weights, {}, plain=True)
 
 
 def read_best(folder: Path) -> Best:
@@ -188,6 +224,12 @@ def load_best(best: Best, model: nn.Module, pretrained: Pretrained, share: float
     if that file is another one, or if not exactly the expected tensors are there.
     """
     _require_same_file(best, pretrained)
+    if best.plain:
+        if share is not None:
+            raise UserError(
+                f"{best.folder} has no pre-trained weights beside its own: leave --interpolate out"
+            )
+        return
     file = best.folder / WEIGHTS
     tensors = read_tensors(file)
     check_match(_own_tensors(model, pretrained), tensors, str(file))
