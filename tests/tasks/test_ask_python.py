@@ -69,6 +69,7 @@ def test_command_function_run_best_and_export_give_the_same_answers(
     }
 
 
+@pytest.mark.slow
 def test_the_lines_of_the_readme_print_what_the_command_prints(
     args: VqaArgs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -112,7 +113,7 @@ def test_paths_of_the_caller_and_of_the_run_count_from_where_each_stands(
     (tmp_path / "data").rename(tmp_path / "other" / "moved")
     assert load(tmp_path / RUN, data="moved").answer(IMAGE, QUESTION) == by_id
 
-    with pytest.raises(UserError, match="There is no image none below .*, nor a file of that name"):
+    with pytest.raises(UserError, match=r"There is no image none below .*, nor a file of that name"):
         elsewhere.answer("none", QUESTION)
     with pytest.raises(UserError, match=r"There is no photo none\.jpg\."):
         elsewhere.answer(Path("none.jpg"), QUESTION)
