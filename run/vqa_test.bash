@@ -8,7 +8,7 @@
 #   <gpu>       0, or several such as 0,1, or cpu
 #   <version>   the name of the run
 #   --test      the split; default: minival
-#   --load      the weights; default: snap/vqa/<version>/BEST
+#   --load      the weights, a BEST folder, its run, or an export; default: snap/vqa/<version>/BEST
 #   --question  a question in quotes, about the image --image-id of a feature store or the photo --image; may be
 #               given several times; --questions <file> has one a line
 #   --weights   the detector's, for a photo that is not in the feature store, if a detector made that

@@ -21,7 +21,7 @@ MAY_IMPORT = {  # of the project, and of other libraries; each may import itself
     ),
     "regions": ({"common"}, {"numpy", "torch", "PIL"}),
     "vqadata": ({"common"}, {"numpy", "torch", "PIL", "tqdm", "pybase64"}),
-    "training": ({"common"}, {"torch", "accelerate", "numpy", "safetensors", "tqdm", "wandb"}),
+    "training": ({"common"}, {"torch", "accelerate", "numpy", "safetensors", "tqdm", "wandb", "PIL"}),
     "report": ({"common"}, {"numpy", "matplotlib", "jinja2", "tqdm"}),
 }
 UNKNOWN_WORDS = {  # what a package has not one word of

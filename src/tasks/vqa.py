@@ -82,7 +82,7 @@ def train(args: VqaArgs, machine: Machine, start: Best | None) -> dict[str, Any]
     options = {"keep": args.keep, "accept_changes": args.accept_changes}
     with RunFolder.open(args.folder, args.record(setup.inputs), machine.accelerator, **options) as folder:
         resumed = folder.load_state(run.parts)
-        tracker = folder.start_tracker(args.wandb)
+        tracker = folder.start_tracker(args.channels)
         tracker.say(messages.start_message(vars(args), setup, machine))
         if resumed:
             tracker.say(messages.resume_message(state, run.goes_on, args.folder))

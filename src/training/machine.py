@@ -47,9 +47,7 @@ class Machine:
         bars: bool = True,
         agree_every: int = 1,
     ) -> None:
-        if precision == "auto":
-            has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-            precision = "bf16" if has_bf16 else "fp32"
+        precision = usual_precision() if precision == "auto" else precision
         self.precision = precision
         launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
         without_gpu = torch.accelerator.current_accelerator(check_available=True) in (
@@ -216,6 +214,12 @@ class Machine:
         if number := int(self.accelerator.gather(vote).max()):
             self.stop.request(number)
         return number > 0
+
+
+def usual_precision() -> str:
+    """What "auto" means here: bf16 on a GPU that has it, else fp32."""
+    has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if has_bf16 else "fp32"
 
 
 class Stream:

@@ -53,7 +53,7 @@ from common.files import (
 from training.machine import Machine
 from training.record import ARGUMENTS, INPUTS, LAST, RECORD, Record, read_record
 from training.state_files import load_tree, random_states, restore_random_states, save_tree
-from training.tracker import Curves, Tracker, open_tracker
+from training.tracker import Channels, Curves, Tracker, open_tracker
 
 BEST, STATE, METRICS = "BEST", "state", "metrics.jsonl"
 RECORDED = {"arguments": ARGUMENTS, "inputs": INPUTS}
@@ -140,10 +140,10 @@ class RunFolder:
                 raise
             folder.tracker.close()
 
-    def start_tracker(self, wandb: str) -> Tracker:
+    def start_tracker(self, channels: Channels) -> Tracker:
         """Begin to report; see `training.tracker.open_tracker`."""
         if self._accelerator.is_main_process:
-            self.tracker = open_tracker(self.path, self._record.arguments, wandb, self._curves)
+            self.tracker = open_tracker(self.path, self._record.arguments, channels, self._curves)
             for notice in self._notices:
                 self.tracker.say(notice)
         return self.tracker

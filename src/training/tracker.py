@@ -1,9 +1,10 @@
-"""What a run says: to the terminal, train.log, metrics.jsonl and Weights & Biases.
+"""What a run says: to the terminal, train.log, metrics.jsonl, Weights & Biases and TensorBoard.
 
 Each of them is a sink. What only reports never ends what trains: a sink that fails is left out from there on.
 """
 
 import functools
+import importlib.util
 import json
 import math
 import netrc
@@ -17,9 +18,11 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 from urllib.parse import urlparse
 
+import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from common.errors import UserError
@@ -30,7 +33,17 @@ from training.wandb_process import FINISH_TIMEOUT
 DEFAULT_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # before and since W&B moved
 MOST_WAITING = 1 << 24  # bytes that W&B may be behind
 
+WANDB, TENSORBOARD, NONE = "wandb", "tensorboard", "none"  # where curves go, beside the run's own files
+
 Values = Mapping[str, Any]  # by name: numbers, dictionaries of numbers, and paths of pictures
+
+
+class Channels(NamedTuple):
+    """Where else than into its own files a run's curves go."""
+
+    names: tuple[str, ...] = (WANDB,)  # some of WANDB and TENSORBOARD
+    mode: str = "auto"  # of W&B, see `Wandb`, or "off"
+    place: Mapping[str, str] = {}  # its project, entity and group in W&B, as far as given
 
 
 class Sink:
@@ -129,19 +142,21 @@ class Wandb(Sink):
     """Curves and pictures in Weights & Biases; a resumed run goes on with its own curves.
 
     mode: "auto" (online if logged in, else offline), "online" or "offline". Where the server does not answer,
-    curves are kept offline, and `say` is told. All of it happens in another process, that of
-    `training.wandb_process`, which nobody waits for before the run ends: W&B may hang, exit or be killed.
+    curves are kept offline, and `say` is told. Project, entity and group come before W&B's own variables.
+    All of it happens in another process, that of `training.wandb_process`, which nobody waits for before the
+    run ends: W&B may hang, exit or be killed.
     """
 
-    def __init__(self, folder: Path, config: Values, mode: str, say: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, config: Values, channels: Channels, say: Callable[[str], None]) -> None:
         options = {
             "project": os.environ.get("WANDB_PROJECT") or "lxmert-spottune",
+            **channels.place,
             "name": folder.name,
             "id": _run_id(folder / "wandb_id"),
             "resume": "allow",
             "dir": str(folder),
             "config": dict(config),
-            "mode": _mode(mode),
+            "mode": _mode(channels.mode),
         }
         # An empty variable is one that is not set, which W&B does not think.
         environment = {k: v for k, v in os.environ.items() if v or not k.startswith("WANDB_")}
@@ -206,12 +221,60 @@ class Wandb(Sink):
         raise RuntimeError(reason)
 
 
-def open_tracker(folder: Path, config: Values, wandb: str, curves: Curves) -> Tracker:
-    """The sinks of a run in `folder` that goes on after `curves`; `wandb` is a mode of `Wandb`, or "off"."""
+class TensorBoard(Sink):
+    """Curves and pictures as event files below `folder`; a resumed run goes on behind `curves`.
+
+    What was written at or after the last step of `curves` is no longer shown; its numbers are written again.
+    """
+
+    def __init__(self, folder: Path, curves: Curves) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        lines = [json.loads(line) for line in curves.lines]
+        last = lines[-1]["step"] if lines else 0
+        self._writer = SummaryWriter(str(folder), purge_step=last)
+        for line in lines:
+            if line["step"] == last:
+                self.write("", {name: value for name, value in line.items() if name != "step"}, last)
+
+    def write(self, text: str, values: Values, step: int) -> None:
+        for name, value in values.items():
+            if isinstance(value, Path):
+                pixels = np.asarray(Image.open(value).convert("RGB"))
+                self._writer.add_image(name, pixels, step, dataformats="HWC")
+                continue
+            parts = {f"{name}/{part}": n for part, n in value.items()} if isinstance(value, Mapping) else {}
+            for curve, number in (parts or {name: value}).items():
+                if isinstance(number, int | float):
+                    self._writer.add_scalar(curve, number, step)
+        if values:
+            self._writer.flush()  # as far as metrics.jsonl, should the run be killed
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def require_trackers(names: str) -> tuple[str, ...]:
+    """Those of a comma-separated list; UserError if one is unknown or not installed."""
+    chosen = tuple(dict.fromkeys(name.strip() for name in names.split(",")))
+    unknown = [name for name in chosen if name not in (WANDB, TENSORBOARD, NONE)]
+    if unknown or (NONE in chosen and len(chosen) > 1):
+        raise UserError(
+            f"--tracker takes {WANDB}, {TENSORBOARD}, both with a comma, or {NONE}, not {names!r}"
+        )
+    if TENSORBOARD in chosen and not importlib.util.find_spec(TENSORBOARD):
+        raise UserError(f"--tracker {TENSORBOARD} needs a package that is missing: pip install {TENSORBOARD}")
+    return tuple(name for name in chosen if name != NONE)
+
+
+def open_tracker(folder: Path, config: Values, channels: Channels, curves: Curves) -> Tracker:
+    """The sinks of a run in `folder` that goes on after `curves`."""
     tracker = Tracker([Terminal(), LogFile(folder / "train.log"), curves])
     tracker.add(lambda: JsonLines(folder / "metrics.jsonl", curves.lines))
-    if wandb != "off":
-        tracker.add(lambda: Wandb(folder, config, wandb, tracker.say))
+    if WANDB in channels.names and channels.mode != "off":
+        tracker.add(lambda: Wandb(folder, config, channels, tracker.say))
+    if TENSORBOARD in channels.names:
+        tracker.add(lambda: TensorBoard(folder / TENSORBOARD, curves))
     return tracker
 
 

@@ -61,8 +61,12 @@ def main() -> None:
             run.log(numbers | {name: wandb.Image(path) for name, path in pictures.items()}, step=step)
         run.finish()
         if getattr(run, "offline", False):
-            runs = shlex.quote(str(Path(run.dir).parent.parent))
-            say(f"W&B's curves are kept offline. To send them:\n  wandb sync {runs}/offline-run-*")
+            runs, usual = Path(run.dir).parent.parent, Path(options["dir"], "wandb")
+            shown = usual if usual.resolve() == runs.resolve() else runs  # which may be a longer path
+            say(
+                "W&B's curves are kept offline. To send them:\n"
+                f"  wandb sync {shlex.quote(str(shown))}/offline-run-*"
+            )
     except BaseException as error:  # SystemExit too: it is somebody else's code
         say(_name(error), "fail")
         os._exit(1)

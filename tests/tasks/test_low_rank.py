@@ -471,7 +471,7 @@ def test_best_evaluates_to_the_same_accuracy_and_answers_questions(args: VqaArgs
     for record, prediction in list(zip(asked, predicted, strict=True))[:3]:
         about = {"test": None, "question": (record["sent"],), "image_id": record["img_id"]}
         (answer,) = vqa.main(evaluating(args, **about))["asked"]
-        assert next(iter(answer["answers"])) == prediction["answer"]
+        assert next(iter(answer.answers)) == prediction["answer"]
 
 
 def test_from_scratch_best_holds_the_frozen_weights_too(args: VqaArgs) -> None:

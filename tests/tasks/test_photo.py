@@ -19,7 +19,7 @@ from tasks import vqa, vqa_prepare
 from tasks.finetune import photo
 from tasks.finetune.args import VqaArgs
 from tasks.finetune.data import choose_recipe
-from tasks.finetune.photo import find_extractor, find_regions
+from tasks.finetune.photo import Images, find_extractor
 from tasks.prepare import regions
 from vqadata.feature_layout import Layout
 from vqadata.features import write_store
@@ -78,8 +78,8 @@ def test_each_question_is_answered_as_by_itself(scenes: VqaArgs) -> None:
     both = vqa.main(replace(scenes, image_id="scene_000003"))["asked"]
     for question, together in zip(QUESTIONS, both, strict=True):
         (alone,) = vqa.main(replace(scenes, image_id="scene_000003", question=(question,)))["asked"]
-        assert alone["tuned"] == together["tuned"]
-        assert alone["answers"] == pytest.approx(together["answers"], rel=1e-4)
+        assert alone.tuned == together.tuned
+        assert alone.answers == pytest.approx(together.answers, rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_a_new_photo_is_described_as_those_of_the_store_to_the_last_bit(grid: Da
     stores = grid.open_features()
     expected = stores.read(stores.locate(["two"]))
     Path("photos/two.png").rename("new.png")
-    with find_regions(Path("new.png"), grid, stores.feature_size, None) as found:
+    with Images(grid, stores.feature_size).find("new.png") as found:
         assert found.image_id == "new" and found.where == ", 10 regions found in new.png"
         regions = found.stores.read(found.stores.locate(["new"]))
         folder = found.stores.stores[0].path
@@ -156,13 +156,13 @@ def test_a_photos_name_is_found_in_whatever_form_a_system_writes_it(grid: DataFo
     store(grid, grid.open_features().feature_size, ["caf\u00e9"])
     file = Path(unicodedata.normalize("NFD", "caf\u00e9.png"))
     Image.new("RGB", (40, 40)).save(file)
-    with find_regions(file, grid, 108, None) as found:
+    with Images(grid, 108).find(file) as found:
         assert (found.image_id, found.where) == ("caf\u00e9", " of mine")
 
 
 def test_a_photo_that_cannot_be_read_is_named(grid: DataFolder) -> None:
     Path("text.jpg").write_text("no photo")
-    with pytest.raises(DataError, match=r"^text\.jpg"), find_regions(Path("text.jpg"), grid, 108, None):
+    with pytest.raises(DataError, match=r"^text\.jpg"), Images(grid, 108).find("text.jpg"):
         pass
 
 

@@ -75,9 +75,9 @@ def test_what_is_kept_is_what_the_model_answers_to_the_question(args: VqaArgs, s
     question = {"question": [record["sent"]], "image_id": record["img_id"], "load": str(FOLDER / "BEST")}
     (asked,) = vqa.main(replace(args, strategy=None, **question))["asked"]
     assert dict(zip(kept.answers[7].tolist(), kept.probabilities[7].tolist(), strict=True)) == pytest.approx(
-        asked["answers"], rel=1e-4
+        asked.answers, rel=1e-4
     )
-    assert kept.gates[7].tolist() == asked["tuned"]
+    assert kept.gates[7].tolist() == asked.tuned
     assert kept.usual.tolist() == (kept.gates.mean(0) > 0.5).tolist()  # all questions are kept here
 
 

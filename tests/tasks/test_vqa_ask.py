@@ -12,7 +12,7 @@ from transformers import LxmertConfig
 from lxmert.units import list_units
 from tasks import vqa
 from tasks.finetune.args import VqaArgs
-from tasks.finetune.ask import describe_gates
+from tasks.finetune.ask import by_layer, describe_gates
 from tasks.finetune.best import Best, read_best
 from tasks.finetune.strategies import STRATEGIES
 
@@ -46,11 +46,11 @@ def test_it_answers_as_the_evaluation_does(
         capsys.readouterr()
         (outcome,) = vqa.main(asking(args, record))["asked"]
         lines = capsys.readouterr().out.splitlines()
-        likeliest = next(iter(outcome["answers"]))
+        likeliest = next(iter(outcome.answers))
         assert likeliest == prediction["answer"]
         assert lines[0] == f"{record['sent']}  ({record['img_id']} of vqav2)"
-        assert lines[1].split() == [likeliest, f"{outcome['answers'][likeliest]:.1%}"]
-        assert list(outcome["answers"].values()) == sorted(outcome["answers"].values(), reverse=True)
+        assert lines[1].split() == [likeliest, f"{outcome.answers[likeliest]:.1%}"]
+        assert list(outcome.answers.values()) == sorted(outcome.answers.values(), reverse=True)
         gates = "\n".join(lines[lines.index("") + 1 :])
         if strategy in ("standard", "Frozen"):
             assert gates.startswith(f"{strategy} has no gates")
@@ -58,7 +58,7 @@ def test_it_answers_as_the_evaluation_does(
             units = list_units(
                 LxmertConfig.from_pretrained(args.pretrained), STRATEGIES[strategy].granularity
             )
-            assert len(outcome["tuned"]) == sum(unit.width for unit in units)
+            assert len(outcome.tuned) == sum(unit.width for unit in units)
             assert all(f"\n  {unit.stream} {unit.layer} " in gates for unit in units)
     assert set(Path("snap").rglob("*")) == before  # asking leaves nothing behind
 
@@ -69,11 +69,11 @@ def test_every_gate_of_the_base_size_is_shown_by_layer(args: VqaArgs) -> None:
     config = LxmertConfig()
     blocks = list_units(config, "layer")
     tuned = [number % 3 == 0 for number in range(19)]
-    lines = list(describe_gates(best, blocks, tuned))
+    lines = list(describe_gates(best, by_layer(blocks, tuned)))
     assert len(lines) == 20 and "7 of 19 gates" in lines[0]
     assert [line.split()[-1] for line in lines[1:]] == ["tuned" if on else "frozen" for on in tuned]
     components = list_units(config, "component")
-    lines = list(describe_gates(best, components, [True] * 9 * 15 + [False] * (425 - 9 * 15)))
+    lines = list(describe_gates(best, by_layer(components, [True] * 9 * 15 + [False] * (425 - 9 * 15))))
     assert "135 of 410 gates ran tuned (33%); 15 cannot reach the answer" in lines[0]
     assert lines[1].split()[:5] == ["language", "1", "100%", "tuned", "head"]
     assert max(map(len, lines)) <= 80
@@ -112,4 +112,4 @@ def test_an_unknown_image_is_told_with_examples(args: VqaArgs, capsys: pytest.Ca
     flags = ["--load=snap/vqa/run/BEST", "--question=is it?", "--image-id=none", f"--data={args.data}"]
     assert vqa.cli(flags) == 2
     error = capsys.readouterr().err
-    assert "no image none below" in error and "has 40 images, such as train_0, train_1, train_2." in error
+    assert "no image none below" in error and "has 40 images, such as train_0, train_1, train_2, nor" in error

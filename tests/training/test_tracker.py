@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from tests.helpers.paths import SRC
 
-from training.tracker import Curves, Tracker, open_tracker
+from common.errors import UserError
+from training.tracker import Channels, Curves, Tracker, open_tracker, require_trackers
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -24,7 +25,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def make(folder: Path, wandb: str = "off", curves: Curves | None = None, **config: Any) -> Tracker:
-    return open_tracker(folder, config, wandb, curves or Curves())
+    return open_tracker(folder, config, Channels(mode=wandb), curves or Curves())
 
 
 def test_what_is_said_goes_to_the_terminal_and_the_log(
@@ -257,6 +258,18 @@ def test_the_users_project_is_taken(fake: FakeWandb, tmp_path: Path, monkeypatch
     assert [options["project"] for options in fake.calls("init")] == ["lxmert-spottune", "mine"]
 
 
+def test_project_entity_and_group_are_those_of_the_flags_before_the_users_variables(
+    fake: FakeWandb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    monkeypatch.setenv("WANDB_ENTITY", "me")
+    place = {"project": "ours", "group": "sweep"}
+    open_tracker(tmp_path, {}, Channels(place=place), Curves()).close()
+    (options,) = fake.calls("init")
+    assert (options["project"], options["group"]) == ("ours", "sweep")
+    assert "entity" not in options and "WANDB_ENTITY" in options["variables"]  # which W&B reads itself
+
+
 def test_auto_without_a_login_is_offline(fake: FakeWandb, tmp_path: Path) -> None:
     assert modes(fake, tmp_path, "auto") == ["offline"]
 
@@ -450,9 +463,11 @@ def test_signals_that_end_a_run_leave_its_curves_to_be_finished(fake: FakeWandb,
 
 
 def test_a_killed_run_leaves_its_curves_whole(fake: FakeWandb, tmp_path: Path) -> None:
-    script = "import os, sys; from pathlib import Path; from training.tracker import Curves, open_tracker\n"
+    script = "import os, sys; from pathlib import Path\n"
     script += (
-        "tracker = open_tracker(Path(sys.argv[1]), {}, 'offline', Curves()); tracker.record({'x': 1}, 1)\n"
+        "from training.tracker import Channels, Curves, open_tracker\n"
+        "tracker = open_tracker(Path(sys.argv[1]), {}, Channels(mode='offline'), Curves())\n"
+        "tracker.record({'x': 1}, 1)\n"
     )
     environment = {**os.environ, "PYTHONPATH": f"{fake.package.parent}:{SRC}"}
     command = [sys.executable, "-c", script + "os.kill(os.getpid(), 9)", str(tmp_path)]
@@ -467,8 +482,8 @@ def test_a_killed_run_leaves_its_curves_whole(fake: FakeWandb, tmp_path: Path) -
 SCRIPT = """
 import sys
 from pathlib import Path
-from training.tracker import Curves, open_tracker
-tracker = open_tracker(Path(sys.argv[1]), {"lr": 1}, "auto", Curves())
+from training.tracker import Channels, Curves, open_tracker
+tracker = open_tracker(Path(sys.argv[1]), {"lr": 1}, Channels(), Curves())
 tracker.record({"x": 1}, 1)
 tracker.close()
 """
@@ -516,3 +531,66 @@ def test_the_real_wandb_without_a_login_asks_nobody_and_keeps_curves_offline(
     assert done.stdout == sync
     assert list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
     assert calls == []
+
+
+# ------------------------------------------------------------------------------------------- TensorBoard
+
+
+BOARD = Channels(("tensorboard",))
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Steps and values as TensorBoard shows them."""
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulators.EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_a_resumed_run_has_every_step_once_in_tensorboard(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="needs the optional package tensorboard")
+    curves = Curves()
+    killed = open_tracker(tmp_path, {}, BOARD, curves)
+    killed.record({"loss": 4.0}, 1)
+    killed.record({"loss": 3.0}, 2)
+    saved = list(curves.lines)
+    killed.record({"accuracy": 0.25, "by_type": {"colour": 0.5}, "best": None}, 2)  # after the save
+    killed.record({"loss": 9.0}, 3)
+    killed.close()
+    curves.lines = saved
+    resumed = open_tracker(tmp_path, {}, BOARD, curves)
+    resumed.record({"accuracy": 0.25, "by_type": {"colour": 0.5}}, 2)
+    resumed.record({"loss": 2.0}, 3)
+    resumed.close()
+    assert scalars(tmp_path) == {
+        "loss": [(1, 4.0), (2, 3.0), (3, 2.0)],
+        "accuracy": [(2, 0.25)],
+        "by_type/colour": [(2, 0.5)],
+    }
+    assert not (tmp_path / "wandb").exists()
+
+
+def test_a_run_that_begins_again_shows_nothing_of_the_first_start(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="needs the optional package tensorboard")
+    for value in (1.0, 2.0):
+        tracker = open_tracker(tmp_path, {}, BOARD, Curves())
+        tracker.record({"loss": value}, 1)
+        tracker.close()
+    assert scalars(tmp_path) == {"loss": [(1, 2.0)]}
+
+
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        ("tensorboard", "pip install tensorboard"),
+        ("wandb,tensorbord", "--tracker takes wandb, tensorboard"),
+        ("none,wandb", "both with a comma, or none, not 'none,wandb'"),
+    ],
+)
+def test_a_tracker_that_cannot_be_had_is_refused_in_one_sentence(
+    names: str, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=sentence):
+        require_trackers(names)
+    assert require_trackers("wandb") == ("wandb",) and require_trackers("none") == ()

@@ -25,6 +25,7 @@ from tasks.finetune.spec import AVERAGE, EXAMPLE, LORA, RANK, WEIGHT, YOUNGER, M
 from tasks.finetune.strategies import STRATEGIES
 from training.optim import OPTIMIZERS
 from training.record import Record
+from training.tracker import NONE, TENSORBOARD, WANDB, Channels, require_trackers
 
 IMAGES_TINY, IMAGES_FAST = 512, 5000
 SCENES_MODEL = "snap/pretrained/lxmert-scenes"
@@ -50,7 +51,9 @@ class VqaArgs:
     label: str | None = flag(None, "Name of its row in tables of results. Default: the way of fine-tuning.")
     strategy: str | None = flag(None, "How to fine-tune.", choices=STRATEGIES)
     seed: int = flag(9595, "Seed of initialisation, order, dropout and gate noise.")
-    load: str | None = flag(None, "A BEST folder to start from, or with --test to evaluate.")
+    load: str | None = flag(
+        None, "A BEST folder, its run, or an export, to start from, or with --test to evaluate."
+    )
     test: str | None = flag(None, "Only evaluate --load on this split and write its predictions.")
     controls: bool = flag(
         False,
@@ -274,11 +277,19 @@ class VqaArgs:
     )
     log_every: int = flag(10, "Steps between updates of progress bar and curves.")
     tqdm: bool = flag(True, "Show progress bars.")
+    tracker: str = flag(
+        WANDB,
+        f"Where curves go besides metrics.jsonl, comma-separated: {WANDB}, Weights & Biases; {TENSORBOARD}, "
+        f"event files in the run folder, which needs `pip install tensorboard`; or {NONE}.",
+    )
     wandb: str = flag(
         "auto",
         "Weights & Biases: auto is online if logged in, else offline.",
         choices=("auto", "online", "offline", "off"),
     )
+    wandb_project: str | None = flag(None, "Its project. Default: WANDB_PROJECT, or lxmert-spottune.")
+    wandb_entity: str | None = flag(None, "Its entity, a user or team. Default: WANDB_ENTITY, or your own.")
+    wandb_group: str | None = flag(None, "Its group, of several runs. Default: WANDB_RUN_GROUP, or none.")
     report: bool = flag(True, "Write visualizations/<version>/report.html at the end.")
 
     @property
@@ -299,6 +310,13 @@ class VqaArgs:
         return {"test": self.test} if self.test else {"train": self.train, "valid": self.valid}
 
     @property
+    def channels(self) -> Channels:
+        """Where its curves go; UserError if that is unknown or not installed."""
+        place = {"project": self.wandb_project, "entity": self.wandb_entity, "group": self.wandb_group}
+        given = {name: value for name, value in place.items() if value}
+        return Channels(require_trackers(self.tracker), self.wandb, given)
+
+    @property
     def images(self) -> int | None:
         """How many images of each split are used; None: all."""
         return IMAGES_TINY if self.tiny else IMAGES_FAST if self.fast else None
@@ -317,6 +335,7 @@ class VqaArgs:
 # what `--precision auto` means, is compared by itself: see tasks.finetune.inputs.
 FREE_FIELDS = frozenset(
     {"num_workers", "save_every", "log_every", "tqdm", "wandb", "test", "keep"}
+    | {"tracker", "wandb_project", "wandb_entity", "wandb_group"}
     | {"question", "questions", "image_id", "image", "weights"}
     | {"controls", "max_bad_steps", "accept_changes", "version", "output", "label", "data", "pretrained"}
     | {"precision", "interpolate", "tune_from", "report"}
@@ -408,6 +427,7 @@ def parse_args(argv: Sequence[str] | None = None) -> VqaArgs:
     args = VqaArgs(**{name: tuple(v) if isinstance(v, list) else v for name, v in given.items()})
     try:
         validate(args)
+        require_trackers(args.tracker)
     except UserError as error:
         parser.error(str(error))
     return args

@@ -1,80 +1,211 @@
-"""Questions about one image: the likeliest answers, and what ran tuned.
+"""Questions about images: the likeliest answers, and what ran tuned.
 
     bash run/vqa_test.bash 0 demo --question "how many red objects are there?" --image-id scene_000400
     bash run/vqa_test.bash 0 demo --questions questions.txt --image photo.jpg
 
-The image is one of a feature store, named by its id or its file, or a photo, whose regions are found as those
-of the store were (see `tasks.finetune.photo`). Answers come with the model's own probability of each: it was
-trained to judge every answer by itself, so they need not sum to 100 %.
+and the same from Python, see `load`. The image is one of a feature store, named by its id or its file, or a
+photo, whose regions are found as those of the store were (see `tasks.finetune.photo`). Answers come with the
+model's own probability of each: it was trained to judge every answer by itself, so they need not sum to
+100 %.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from itertools import chain, groupby, islice
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
 import torch
+from accelerate import PartialState
 
 from common.errors import DataError, UserError
-from common.files import nfc, read_text
+from common.files import read_text
+from lxmert.formats import SUFFIX
 from lxmert.tokens import encode
 from lxmert.units import Unit
+from report.run import RUNS
 from tasks.finetune.args import VqaArgs
-from tasks.finetune.best import Best, load_base_weights, load_best, load_same_tokenizer
+from tasks.finetune.best import Best, find_best, load_base_weights, load_best, load_same_tokenizer
 from tasks.finetune.data import open_data
 from tasks.finetune.gating import chooses, decided_by
 from tasks.finetune.model import build
-from tasks.finetune.photo import Found, find_regions
+from tasks.finetune.photo import Found, Images
+from tasks.finetune.spec import LOCATIONS, ModelSpec
 from tasks.finetune.strategies import STRATEGIES
-from training.machine import Machine
+from training.machine import Machine, usual_precision
+from training.record import recorded_arguments
 from vqadata.dataset import VqaDataset
 from vqadata.encoded import Questions
 from vqadata.folder import DataFolder
 
+REPOSITORY = Path(__file__).resolve().parents[3]
 ANSWERS_SHOWN = 5
-EXAMPLES = 3  # of image ids
 BATCH = 32  # questions
 WORDS = {"1": "tuned", "0": "frozen", "-": "-"}
+REDUCED = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+Layers = Mapping[str, Sequence[tuple[Unit, str]]]  # of each its units, with a mark for each of their gates
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Answer:
+    """What a model answers to a question about an image; `str` of it is what the command prints.
+
+    answers: the likeliest, from the first on, with the probability of each by itself, in [0, 1]. gates: of
+    each layer, such as "language 1", the share of its gates that ran tuned, in [0, 1], among those that can
+    reach the answer; None where no gate chose a copy. tuned: whether each of all G gates did.
+    """
+
+    question: str
+    image: str  # its id
+    answers: dict[str, float]
+    gates: dict[str, float] | None
+    tuned: list[bool] = field(repr=False)
+    text: str = field(repr=False)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Vqa:
+    """A fine-tuned model that answers questions about images, in evaluation mode.
+
+    folder: the data set whose images it knows by their ids. precision: of the arithmetic, fp32, bf16 or fp16.
+    weights: those of the detector, for photos. share: see `load_best`. UserError if any cannot be used.
+    """
+
+    def __init__(
+        self,
+        best: Best,
+        folder: DataFolder,
+        device: torch.device,
+        precision: str,
+        weights: Path | None = None,
+        share: float | None = None,
+    ) -> None:
+        base = load_base_weights(best)
+        with torch.random.fork_rng(devices=[]):  # what is drawn here gives way to what was saved
+            model, self._units, _ = build(best.spec, base, best.answers, precision)
+        load_best(best, model, base, share)
+        self._model = model.to(device).eval()
+        self._best, self._device, self._dtype = best, device, REDUCED.get(precision)
+        self._tokenizer = load_same_tokenizer(best, base)
+        self._images = Images(folder, best.features, weights)
+
+    def answer(self, image: str | Path, question: str) -> Answer:
+        """The answer to a question about an image: the id of one in the data set, or the path of a photo.
+
+        UserError if the question is empty or there is no such image; for photos, see `Images.find`.
+        """
+        (answer,) = self.answers(image, [question])
+        return answer
+
+    def answers(self, image: str | Path, questions: Sequence[str]) -> list[Answer]:
+        """The same for several questions about one image, which is looked at once."""
+        if not all(map(str.strip, questions)):
+            raise UserError("the question is empty: ask one in words")
+        answers: list[Answer] = []
+        with self._images.find(image) as found:
+            if found.stores.feature_size != self._best.features:
+                raise UserError(
+                    f"{self._best.folder} reads region features of size {self._best.features}, and those of "
+                    f"{found.image_id}{found.where} have {found.stores.feature_size}; choose the data set "
+                    "that it was trained on"
+                )
+            for start in range(0, len(questions), BATCH):
+                answers += self._answers(found, questions[start : start + BATCH])
+        return answers
+
+    @torch.no_grad()
+    def _answers(self, found: Found, questions: Sequence[str]) -> list[Answer]:
+        """Those to a batch of questions."""
+        best, image = self._best, found.image_id
+        records = [{"question_id": n, "img_id": image, "sent": text} for n, text in enumerate(questions)]
+        encoded = encode(self._tokenizer, questions)
+        dataset = VqaDataset(Questions.of(records, *encoded), found.stores, best.answers)
+        batch = dataset.__getitems__(range(len(dataset)))
+        columns = batch["inputs"] | {"question_id": batch["question_id"]}
+        inputs = {name: torch.from_numpy(column).to(self._device) for name, column in columns.items()}
+        numbers = inputs.pop("question_id")
+        with torch.autocast(self._device.type, self._dtype, enabled=self._dtype is not None):
+            output = self._model(**inputs | decided_by(best.spec)(self._model, inputs, numbers))
+        gates = output.gates_of(output.outputs).bool().tolist()
+        answered = []
+        for question, logits, tuned in zip(questions, output.outputs.float(), gates, strict=True):
+            answers, layers = likeliest(logits, best.answers, image), by_layer(self._units, tuned)
+            shares = {name: share for name in layers if (share := share_tuned(layers[name])) is not None}
+            lines = [f"{question.strip()}  ({image}{found.where})", *answer_lines(answers), ""]
+            text = "\n".join([*lines, *describe_gates(best, layers)])
+            answered.append(
+                Answer(question, image, answers, shares if chooses(best.spec) else None, tuned, text)
+            )
+        return answered
+
+
+def load(
+    folder: str | Path,
+    *,
+    data: str | Path | None = None,
+    dataset: str | None = None,
+    weights: str | Path | None = None,
+) -> Vqa:
+    """The best epoch of a run folder, that of a BEST folder, or an exported model, ready to be asked.
+
+        vqa = load("snap/vqa/demo")
+        vqa.answer("photo.jpg", "is there a circle?").answers
+
+    data, dataset: where the data sets are, and which one has the images; by default those that it was trained
+    on. weights: the detector's, a file or folder, for photos if a detector made that data set's features.
+    Paths count from where the caller stands; those that the run recorded, from where it was started, else
+    from here or from this repository, the first at which they exist. UserError if anything cannot be used.
+    """
+    best = find_best(Path(folder))
+    run = best.folder.resolve().parent
+    arguments = recorded_arguments(run) or {}
+    bases = [*started_at(run, arguments), Path.cwd(), REPOSITORY]
+    best = best._replace(spec=located(best.spec, bases))
+    name = dataset or best.dataset
+    recorded = arguments.get("data", "data")
+    shelves = [Path(data)] if data else [base / recorded for base in bases]
+    home = shelves[0] if len(bases) > 2 or data else shelves[-1]  # for what nobody has drawn yet
+    shelf = next((shelf for shelf in shelves if DataFolder(shelf, name).exists()), home)
+    device = PartialState().device
+    return Vqa(best, open_data(shelf, name), device, usual_precision(), Path(weights) if weights else None)
+
+
+def started_at(run: Path, arguments: Mapping[str, Any]) -> list[Path]:
+    """The folder in which the run with these arguments was started, if where its folder lies tells."""
+    if not arguments:
+        return []
+    below = Path(arguments.get("output") or RUNS / run.name).parts
+    return [Path(*run.parts[: -len(below)])] if run.parts[-len(below) :] == below else []
+
+
+def located(spec: ModelSpec, bases: Sequence[Path]) -> ModelSpec:
+    """The spec with absolute paths of the pre-trained files, for those that exist from one of the bases.
+
+    The answer head, which the checkpoint replaces, is not read: lists of its answers may be elsewhere.
+    """
+    found: dict[str, str | None] = {}
+    for name in LOCATIONS:
+        value = getattr(spec, name)
+        paths = [str(base / value) for base in bases] if value else []
+        found[name] = next((p for p in paths if Path(p).exists() or Path(p + SUFFIX).exists()), value)
+    found |= {"load_lxmert": found["load_lxmert"] or found["load_lxmert_qa"], "load_lxmert_qa": None}
+    return replace(spec, **found)
+
+
 def ask(args: VqaArgs, machine: Machine, best: Best) -> dict[str, Any]:
     """Print and return the answers to each question about the image; UserError if it cannot be had."""
     texts = [*(args.question or ()), *(questions_in(Path(args.questions)) if args.questions else ())]
-    folder = open_data(Path(args.data), args.dataset, machine)
-    with ExitStack() as stack:
-        if args.image:
-            weights = Path(args.weights) if args.weights else None
-            found = stack.enter_context(find_regions(Path(args.image), folder, best.features, weights))
-        else:
-            found = stored(nfc(args.image_id), folder)
-        if found.stores.feature_size != best.features:
-            raise UserError(
-                f"{best.folder} reads region features of size {best.features}, and those of --dataset "
-                f"{args.dataset} have {found.stores.feature_size}; choose the data set that it was trained on"
-            )
-        base = load_base_weights(best)
-        model, units, _ = build(best.spec, base, best.answers, machine.precision)
-        load_best(best, model, base, args.interpolate)
-        records = [{"question_id": n, "img_id": found.image_id, "sent": text} for n, text in enumerate(texts)]
-        encoded = encode(load_same_tokenizer(best, base), texts)
-        dataset = VqaDataset(Questions.of(records, *encoded), found.stores, best.answers)
-        model = machine.accelerator.prepare(model).eval()
-        asked = []
-        for batch in machine.batches(machine.loader(dataset, BATCH)):
-            inputs = {name: column.to(machine.device) for name, column in batch["inputs"].items()}
-            plain = machine.accelerator.unwrap_model(model)
-            inputs |= decided_by(best.spec)(plain, inputs, batch["question_id"])
-            output = model(**inputs)
-            gates = output.gates_of(output.outputs).bool().tolist()
-            for logits, tuned in zip(output.outputs.float(), gates, strict=True):
-                asked.append({"answers": likeliest(logits, best.answers, found.image_id), "tuned": tuned})
-    for text, answer in zip(texts, asked, strict=True):
-        lines = [f"{text.strip()}  ({found.image_id}{found.where})", *answer_lines(answer["answers"])]
-        machine.say("\n".join([*lines, "", *describe_gates(best, units, answer["tuned"])]))
-    return {"asked": asked}
+    folder = open_data(Path(args.data), args.dataset)
+    weights = Path(args.weights) if args.weights else None
+    vqa = Vqa(best, folder, machine.device, machine.precision, weights, args.interpolate)
+    answers = vqa.answers(Path(args.image) if args.image else args.image_id, texts)
+    for answer in answers:
+        machine.say(str(answer))
+    return {"asked": answers}
 
 
 def questions_in(file: Path) -> list[str]:
@@ -83,18 +214,6 @@ def questions_in(file: Path) -> list[str]:
     if not questions:
         raise DataError(f"{file} holds no questions; write one a line.")
     return questions
-
-
-def stored(image_id: str, folder: DataFolder) -> Found:
-    """An image of the data set's feature stores; DataError if they do not have it."""
-    stores = folder.open_features()
-    if image_id not in stores:
-        ids = list(chain.from_iterable(store.rows for store in stores.stores))
-        raise DataError(
-            f"There is no image {image_id} below {folder.features}, which has {len(ids):,} images, such "
-            f"as {', '.join(ids[:EXAMPLES])}."
-        )
-    return Found(image_id, stores, f" of {folder.name}")
 
 
 def likeliest(logits: torch.Tensor, answers: Sequence[str], image_id: str) -> dict[str, float]:
@@ -113,34 +232,51 @@ def answer_lines(answers: dict[str, float]) -> Iterator[str]:
     yield "  (each answer's own probability; they need not sum to 100 %)"
 
 
-def describe_gates(best: Best, units: Sequence[Unit], tuned: Sequence[bool]) -> Iterator[str]:
-    """What ran tuned and what frozen, one line per layer; `tuned` has the G gates of all units, in order."""
+def by_layer(units: Sequence[Unit], tuned: Sequence[bool]) -> Layers:
+    """The units by layer, with a mark for each gate: 1 tuned, 0 frozen, - if it cannot reach the answer.
+
+    tuned: the G gates of all units, in order.
+    """
+    rest = iter(tuned)
+    layers: dict[str, list[tuple[Unit, str]]] = {}
+    for unit in units:
+        marks = "".join("01"[on] if unit.live else "-" for on in islice(rest, unit.width))
+        layers.setdefault(f"{unit.stream} {unit.layer}", []).append((unit, marks))
+    return layers
+
+
+def share_tuned(parts: Sequence[tuple[Unit, str]]) -> float | None:
+    """The share tuned of a layer's gates, among those that can reach the answer; None if none can."""
+    live = "".join(marks for _, marks in parts).replace("-", "")
+    return live.count("1") / len(live) if live else None
+
+
+def describe_gates(best: Best, layers: Layers) -> Iterator[str]:
+    """What ran tuned and what frozen, one line per layer."""
     strategy = STRATEGIES[best.spec.strategy]
     if not strategy.adaptive:
-        yield f"{strategy.name} has no gates: {strategy.about}"
+        about = "an exported model is one copy" if best.is_whole else strategy.about
+        yield f"{strategy.name} has no gates: {about}"
         return
     if not chooses(best.spec):
         weight = f"{best.spec.average:g} of the tuned one"
         yield f"{strategy.name}: at every gate both copies ran, and were averaged, with {weight}"
         return
-    rest = iter(tuned)
-    marks = ["".join("01"[on] if unit.live else "-" for on in islice(rest, unit.width)) for unit in units]
-    ones, zeros, dead = (sum(text.count(mark) for text in marks) for mark in "10-")
+    all_marks = "".join(marks for parts in layers.values() for _, marks in parts)
+    ones, zeros, dead = map(all_marks.count, "10-")
     yield f"{strategy.name}: {ones} of {ones + zeros} gates ran tuned ({ones / (ones + zeros):.0%})" + (
         f"; {dead} cannot reach the answer (-)" if dead else ""
     )
-    for (stream, layer), group in groupby(
-        zip(units, marks, strict=True), key=lambda pair: (pair[0].stream, pair[0].layer)
-    ):
-        pairs, start = list(group), f"  {stream + ' ' + str(layer):<12}"
-        if len(pairs) == 1:
-            yield start + WORDS[pairs[0][1]]
+    for name, parts in layers.items():
+        start = f"  {name:<12}"
+        if len(parts) == 1:
+            yield start + WORDS[parts[0][1]]
             continue
-        live = "".join(text for _, text in pairs).replace("-", "")
-        start += f"{live.count('1') / len(live):4.0%} tuned  " if live else " -".ljust(12)
-        parts = "  ".join(f"{unit.component} {text}".replace(" ", "\xa0") for unit, text in pairs)
+        share = share_tuned(parts)
+        start += " -".ljust(12) if share is None else f"{share:4.0%} tuned  "
+        text = "  ".join(f"{unit.component} {marks}".replace(" ", "\xa0") for unit, marks in parts)
         indents = {"initial_indent": start, "subsequent_indent": " " * len(start)}
-        lines = wrap(parts, 80, **indents, break_on_hyphens=False)
+        lines = wrap(text, 80, **indents, break_on_hyphens=False)
         yield from (line.replace("\xa0", " ") for line in lines)
-    if any(unit.width > 1 for unit in units):
+    if any(unit.width > 1 for parts in layers.values() for unit, _ in parts):
         yield "  (1 tuned, 0 frozen; attention heads in their order)"

@@ -39,6 +39,7 @@ from lxmert.tokens import fingerprint, load_tokenizer
 from tasks.finetune.args import VqaArgs, validate
 from tasks.finetune.spec import LOCATIONS, YOUNGER, ModelSpec
 from tasks.finetune.strategies import STRATEGIES
+from training.run_folder import BEST
 from vqadata.folder import ANSWERS
 from vqadata.records import read_answers
 
@@ -100,6 +101,14 @@ def describe(best: Best) -> None:
     }
     write_json(best.folder / DESCRIPTION, description)
     (best.folder / ANSWERS).write_text(json.dumps(best.answers) + "\n", encoding="utf-8")
+
+
+def find_best(folder: Path) -> Best:
+    """That of a run folder, of a BEST folder, or of an export.
+
+    CheckpointError if the folder is none of them, or damaged.
+    """
+    return read_best(folder / BEST if latest_complete(folder / BEST) else folder)
 
 
 def read_best(folder: Path) -> Best:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate import PartialState
 
 from common.errors import CheckpointError, DataError
 from common.files import visible
 from lxmert.loading import Origin
 from lxmert.tokens import encode, fingerprint
 from tasks.finetune.args import RECIPES, SCENES_MODEL, Recipe
-from training.machine import Machine
 from vqadata.dataset import VqaDataset, answers_fault, images_fault, split_names
 from vqadata.encoded import join
 from vqadata.folder import DataFolder
@@ -84,11 +84,11 @@ def require_small_model(dataset: str, origin: Origin) -> None:
         )
 
 
-def open_data(data: Path, name: str, machine: Machine) -> DataFolder:
+def open_data(data: Path, name: str) -> DataFolder:
     """The folder of a data set; an embedded one is written by the first run on it."""
     folder = DataFolder(data, name)
     if draw := parse_draw(name):
-        with machine.accelerator.main_process_first():
+        with PartialState().main_process_first():
             ensure_scenes(folder, draw.embedded, draw.seed)
     return folder
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from common.errors import UserError
 from tasks.finetune.args import VqaArgs
-from tasks.finetune.best import Best, read_best
+from tasks.finetune.best import Best, find_best
 from tasks.finetune.choice import adopted
 from tasks.finetune.data import SCENES, choose_dataset, choose_recipe
 from tasks.finetune.spec import FIXED, FURTHER, LOCATIONS, LORA, ModelSpec
@@ -33,7 +33,7 @@ def settle(args: VqaArgs, say: Callable[[str], None]) -> tuple[VqaArgs, Best | N
     `say` is told if the embedded scenes are taken because there is no VQA data. UserError if a flag
     contradicts the checkpoint or the run of --refit, or if there is no such data set.
     """
-    best = read_best(Path(args.load)) if args.load else None
+    best = find_best(Path(args.load)) if args.load else None
     trains = args.test is None and not args.asks
     recorded = (recorded_arguments(args.folder) or {}) if trains else {}
     moved = any(getattr(args, name) for name in LOCATIONS)

@@ -84,7 +84,7 @@ def set_up(args: VqaArgs, machine: Machine, best: Best | None) -> Setup:
 
     UserError for data or weights that are missing or cannot be used together.
     """
-    folder = open_data(Path(args.data), args.dataset, machine)
+    folder = open_data(Path(args.data), args.dataset)
     require_data(folder, args.splits)
     answers = best.answers if best else folder.read_answers()
     if best and not args.test and answers != folder.read_answers():
