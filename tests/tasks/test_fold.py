@@ -82,6 +82,19 @@ def test_a_run_whose_gates_are_constant_becomes_a_plain_model(
     assert "all there is here" in (OUT / "README.md").read_text()
 
 
+@pytest.mark.parametrize("tuned", ["full", "lora"])
+def test_a_run_with_a_constant_policy_becomes_a_plain_model_as_it_is(
+    args: VqaArgs, inputs: dict, tuned: str
+) -> None:
+    """Its own gates, as training left them, and not ones that a test put into its usage."""
+    learned = {"policy": "constant", "policy_start": 0.5, "policy_lr": 1e-2}
+    vqa.main(replace(args, strategy="SpotTune", tuned=tuned, epochs=1, **learned))
+    with np.load(RUN / "usage.npz") as usage:
+        assert 0 < usage["val"][-1].mean() < 1
+    export(RUN, OUT, plain=True)
+    torch.testing.assert_close(plain_logits(inputs), run_logits(inputs, None), rtol=1e-5, atol=1e-5)
+
+
 def test_gates_that_differ_between_questions_are_refused(args: VqaArgs) -> None:
     vqa.main(replace(args, strategy="SpotTune_Block", epochs=1))
     set_validation_shares(lambda share: np.full_like(share, 0.25))
