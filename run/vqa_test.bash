@@ -7,7 +7,7 @@
 #
 #   <gpu>       0, or several such as 0,1, or cpu
 #   <version>   the name of the run
-#   --test      the split; default: minival
+#   --test      the split; default: that on which the run validated
 #   --load      the weights; default: snap/vqa/<version>/BEST
 #   --question  a question in quotes, about the image --image-id of a feature store or the photo --image; may be
 #               given several times; --questions <file> has one a line
@@ -45,7 +45,7 @@ if (($# < 2)); then
 fi
 gpu=$1 version=$2
 shift 2
-what=(--test minival)
+what=(--test)
 for flag in "$@"; do
     case "$flag" in
         --question | --question=* | --questions | --questions=*) what=() ;;

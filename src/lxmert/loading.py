@@ -6,6 +6,7 @@ is an error that names it.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,7 @@ class Origin:
     xlayers: int | None
     rlayers: int | None
     dropout: float | None
+    vocab: str | None = None  # a vocab.txt, in place of the tokenizer that comes with the weights
 
 
 def load_pretrained(origin: Origin) -> Pretrained:
@@ -67,6 +69,10 @@ def load_pretrained(origin: Origin) -> Pretrained:
         if requested < 1:
             raise CheckpointError(f"--{flag} must be at least 1, not {requested}")
         setattr(pretrained.config, field, requested)
+    if origin.vocab:
+        if not Path(origin.vocab).is_file():
+            raise CheckpointError(f"There is no file {origin.vocab}, the vocab.txt of --vocab.")
+        pretrained = pretrained._replace(tokenizer=origin.vocab)
     if origin.dropout is not None:
         pretrained.config.hidden_dropout_prob = origin.dropout
         pretrained.config.attention_probs_dropout_prob = origin.dropout

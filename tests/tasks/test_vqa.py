@@ -23,7 +23,7 @@ from tasks.finetune.evaluate import Exam
 from tasks.finetune.strategies import STRATEGIES
 from vqadata.dataset import VqaDataset
 
-TIMES = ("seconds", "examples_per_second")
+TIMES = ("seconds", "examples_per_second", "wall_seconds", "peak_memory_gb")
 
 
 def metrics_of(folder: Path) -> list[dict]:

@@ -27,17 +27,19 @@ from training.optim import OPTIMIZERS
 from training.record import Record
 
 IMAGES_TINY, IMAGES_FAST = 512, 5000
+OWN_SPLIT = "(valid)"  # a value of `test`: that on which the run validated
 SCENES_MODEL = "snap/pretrained/lxmert-scenes"
 RELEASED_MODEL = "unc-nlp/lxmert-base-uncased"
 
 
-def flag(default: Any, help: str, *, old: str = "", choices: Collection[str] = (), section: str = "") -> Any:
-    """A field that is a flag; `old` is its other spelling, `section` opens a group in --help.
+def flag(default: Any, help: str, **more: Any) -> Any:
+    """A field that is a flag, and `more` about it.
 
-    choices: the values, or a table of what each of them is, `about` it; of `name:WORD` the word is free. The
-    default None means that it is settled later, see `tasks.finetune.settle`.
+    old: its spelling in the earlier implementation. section: opens a group in --help. bare: the value of the
+    flag if it is given without one. choices: the values, or a table of what each of them is, `about` it; of
+    `name:WORD` the word is free. The default None: it is settled later, see `tasks.finetune.settle`.
     """
-    metadata = {"help": help, "old": old, "choices": choices, "section": section}
+    metadata = {"help": help, "old": "", "choices": (), "section": "", "bare": None} | more
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -51,7 +53,12 @@ class VqaArgs:
     strategy: str | None = flag(None, "How to fine-tune.", choices=STRATEGIES)
     seed: int = flag(9595, "Seed of initialisation, order, dropout and gate noise.")
     load: str | None = flag(None, "A BEST folder to start from, or with --test to evaluate.")
-    test: str | None = flag(None, "Only evaluate --load on this split and write its predictions.")
+    test: str | None = flag(
+        None,
+        "Only evaluate --load on this split and write its predictions; without a name, on the validation "
+        "split of its run.",
+        bare=OWN_SPLIT,
+    )
     controls: bool = flag(
         False,
         "With --test, evaluate the same weights under other gates too: exchanged between questions, a fixed "
@@ -110,6 +117,11 @@ class VqaArgs:
     )
     load_lxmert_qa: str | None = flag(
         None, "The original's <path>_LXRT.pth, with its answer head, matched by answer.", old="loadLXMERTQA"
+    )
+    vocab: str | None = flag(
+        None,
+        "BERT's vocab.txt, a file of word pieces, one per line. Default: that in the folder of the weights, "
+        "else the hub's.",
     )
     from_scratch: bool | None = flag(None, "Start from random weights.", old="fromScratch")
     llayers: int | None = flag(None, "Language layers. Default: as in the pre-trained model.")
@@ -190,7 +202,11 @@ class VqaArgs:
         "Epochs in which only the answer head trains, on features without dropout; then all trains. Each has "
         "a warm-up and a schedule of its own.",
     )
-    accumulate: int = flag(1, "Batches whose gradients are added up for one step.")
+    accumulate: int = flag(
+        1,
+        "Batches whose gradients are averaged for one step, over examples: also if the last step of an epoch "
+        "has fewer.",
+    )
     group_by_length: bool = flag(True, "Put questions of like length into one batch.")
 
     policy: str | None = flag(None, "What decides.", choices=POLICIES, section="policy")
@@ -318,7 +334,17 @@ class VqaArgs:
 FREE_FIELDS = frozenset(
     {"num_workers", "save_every", "log_every", "tqdm", "wandb", "test", "keep"}
     | {"question", "questions", "image_id", "image", "weights"}
-    | {"controls", "max_bad_steps", "accept_changes", "version", "output", "label", "data", "pretrained"}
+    | {
+        "controls",
+        "max_bad_steps",
+        "accept_changes",
+        "version",
+        "output",
+        "label",
+        "data",
+        "pretrained",
+        "vocab",
+    }
     | {"precision", "interpolate", "tune_from", "report"}
 )
 # Of these it matters whether they were given: they choose how weights are read.
@@ -418,7 +444,7 @@ def validate(args: VqaArgs) -> None:
     check_name("version", args.version)
     check_name("data set", args.dataset)
     for splits in (args.train, args.valid, args.test):
-        for split in (splits or "").split(","):
+        for split in (splits or "").split(",") if splits != OWN_SPLIT else ():
             check_name("split", split or "train")
     for field in dataclasses.fields(args):
         value, choices = getattr(args, field.name), field.metadata["choices"]

@@ -251,7 +251,7 @@ def _read_spec(entries: dict[str, Any], folder: Path) -> ModelSpec:
         raise UserError(f"{DESCRIPTION} says something unknown of the model: {', '.join(sorted(unknown))}")
     validate(VqaArgs(**entries))
     if (folder / INSIDE).is_dir():
-        entries |= {**dict.fromkeys(LOCATIONS), "pretrained": str(folder / INSIDE)}
+        entries |= {**dict.fromkeys((*LOCATIONS, "vocab")), "pretrained": str(folder / INSIDE)}
     if not any(entries[name] for name in LOCATIONS):
         raise UserError(f"{DESCRIPTION} names no pre-trained model")
     return ModelSpec(**entries)

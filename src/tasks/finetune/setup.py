@@ -32,6 +32,7 @@ from tasks.finetune.data import load_splits, open_data, require_data, require_sm
 from tasks.finetune.evaluate import Exam
 from tasks.finetune.gating import Decide, chooses, decided_by, require_choice
 from tasks.finetune.model import build, count_parameters
+from tasks.finetune.notes import training_notes
 from tasks.finetune.policies import let_field_decide
 from tasks.finetune.spec import LORA, ModelSpec
 from tasks.finetune.strategies import STRATEGIES
@@ -119,6 +120,7 @@ def set_up(args: VqaArgs, machine: Machine, best: Best | None) -> Setup:
         share = f"{args.policy_holdout:.0%} of the training images"
         loaded.append(f"for the policy alone: {len(held_out):,} questions about {share}")
     loaded += [omission for dataset in whole for omission in dataset.omissions()]
+    loaded += [] if args.test else training_notes(spec, weights, tokenizer, datasets[0], folder, args.train)
     if spec.tune and not gated and not args.test:
         batch = datasets[0].__getitems__(range(min(args.batch_size, len(datasets[0]))))
         loaded.append(cost_message(spec, weights.config, len(answers), batch["inputs"]))
