@@ -9,7 +9,7 @@
 #
 # Takes a few seconds. What was trained with standard or Frozen, plain transformers loads; the others are evaluated
 # with `bash run/vqa_test.bash 0 demo --load demo_export`. The folder must not exist, and is written whole or not at
-# all. Paths count from the repository root.
+# all.
 
 set -euo pipefail
 

@@ -15,6 +15,7 @@ set -euo pipefail
 
 # shellcheck source=env.bash
 source "$(dirname "$(readlink -f "$0")")/env.bash"
+[[ ${1:-} != -h && ${1:-} != --help ]] || exit 0 # the header says it all
 
 workers=(-n logical --dist worksteal)
 for flag in "$@"; do

@@ -5,7 +5,7 @@
 #
 #   <gpu>      0, or several such as 0,1,2,3, or cpu
 #   <version>  a name for the run: letters, digits, '.', '_' and '-'
-#   [flags]    handed to src/tasks/vqa.py; paths in them count from the repository root
+#   [flags]    handed to src/tasks/vqa.py; paths in them are as seen from where you stand
 #
 #   bash run/vqa_finetune.bash 0 spottune
 #   bash run/vqa_finetune.bash 0 block --strategy SpotTune_Block

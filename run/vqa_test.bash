@@ -12,7 +12,7 @@
 #   --question  a question in quotes, about the image --image-id of a feature store or the photo --image; may be
 #               given several times; --questions <file> has one a line
 #   --weights   the detector's, for a photo that is not in the feature store, if a detector made that
-#   [flags]     handed to src/tasks/vqa.py; paths in them count from the repository root
+#   [flags]     handed to src/tasks/vqa.py; paths in them are as seen from where you stand
 #
 #   bash run/vqa_test.bash 0 spottune
 #   bash run/vqa_test.bash 0 spottune --test nominival --load snap/vqa/spottune/BEST

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import CheckpointError
+from common.words import counted
 from lxmert.formats import LAST_LINEAR, Pretrained, read_folder, read_original
 from lxmert.modeling import AnswerHead, LxmertModel
 from lxmert.units import LAYER_LISTS
@@ -139,7 +140,9 @@ def answer_rows(
     last = {name: tensor for name, tensor in head.items() if name.startswith(LAST_LINEAR)}
     count = len(last[f"{LAST_LINEAR}.weight"])
     if len(old_answers) != count:
-        raise CheckpointError(f"The answer head has {count} rows and {len(old_answers)} answers.")
+        raise CheckpointError(
+            f"The answer head has {counted(count, 'row')} and {counted(len(old_answers), 'answer')}."
+        )
     row_of = {normalise(answer): row for row, answer in reversed(list(enumerate(old_answers)))}
     row_of |= {answer: row for row, answer in enumerate(old_answers)}
     # What is not found gets the row after the last, one of zeros.

@@ -11,12 +11,13 @@ import typing
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from adaptive.policy import ESTIMATORS
 from adaptive.terms import TERMS
-from common.cli import Parser
+from common.cli import Parser, user_path
 from common.errors import UserError
 from common.files import check_name
 from tasks.finetune.gating import WAYS
@@ -397,6 +398,15 @@ RECIPES = {
 }
 
 
+METAVARS = {int: "N", float: "X"}
+_BY_DATA_SET = ("batch_size", "lr", "epochs")
+# Flags that name files or folders; of these the second ones may be hub ids or names of runs.
+NAMES_TOO = ("pretrained", "tune_from", "refit")
+PATHS = (
+    *("output", "load", "questions", "image", "weights", "data", "load_lxmert", "load_lxmert_qa", "vocab"),
+    *NAMES_TOO,
+)
+
 # Those that must be greater than 0 where they are given.
 POSITIVE = (
     "batch_size", "lr", "epochs", "clip", "accumulate", "save_every", "log_every",
@@ -414,6 +424,7 @@ def parse_args(argv: Sequence[str] | None = None) -> VqaArgs:
     """The command line as a checked `VqaArgs`; exits with code 2 and a sentence on a mistake."""
     parser = Parser(
         prog="vqa.py",
+        usage="bash run/vqa_finetune.bash <gpu> <version> [flags]",
         description="Fine-tune LXMERT for visual question answering: standard, Frozen or adaptively.",
         epilog="Exit codes: 0 done; 2 a mistake, in one sentence; 128 + the number of a signal that asked to "
         "stop (130 Ctrl-C, 143 SIGTERM, 129 SIGHUP, 138 SIGUSR1, 140 SIGUSR2, 152 SIGXCPU): all is saved, "
@@ -502,14 +513,16 @@ def validate(args: VqaArgs) -> None:
 
 
 def _add_flag(group: Any, field: dataclasses.Field, hint: Any) -> None:
-    """`batch_size` becomes --batch_size, --batch-size and its old spelling."""
-    spellings = dict.fromkeys([field.name, field.name.replace("_", "-"), field.metadata["old"] or field.name])
+    """`batch_size` becomes --batch-size, --batch_size and its old spelling."""
+    spellings = dict.fromkeys([field.name.replace("_", "-"), field.name, field.metadata["old"] or field.name])
     help, choices = field.metadata["help"], field.metadata["choices"]
     kind, *_ = typing.get_args(hint) or [hint]  # of `int | None`, int
     if field.default is not None and kind is not bool:
         help += f" Default: {field.default}."
     elif (usual := getattr(ModelSpec, field.name, None)) is not None:
         help += f" Default: that of the checkpoint given with --load, or {usual}."
+    elif field.name in _BY_DATA_SET:
+        help += f" Default: {_by_data_set(field.name)}."
     if isinstance(choices, Mapping):
         help += f" {'; '.join(f'{name}: {row.about}' for name, row in choices.items())}."
     if kind is bool:
@@ -521,8 +534,23 @@ def _add_flag(group: Any, field: dataclasses.Field, hint: Any) -> None:
     elif choices:
         options = {"choices": tuple(choices)}
     else:
-        options = {"type": kind, "metavar": kind.__name__.upper()}
+        options = {"type": kind, "metavar": METAVARS.get(kind, "TEXT")}
+    if field.name in PATHS:
+        options = {"type": partial(user_path, named=field.name in NAMES_TOO), "metavar": "PATH"}
+    if field.metadata["bare"]:
+        options |= {"nargs": "?", "const": field.metadata["bare"]}
     group.add_argument(*(f"--{spelling}" for spelling in spellings), dest=field.name, help=help, **options)
+
+
+def _by_data_set(name: str) -> str:
+    """The defaults of an argument that a `Recipe` settles, with the data sets that they are those of."""
+    of: dict[Any, list[str]] = {}
+    for dataset, recipe in RECIPES.items():
+        of.setdefault(getattr(recipe, name), []).append(dataset)
+    text = "; ".join(f"{value:g} for {', '.join(names)}" for value, names in of.items())
+    lora = {recipe.lora_lr for recipe in RECIPES.values()} - {recipe.lr for recipe in RECIPES.values()}
+    more = f", with --tuned {LORA} {', '.join(f'{rate:g}' for rate in sorted(lora))}" if name == "lr" else ""
+    return f"{text}{more}; for your own data, as its features are those of the one or the other"
 
 
 def _offers(choices: Collection[str], value: str) -> bool:

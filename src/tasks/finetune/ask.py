@@ -19,7 +19,8 @@ import torch
 
 from common.errors import DataError, UserError
 from common.files import nfc, read_text
-from lxmert.tokens import encode
+from common.words import counted, cut
+from lxmert.tokens import encode, unknown_words
 from lxmert.units import Unit
 from tasks.finetune.args import VqaArgs
 from tasks.finetune.best import Best, load_base_weights, load_best, load_same_tokenizer
@@ -29,6 +30,7 @@ from tasks.finetune.model import build
 from tasks.finetune.photo import Found, find_regions
 from tasks.finetune.strategies import STRATEGIES
 from training.machine import Machine
+from training.tracker import wrapped
 from vqadata.dataset import VqaDataset
 from vqadata.encoded import Questions
 from vqadata.folder import DataFolder
@@ -36,6 +38,7 @@ from vqadata.folder import DataFolder
 ANSWERS_SHOWN = 5
 EXAMPLES = 3  # of image ids
 BATCH = 32  # questions
+LONGEST = 64  # letters of an answer that are shown
 WORDS = {"1": "tuned", "0": "frozen", "-": "-"}
 
 
@@ -59,7 +62,8 @@ def ask(args: VqaArgs, machine: Machine, best: Best) -> dict[str, Any]:
         model, units, _ = build(best.spec, base, best.answers, machine.precision)
         load_best(best, model, base, args.interpolate)
         records = [{"question_id": n, "img_id": found.image_id, "sent": text} for n, text in enumerate(texts)]
-        encoded = encode(load_same_tokenizer(best, base), texts)
+        tokenizer = load_same_tokenizer(best, base)
+        encoded = encode(tokenizer, texts)
         dataset = VqaDataset(Questions.of(records, *encoded), found.stores, best.answers)
         model = machine.accelerator.prepare(model).eval()
         asked = []
@@ -72,8 +76,11 @@ def ask(args: VqaArgs, machine: Machine, best: Best) -> dict[str, Any]:
             for logits, tuned in zip(output.outputs.float(), gates, strict=True):
                 asked.append({"answers": likeliest(logits, best.answers, found.image_id), "tuned": tuned})
     for text, answer in zip(texts, asked, strict=True):
-        lines = [f"{text.strip()}  ({found.image_id}{found.where})", *answer_lines(answer["answers"])]
-        machine.say("\n".join([*lines, "", *describe_gates(best, units, answer["tuned"])]))
+        lines = [f"{text.strip()}  ({found.image_id}{found.where})"]
+        if unknown := unknown_words(tokenizer, [text]):
+            lines.append(f"unknown to the model, which reads [UNK] instead: {', '.join(unknown)}")
+        lines = [*map(wrapped, lines), *answer_lines(answer["answers"])]
+        machine.say("\n".join([*lines, "", *map(wrapped, describe_gates(best, units, answer["tuned"]))]))
     return {"asked": asked}
 
 
@@ -91,8 +98,8 @@ def stored(image_id: str, folder: DataFolder) -> Found:
     if image_id not in stores:
         ids = list(chain.from_iterable(store.rows for store in stores.stores))
         raise DataError(
-            f"There is no image {image_id} below {folder.features}, which has {len(ids):,} images, such "
-            f"as {', '.join(ids[:EXAMPLES])}."
+            f"There is no image {image_id} below {folder.features}, which has "
+            f"{counted(len(ids), 'image')}, such as {', '.join(ids[:EXAMPLES])}."
         )
     return Found(image_id, stores, f" of {folder.name}")
 
@@ -108,8 +115,9 @@ def likeliest(logits: torch.Tensor, answers: Sequence[str], image_id: str) -> di
 
 def answer_lines(answers: dict[str, float]) -> Iterator[str]:
     """Answers and their probabilities, one per line."""
-    width = max(map(len, answers))
-    yield from (f"  {answer:<{width}}  {probability:6.1%}" for answer, probability in answers.items())
+    shown = {cut(answer, LONGEST): probability for answer, probability in answers.items()}
+    width = max(map(len, shown))
+    yield from (f"  {answer:<{width}}  {probability:6.1%}" for answer, probability in shown.items())
     yield "  (each answer's own probability; they need not sum to 100 %)"
 
 
@@ -126,8 +134,9 @@ def describe_gates(best: Best, units: Sequence[Unit], tuned: Sequence[bool]) -> 
     rest = iter(tuned)
     marks = ["".join("01"[on] if unit.live else "-" for on in islice(rest, unit.width)) for unit in units]
     ones, zeros, dead = (sum(text.count(mark) for text in marks) for mark in "10-")
-    yield f"{strategy.name}: {ones} of {ones + zeros} gates ran tuned ({ones / (ones + zeros):.0%})" + (
-        f"; {dead} cannot reach the answer (-)" if dead else ""
+    yield (
+        f"{strategy.name}: {ones} of {counted(ones + zeros, 'gate')} ran tuned ({ones / (ones + zeros):.0%})"
+        + (f"; {dead} cannot reach the answer (-)" if dead else "")
     )
     for (stream, layer), group in groupby(
         zip(units, marks, strict=True), key=lambda pair: (pair[0].stream, pair[0].layer)

@@ -130,16 +130,16 @@ def summary_table(
         (f"best validation accuracy (epoch {best.epoch})", f"{best.val_accuracy:.2f} %"),
         ("training time", duration(state.seconds)),
         ("total time", duration(state.wall_seconds)),
-        ("best weights", str(folder / "BEST")),
     ]
+    places = [f"best weights:    {folder / 'BEST'}"]  # below the table, where long paths have room
     if state.policy_steps:
         rows.append(("steps of the policy on held-out images", f"{state.policy_steps:,}"))
     with suppress(OSError):  # a folder that may not even be looked at
         if (pictures := PICTURES / folder.name).is_dir():
-            rows.append(("policy pictures", str(pictures)))
+            places.append(f"policy pictures: {pictures}")
     body = aligned(rows)
     rule = "-" * max(map(len, body.splitlines()))
-    lines = [f"evaluate again:  bash run/vqa_test.bash 0 {folder.name} --test {valid}"]
+    lines = [*places, f"evaluate again:  bash run/vqa_test.bash 0 {folder.name} --test {valid}"]
     if report:
         lines.append(f"look at it:      {report} in a browser")
     return "\n".join([rule, body, rule, *lines])
@@ -165,7 +165,7 @@ def test_message(
             rows += breakdown_rows("official VQA accuracy", {"question_type": by_type})
         if rows := [*rows, *official_rows(evaluation.official)]:
             lines.append(aligned(rows))
-    lines.append(f"{split}: {len(evaluation.chosen):,} questions, {found}")
+    lines.append(f"{split}: {counted(len(evaluation.chosen), 'question')}, {found}")
     return "\n".join(lines)
 
 

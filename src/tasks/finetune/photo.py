@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from common.errors import CheckpointError, DataError
 from common.files import nfc
+from common.words import counted
 from regions.extract import Extractor, load_extractor
 from tasks.prepare.regions import find_weights
 from vqadata.convert import relative_boxes
@@ -54,7 +55,9 @@ def find_regions(photo: Path, folder: DataFolder, size: int, weights: Path | Non
     layout = Layout(*regions.features.shape, dtype)
     with TemporaryDirectory() as scratch:
         write_store(Path(scratch) / "photo", [image_id], [(regions.features, boxes)], layout)
-        yield Found(image_id, FeatureStores(Path(scratch)), f", {len(boxes)} regions found in {photo}")
+        yield Found(
+            image_id, FeatureStores(Path(scratch)), f", {counted(len(boxes), 'region')} found in {photo}"
+        )
 
 
 def find_extractor(photo: Path, folder: DataFolder, size: int, weights: Path | None) -> Extractor:

@@ -9,6 +9,7 @@ import numpy as np
 from adaptive.adapt import Adaptive
 from common.errors import UserError
 from common.files import sha256_of
+from common.words import counted
 from lxmert.loading import (
     FUNCTION_FIELDS,
     TRAINING_FIELDS,
@@ -118,7 +119,7 @@ def set_up(args: VqaArgs, machine: Machine, best: Best | None) -> Setup:
         loaded.append(f"the policy is that of {chosen.folder}, and learns no more")
     if held_out:
         share = f"{args.policy_holdout:.0%} of the training images"
-        loaded.append(f"for the policy alone: {len(held_out):,} questions about {share}")
+        loaded.append(f"for the policy alone: {counted(len(held_out), 'question')} about {share}")
     loaded += [omission for dataset in whole for omission in dataset.omissions()]
     loaded += [] if args.test else training_notes(spec, weights, tokenizer, datasets[0], folder, args.train)
     if spec.tune and not gated and not args.test:
