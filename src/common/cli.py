@@ -85,15 +85,17 @@ class Parser(argparse.ArgumentParser):
 
     def format_help(self) -> str:
         """The help, and at its end the spellings that are understood as well."""
-        others = [
-            f"{action.option_strings[0]}: {' '.join(more)}"
+        others = {
+            (action.option_strings[0], text)
             for action in self._actions
-            if (more := [text for text in action.option_strings[1:] if not _is_no(text, action)])
-            and not isinstance(action, argparse._HelpAction)
-        ]
+            if not isinstance(action, argparse._HelpAction)
+            for text in action.option_strings[1:]
+            if not _is_no(text, action)
+        }
         if not others:
             return super().format_help()
-        text = f"Other spellings: {'; '.join(others)}."
+        old = sorted(f"{text} is {name}" for name, text in others if text.replace("_", "-") != name)
+        text = f"Other spellings: {', '.join(['_ for - in every flag', *old])}."
         width = shutil.get_terminal_size().columns - 2
         return super().format_help() + "\n" + textwrap.fill(text, width, break_on_hyphens=False) + "\n"
 

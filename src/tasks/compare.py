@@ -127,7 +127,8 @@ def pair_of_predictions(files: Sequence[Path], annotations: Path) -> Pair:
     if lonely := sorted(one.keys() ^ other.keys()):
         raise DataError(
             f"{counted(len(lonely), 'question', 'is')} answered in only one of {files[0]} and "
-            f"{files[1]}, the first is {lonely[0]}: both must answer the same questions, all or part of the annotated ones."
+            f"{files[1]}, the first is {lonely[0]}: both must answer the same questions, all or part of the "
+            "annotated ones."
         )
     annotated = {annotation.question_id: annotation for annotation in read_annotations(annotations)}
     truth = restrict(make_ground_truth(annotated[number] for number in one if number in annotated), one)

@@ -66,7 +66,7 @@ def test_help_spells_each_flag_once_and_the_others_at_its_end() -> None:
     assert "  --batch-size N " in flags and "  --[no-]tqdm-bars " in flags
     listed = flags.partition("options:")[2]
     assert "_" not in listed and "batchSize" not in listed
-    assert " ".join(others.split()) == "--batch-size: --batch_size --batchSize; --tqdm-bars: --tqdm_bars."
+    assert " ".join(others.split()) == "_ for - in every flag, --batchSize is --batch-size."
     assert parser.parse_args(["--batchSize", "3"]).batch_size == 3
 
 

@@ -121,8 +121,9 @@ def cost(count: int, device: str) -> str:
     unit, length = next((unit for unit in units if total >= 2 * unit[1]), units[-1])
     where = "a GPU" if device == "cuda" else "1 core" if cores == 1 else f"{cores} cores"
     return (
-        f"{counted(count, 'photo', 'takes')} about {total / length:.0f} {unit}, at some "
-        f"{seconds:.2g} s each on {where}; the bar shows what it really takes. It may be stopped: the same command goes on where it was."
+        f"{counted(count, 'photo', 'takes')} about {total / length:.0f} {unit}, at some {seconds:.2g} s each "
+        f"on {where}; the bar shows what it really takes. It may be stopped: the same command goes on where "
+        "it was."
     )
 
 
