@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import DataError
+from common.words import counted
 from vqadata.answers import MIN_OCCURRENCES, build_vocabulary, guess_answer_type, soft_target, tidy
 from vqadata.files import find_source, is_there, read_json, read_source
 from vqadata.folder import DataFolder, Prepared
@@ -108,7 +109,7 @@ def annotate(
         missing = [record["question_id"] for record in records if record["question_id"] not in known]
         if missing:
             raise DataError(
-                f"{len(missing):,} questions of {name} have no annotation, the first is {missing[0]}."
+                f"{name}: {counted(len(missing), 'question', 'has')} no annotation, first {missing[0]}."
             )
     return {name: [known[record["question_id"]] for record in records] for name, records in splits.items()}
 

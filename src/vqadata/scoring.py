@@ -145,10 +145,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _check_questions(truth: GroundTruth, predictions: Mapping[int, str]) -> None:
     misfits = {
-        "questions are not answered": [number for number in truth if number not in predictions],
-        "answers have no annotation": [number for number in predictions if number not in truth],
+        ("question", "is", "not answered"): [number for number in truth if number not in predictions],
+        ("answer", "has", "no annotation"): [number for number in predictions if number not in truth],
     }
-    faults = [f"{len(numbers):,} {what}: {_some(numbers)}" for what, numbers in misfits.items() if numbers]
+    faults = [
+        f"{counted(len(numbers), what, verb)} {how}: {_some(numbers)}"
+        for (what, verb, how), numbers in misfits.items()
+        if numbers
+    ]
     if faults:
         raise DataError(
             f"The predictions do not fit the annotations ({'; '.join(faults)}); exactly the annotated "

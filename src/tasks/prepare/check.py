@@ -227,7 +227,7 @@ def _verify(store: FeatureStore) -> None:
     damaged = [image_id for image_id, intact in zip(image_ids, rows, strict=True) if not intact]
     if damaged:
         raise StoreError(
-            f"{store.path}: {len(damaged)} images do not match their checksums, "
+            f"{store.path}: {counted(len(damaged), 'image', 'does')} not match the checksums, "
             f"the first: {', '.join(damaged[:3])}."
         )
 
