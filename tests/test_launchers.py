@@ -120,7 +120,7 @@ def test_launcher_is_valid_bash_in_strict_mode_and_begins_with_its_purpose(launc
     assert re.match(r"#!/usr/bin/env bash|# shellcheck shell=bash", lines[0])
     assert re.match(r"# \w.*\.$", lines[1])
     header = lines[: lines.index("")]
-    assert launcher.name == "env.bash" or max(map(len, header)) <= 80 + len("# ")  # --help shows it
+    assert launcher.name in ("env.bash", "run") or max(map(len, header)) <= 80 + len("# ")  # --help shows it
     code = [line for line in lines if line and not line.startswith("#")]
     assert code[0] == "set -euo pipefail"
     assert os.access(launcher, os.X_OK) == (launcher.name != "env.bash")  # which is only read by the others

@@ -20,7 +20,7 @@ def plural(number: int, thing: str) -> str:
         return thing
     if re.search("[^aeiou]y$", thing):
         return thing[:-1] + "ies"
-    return thing + ("es" if re.search("(s|x|ch|sh)$", thing) else "s")
+    return thing + ("es" if re.search("(s|x|[^o]ch|sh)$", thing) else "s")
 
 
 def cut(text: str, most: int) -> str:

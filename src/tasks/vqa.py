@@ -117,7 +117,7 @@ def train(args: VqaArgs, machine: Machine, start: Best | None) -> dict[str, Any]
         folder.write("result.json", outcome)
         tracker.record(final.values(), state.updates)
         report = messages.show_report(folder) if machine.is_main and args.report else None
-        tracker.say(messages.summary_table(state, final, args.folder, args.valid, worth.rows(), report))
+        tracker.say(messages.summary_table(state, final, args.folder, worth.rows(), report))
     return outcome
 
 

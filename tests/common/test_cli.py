@@ -45,9 +45,8 @@ def test_a_name_is_a_path_only_where_there_is_one(stand: Path) -> None:
     assert user_path("someone/model", named=True) == str(stand / "someone" / "model")
 
 
-@pytest.mark.parametrize("text", ["a" * 5000, "nul\0"])
-def test_what_can_be_no_path_is_left_to_whoever_opens_it(stand: Path, text: str) -> None:
-    assert user_path(text) == text
+def test_what_can_be_no_path_is_left_to_whoever_opens_it(stand: Path) -> None:
+    assert user_path("a" * 5000) == "a" * 5000
 
 
 def test_from_the_commands_own_folder_nothing_changes(stand: Path, monkeypatch: pytest.MonkeyPatch) -> None:

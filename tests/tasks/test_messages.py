@@ -121,7 +121,7 @@ def test_a_folder_of_pictures_that_may_not_be_looked_at_is_not_shown(
     )
     state: Any = SimpleNamespace(history=[epoch], best=epoch, seconds=1.0, wall_seconds=2.0, policy_steps=0)
     monkeypatch.setattr(Path, "is_dir", refuse)
-    table = messages.summary_table(state, FinalMetrics(60.0, 10.0), Path("snap/vqa/run"), "minival")
+    table = messages.summary_table(state, FinalMetrics(60.0, 10.0), Path("snap/vqa/run"))
     assert "best weights" in table and "pictures" not in table
 
 
@@ -148,7 +148,7 @@ def test_long_paths_stand_below_the_table() -> None:
     epoch = EpochMetrics(epoch=1, train_accuracy=50.0, val_accuracy=50.0, gap=0.0)
     state: Any = SimpleNamespace(history=[epoch], best=epoch, seconds=1.0, wall_seconds=200.0, policy_steps=0)
     folder = Path("snap/vqa/compare-scenes-SpotTune_Block-LoRA8-0")
-    table = messages.summary_table(state, FinalMetrics(60.0, 10.0), folder, "minival")
+    table = messages.summary_table(state, FinalMetrics(60.0, 10.0), folder)
     assert max(map(len, table.splitlines())) <= 80
     assert str(folder / "BEST") in table
     assert re.search("training time +1 s\ntotal time +3 min\n", table)

@@ -110,7 +110,6 @@ def summary_table(
     state: TrainState,
     final: FinalMetrics,
     folder: Path,
-    valid: str,
     more: Sequence[tuple[str, str]] = (),
     report: Path | None = None,
 ) -> str:
@@ -139,9 +138,9 @@ def summary_table(
             places.append(f"policy pictures: {pictures}")
     body = aligned(rows)
     rule = "-" * max(map(len, body.splitlines()))
-    lines = [*places, f"evaluate again:  bash run/vqa_test.bash 0 {folder.name} --test {valid}"]
+    lines = [*places, f"evaluate again:  bash run/vqa_test.bash 0 {folder.name}"]
     if report:
-        lines.append(f"look at it:      {report} in a browser")
+        lines.append(f"look at it:      {report}")
     return "\n".join([rule, body, rule, *lines])
 
 
