@@ -11,6 +11,10 @@
 set -euo pipefail
 
 root="$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd -P)"
+if [[ ${1:-} == -h || ${1:-} == --help ]] && ! declare -F usage >/dev/null; then
+    sed -n '2,/^$/s/^# \{0,1\}//p' "$0" # what the launcher says of itself; its flags follow
+fi
+export STARTED_IN="${STARTED_IN:-$PWD}" # where the user stands: paths in flags are as seen from there
 cd "$root"
 export PYTHONPATH="$root/src"
 export TOKENIZERS_PARALLELISM=false

@@ -1,13 +1,18 @@
 #!/usr/bin/env bash
-# Kill, cut off, fill, damage, double, change and poison small runs, and see whether they bear it.
+# Kill, cut off, fill, damage, double, change and poison small runs.
+# See whether they bear it.
 #
-#   bash run/faults.bash [flags]                          (--help lists them)
+#   bash run/faults.bash [flags]  (--help lists them)
 #
-#   bash run/faults.bash --quick                          a part of every group: under 90 seconds on two cores
-#   bash run/faults.bash                                  all of about 700 cases: a quarter of an hour on two cores
-#   bash run/faults.bash --only damage --case LAST        the cases of a group with this in their names
+#   bash run/faults.bash --quick
+#         a part of every group: under 90 seconds on two cores
+#   bash run/faults.bash
+#         all of about 700 cases: a quarter of an hour on two cores
+#   bash run/faults.bash --only damage --case LAST
+#         the cases of a group with this in their names
 #
-# Prints a table of the groups and the cases that did not end as intended; the exit code is 1 if there are any.
+# Prints a table of the groups and the cases that did not end as intended; the
+# exit code is 1 if there are any.
 
 set -euo pipefail
 # shellcheck source=env.bash

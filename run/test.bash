@@ -1,20 +1,27 @@
 #!/usr/bin/env bash
-# Check the code: ruff's rules and format, all tests including the slow ones, the quick form of run/faults.bash.
-# Where there is a GPU, its tests come after the others, which run on the CPU everywhere.
+# Check the code: ruff, all tests, and the quick form of run/faults.bash.
+# Where there is a GPU, its tests come after the others, which run on the CPU
+# everywhere.
 #
 #   bash run/test.bash [pytest flags]
 #
-#   bash run/test.bash                          everything, one worker a core
-#   bash run/test.bash -m 'not slow'            without the slow tests
-#   bash run/test.bash tests/adaptive -x --pdb  part of it, in a debugger, in one process
-#   bash run/test.bash -m gpu                   the tests that need a GPU, in one process
+#   bash run/test.bash
+#         everything, one worker a core
+#   bash run/test.bash -m 'not slow'
+#         without the slow tests
+#   bash run/test.bash tests/adaptive -x --pdb
+#         part of it, in a debugger, in one process
+#   bash run/test.bash -m gpu
+#         the tests that need a GPU, in one process
 #
-# Takes about five minutes on two CPU cores. The exit code is 0 if everything passed.
+# Takes about five minutes on two CPU cores. The exit code is 0 if everything
+# passed.
 
 set -euo pipefail
 
 # shellcheck source=env.bash
 source "$(dirname "$(readlink -f "$0")")/env.bash"
+[[ ${1:-} != -h && ${1:-} != --help ]] || exit 0 # the header says it all
 
 workers=(-n logical --dist worksteal)
 for flag in "$@"; do

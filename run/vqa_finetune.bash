@@ -5,15 +5,17 @@
 #
 #   <gpu>      0, or several such as 0,1,2,3, or cpu
 #   <version>  a name for the run: letters, digits, '.', '_' and '-'
-#   [flags]    handed to src/tasks/vqa.py; paths in them count from the repository root
+#   [flags]    handed to src/tasks/vqa.py; paths in them are as seen from where
+#              you stand
 #
 #   bash run/vqa_finetune.bash 0 spottune
 #   bash run/vqa_finetune.bash 0 block --strategy SpotTune_Block
 #   bash run/vqa_finetune.bash 0,1,2,3 full --dataset vqav2 --strategy standard
 #
-# Without VQA v2 below data/, it trains on the embedded scenes: about a minute or two on two CPU cores.
-# The result is the folder snap/vqa/<version>/ with train.log, result.json and the weights BEST/.
-# After Ctrl-C the same command goes on where it stopped.
+# Without VQA v2 below data/, it trains on the embedded scenes: about a minute
+# or two on two CPU cores. The result is the folder snap/vqa/<version>/ with
+# train.log, result.json and the weights BEST/. After Ctrl-C the same command
+# goes on where it stopped.
 
 set -euo pipefail
 

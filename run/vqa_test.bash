@@ -1,31 +1,46 @@
 #!/usr/bin/env bash
-# Evaluate a fine-tuned model on a split and write its predictions, or put one question to it.
+# Evaluate a fine-tuned model on a split, or put one question to it.
 #
-#   bash run/vqa_test.bash <gpu> <version> [--test <split>] [--load <folder>] [flags]
-#   bash run/vqa_test.bash <gpu> <version> --question <text> --image-id <id> [--load <folder>] [flags]
-#   bash run/vqa_test.bash <gpu> <version> --question <text> --image <file> [--weights <file>] [flags]
+#   bash run/vqa_test.bash <gpu> <version> [--test <split>] [--load <folder>] \
+#         [flags]
+#   bash run/vqa_test.bash <gpu> <version> --question <text> --image-id <id> \
+#         [--load <folder>] [flags]
+#   bash run/vqa_test.bash <gpu> <version> --question <text> --image <file> \
+#         [--weights <file>] [flags]
 #
 #   <gpu>       0, or several such as 0,1, or cpu
 #   <version>   the name of the run
-#   --test      the split; default: minival
-#   --load      the weights, a BEST folder, its run, or an export; default: snap/vqa/<version>/BEST
-#   --question  a question in quotes, about the image --image-id of a feature store or the photo --image; may be
-#               given several times; --questions <file> has one a line
-#   --weights   the detector's, for a photo that is not in the feature store, if a detector made that
-#   [flags]     handed to src/tasks/vqa.py; paths in them count from the repository root
+#   --test      the split; default: that on which the run validated
+#   --load      the weights, a BEST folder, its run, or an export; default:
+#               snap/vqa/<version>/BEST
+#   --question  a question in quotes, about the image --image-id of a feature
+#               store or the photo --image; may be given several times;
+#               --questions <file> has one a line
+#   --weights   the detector's, for a photo that is not in the feature store, if
+#               a detector made that
+#   [flags]     handed to src/tasks/vqa.py; paths in them are as seen from where
+#               you stand
 #
 #   bash run/vqa_test.bash 0 spottune
-#   bash run/vqa_test.bash 0 spottune --test nominival --load snap/vqa/spottune/BEST
-#   bash run/vqa_test.bash 0 spottune --test minival --load snap/vqa/spottune/BEST --controls    under other gates
-#   bash run/vqa_test.bash 0 spottune --evaluate-gates average         both copies, half and half
-#   bash run/vqa_test.bash 0 spottune --question "how many red objects are there?" --image-id scene_000400
-#   bash run/vqa_test.bash 0 spottune --question "is there a circle?" --image data/scenes/images/scene_000400.png
+#   bash run/vqa_test.bash 0 spottune --test nominival \
+#         --load snap/vqa/spottune/BEST
+#   bash run/vqa_test.bash 0 spottune --test minival \
+#         --load snap/vqa/spottune/BEST --controls
+#         under other gates
+#   bash run/vqa_test.bash 0 spottune --evaluate-gates average
+#         both copies, half and half
+#   bash run/vqa_test.bash 0 spottune \
+#         --question "how many red objects are there?" --image-id scene_000400
+#   bash run/vqa_test.bash 0 spottune --question "is there a circle?" \
+#         --image data/scenes/images/scene_000400.png
 #
-# On the embedded scenes it takes a few seconds.
-# It prints the accuracy and writes snap/vqa/<version>/predictions/<split>.json, with --controls, which takes about
-# twenty times as long, their table too and controls/<split>.json; for a question it prints the five
-# likeliest answers and which layers ran tuned, and writes nothing. With --interpolate 0.5 the weights are the mean of
-# these and the pre-trained ones, and the predictions those of <split>-interpolated-0.5.json.
+# On the embedded scenes it takes a few seconds. It prints the accuracy and
+# writes snap/vqa/<version>/predictions/<split>.json, with --controls, which
+# takes about twenty times as long, their table too and controls/<split>.json;
+# for a question it prints the five likeliest answers and which layers ran
+# tuned, and writes nothing. With --interpolate 0.5 the weights are the mean of
+# these and the pre-trained ones, and the predictions those of
+# <split>-interpolated-0.5.json.
 
 set -euo pipefail
 
@@ -45,7 +60,7 @@ if (($# < 2)); then
 fi
 gpu=$1 version=$2
 shift 2
-what=(--test minival)
+what=(--test)
 for flag in "$@"; do
     case "$flag" in
         --question | --question=* | --questions | --questions=*) what=() ;;

@@ -119,6 +119,8 @@ def test_launcher_is_valid_bash_in_strict_mode_and_begins_with_its_purpose(launc
     lines = launcher.read_text(encoding="utf-8").splitlines()
     assert re.match(r"#!/usr/bin/env bash|# shellcheck shell=bash", lines[0])
     assert re.match(r"# \w.*\.$", lines[1])
+    header = lines[: lines.index("")]
+    assert launcher.name in ("env.bash", "run") or max(map(len, header)) <= 80 + len("# ")  # --help shows it
     code = [line for line in lines if line and not line.startswith("#")]
     assert code[0] == "set -euo pipefail"
     assert os.access(launcher, os.X_OK) == (launcher.name != "env.bash")  # which is only read by the others
@@ -155,9 +157,9 @@ def test_flags_reach_the_trainer_unchanged(sandbox: Sandbox) -> None:
     assert done.stderr == ""
 
 
-def test_testing_defaults_to_minival_and_best_and_yields_to_flags(sandbox: Sandbox) -> None:
+def test_testing_defaults_to_the_runs_own_split_and_best_and_yields_to_flags(sandbox: Sandbox) -> None:
     sandbox.equipped()
-    defaults = ["--version", "v", "--test", "minival", "--load", "snap/vqa/v/BEST"]
+    defaults = ["--version", "v", "--test", "--load", "snap/vqa/v/BEST"]
     assert trainer_call(sandbox.launch("run/vqa_test.bash", "cpu", "v"))[1:] == defaults
     done = sandbox.launch("run/vqa_test.bash", "cpu", "v", "--test", "train")
     assert trainer_call(done)[1:] == [*defaults, "--test", "train"]  # the last one counts for argparse
@@ -187,6 +189,29 @@ def test_launcher_works_through_a_symbolic_link_from_any_folder(sandbox: Sandbox
     done = sandbox.launch(str(link), "cpu", "v", cwd=link.parent)
     root = sandbox.root.resolve()
     assert done.stdout.strip().split("|") == [str(root), str(root / "src")]
+
+
+WITH_FLAGS = sorted({path.name for path in RUN.glob("*.bash")} - {"env.bash"})
+
+
+@pytest.mark.parametrize("launcher", WITH_FLAGS)
+def test_help_begins_with_the_launchers_own_header(sandbox: Sandbox, launcher: str) -> None:
+    sandbox.equipped()
+    text = (sandbox.root / "run" / launcher).read_text(encoding="utf-8")
+    (command, *_) = re.findall(r"(?:src|tests)/[a-z/_]+\.py", text.partition("set -euo")[2]) or [None]
+    if command:
+        sandbox.write(command, "print('the flags')")
+    done = sandbox.launch(f"run/{launcher}", "--help")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(text.splitlines()[1].removeprefix("# ") + "\n")
+    assert done.stdout.count(text.splitlines()[1].removeprefix("# ")) == 1
+
+
+def test_the_trainer_learns_where_the_user_stands(sandbox: Sandbox, tmp_path: Path) -> None:
+    sandbox.equipped()
+    sandbox.write("src/tasks/vqa.py", "import os; print(os.environ['STARTED_IN'])")
+    done = sandbox.launch(str(sandbox.root / "run" / "vqa_test.bash"), "cpu", "v", cwd=tmp_path)
+    assert done.stdout.strip() == str(tmp_path)
 
 
 # ---- Which Python

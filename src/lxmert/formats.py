@@ -18,6 +18,7 @@ from transformers import LxmertConfig
 
 from common.errors import CheckpointError
 from common.files import read_json, sha256_of
+from common.words import counted
 from lxmert.modeling import LAYER_NORM_EPS
 from lxmert.sources import TOKENIZER_FILES, VOCABULARY_FILES, local_folder, read_tensors
 from lxmert.units import LAYER_LISTS
@@ -128,7 +129,9 @@ def read_original(path: str, with_head: bool) -> Pretrained:
             raise CheckpointError(f"The answer head of {file} cannot be used: {message}.")
         messages.append(message)
     elif head:
-        messages.append(f"dropped {len(head)} tensors: answer head, which was not asked for ({HEAD}*)")
+        messages.append(
+            f"dropped {counted(len(head), 'tensor')}: answer head, which was not asked for ({HEAD}*)"
+        )
         head = None
     messages.insert(0, loaded_message(encoder, head, file))
     tokenizer = tokenizer_of(file.parent)
@@ -197,7 +200,7 @@ def sort_tensors(tensors: Mapping[str, Tensor], names: Names) -> tuple[dict[str,
             dropped[reason] += 1
         else:
             kept[f"{old} (once more)" if name in kept else name] = tensor
-    return kept, [f"dropped {count} tensors: {reason}" for reason, count in dropped.items()]
+    return kept, [f"dropped {counted(count, 'tensor')}: {reason}" for reason, count in dropped.items()]
 
 
 def take_head(tensors: dict[str, Tensor]) -> dict[str, Tensor] | None:
@@ -208,7 +211,7 @@ def take_head(tensors: dict[str, Tensor]) -> dict[str, Tensor] | None:
 
 def loaded_message(encoder: Mapping[str, Tensor], head: Mapping[str, Tensor] | None, file: Path) -> str:
     of_head = f" and {len(head)} of the answer head" if head else ""
-    return f"loaded {len(encoder)} tensors of the encoder{of_head} from {file}"
+    return f"loaded {counted(len(encoder), 'tensor')} of the encoder{of_head} from {file}"
 
 
 def config_of_shapes(encoder: Mapping[str, Tensor], file: Path) -> LxmertConfig:

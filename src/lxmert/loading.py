@@ -6,11 +6,13 @@ is an error that names it.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from common.errors import CheckpointError
+from common.words import counted
 from lxmert.formats import LAST_LINEAR, Pretrained, read_folder, read_original
 from lxmert.modeling import AnswerHead, LxmertModel
 from lxmert.units import LAYER_LISTS
@@ -36,6 +38,7 @@ class Origin:
     xlayers: int | None
     rlayers: int | None
     dropout: float | None
+    vocab: str | None = None  # a vocab.txt, in place of the tokenizer that comes with the weights
 
 
 def load_pretrained(origin: Origin) -> Pretrained:
@@ -67,6 +70,10 @@ def load_pretrained(origin: Origin) -> Pretrained:
         if requested < 1:
             raise CheckpointError(f"--{flag} must be at least 1, not {requested}")
         setattr(pretrained.config, field, requested)
+    if origin.vocab:
+        if not Path(origin.vocab).is_file():
+            raise CheckpointError(f"There is no file {origin.vocab}, the vocab.txt of --vocab.")
+        pretrained = pretrained._replace(tokenizer=origin.vocab)
     if origin.dropout is not None:
         pretrained.config.hidden_dropout_prob = origin.dropout
         pretrained.config.attention_probs_dropout_prob = origin.dropout
@@ -133,7 +140,9 @@ def answer_rows(
     last = {name: tensor for name, tensor in head.items() if name.startswith(LAST_LINEAR)}
     count = len(last[f"{LAST_LINEAR}.weight"])
     if len(old_answers) != count:
-        raise CheckpointError(f"The answer head has {count} rows and {len(old_answers)} answers.")
+        raise CheckpointError(
+            f"The answer head has {counted(count, 'row')} and {counted(len(old_answers), 'answer')}."
+        )
     row_of = {normalise(answer): row for row, answer in reversed(list(enumerate(old_answers)))}
     row_of |= {answer: row for row, answer in enumerate(old_answers)}
     # What is not found gets the row after the last, one of zeros.

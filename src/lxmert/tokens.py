@@ -11,7 +11,7 @@ from tqdm import tqdm
 from transformers import BertTokenizer, PreTrainedTokenizerBase
 
 from common.errors import CheckpointError
-from common.files import write_json
+from common.files import read_text, write_json
 from lxmert.sources import TOKENIZER_FILES, VOCABULARY_FILES, local_folder
 
 SPECIAL_PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -21,11 +21,21 @@ MANY = 50_000  # below it encoding takes less than a second or two: no progress 
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
-    """The word piece tokenizer of a folder (vocab.txt or tokenizer.json) or of a hub id.
+    """The word piece tokenizer of a folder (vocab.txt or tokenizer.json), of a hub id, or of a vocab.txt.
 
     Raises CheckpointError if there is none, if it is damaged, or if it is not BERT's uncased kind.
     """
-    folder = local_folder(source, TOKENIZER_FILES)
+    if Path(source).is_file():
+        tokenizer = tokenizer_of_vocabulary(Path(source))
+        _check_vocabulary(tokenizer, source)
+        return tokenizer
+    try:
+        folder = local_folder(source, TOKENIZER_FILES)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"There are no word pieces: {error} Its {VOCABULARY_FILES[0]} is enough: put it beside the "
+            "weights, or name it with --vocab FILE."
+        ) from None
     # Without this check transformers makes a tokenizer of five special tokens and says nothing.
     if not any((folder / name).is_file() for name in VOCABULARY_FILES):
         raise CheckpointError(
@@ -38,6 +48,12 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
         raise CheckpointError(f"The tokenizer in {source} cannot be read ({reason}).") from None
     _check_vocabulary(tokenizer, source)
     return tokenizer
+
+
+def tokenizer_of_vocabulary(file: Path) -> PreTrainedTokenizerBase:
+    """BERT's uncased tokenizer with the word pieces of a file, one per line, in the order of their ids."""
+    pieces = read_text(file, CheckpointError).splitlines()
+    return BertTokenizer(vocab={piece.strip(): number for number, piece in enumerate(pieces)})
 
 
 def encode(
@@ -82,6 +98,13 @@ def count_words(questions: Iterable[str]) -> Counter[str]:
         for question in questions
         for word, _ in splitter.pre_tokenizer.pre_tokenize_str(splitter.normalizer.normalize_str(question))
     )
+
+
+def unknown_words(tokenizer: PreTrainedTokenizerBase, questions: Iterable[str]) -> Counter[str]:
+    """How often each word comes that the vocabulary cannot spell: a model reads [UNK] in its place."""
+    unknown = tokenizer.unk_token
+    counts = count_words(questions)
+    return Counter({word: n for word, n in counts.items() if unknown in tokenizer.tokenize(word)})
 
 
 def write_tokenizer(folder: Path, vocabulary: Sequence[str], max_tokens: int) -> None:

@@ -20,6 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from common.errors import RunError
 from common.files import replace_file
 from common.markdown import UNNAMED
+from common.words import counted, duration
 from report.charts import Chart, Line, line_chart
 from report.examples import Answered, LookUp, choose_questions, describe_questions
 from report.gates import Panel, panels_of
@@ -85,7 +86,7 @@ class View:
         dataset = self.arguments.get("dataset", self.last.get("dataset", "unknown data"))
         state = "" if self.run.finished else ", not finished"
         epochs = len(self.epochs)
-        return f"{label} on {dataset}, {epochs} epoch{'s' * (epochs > 1)}{state}"
+        return f"{label} on {dataset}, {counted(epochs, 'epoch')}{state}"
 
     @cached_property
     def answered(self) -> Answered:
@@ -216,13 +217,6 @@ def compare(first: View, other: View) -> dict[str, Any]:
         return {"parts": [], "sentences": [str(fault)]}
     said = sentences(pair, first.letter + other.letter)
     return {"parts": _by_kind(parts_of(pair)), "sentences": list(said)}
-
-
-def duration(seconds: float) -> str:
-    """ "58 s", "12 min", "3.4 h"."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _accuracy(view: View, at: str, epoch: Mapping[str, Any]) -> Cell:

@@ -23,11 +23,13 @@ from matplotlib.patches import Patch, Rectangle
 
 from common.errors import RunError
 from common.files import replace_file
+from common.words import cut
 from report.gates import GateTable, Panel, panels_of, unique
 from report.run import Run
 
 WIDTH, TITLE, KEY, LABELS, ROW = 8.0, 0.52, 0.35, 0.8, 0.21  # inches; LABELS above and below a panel together
 DPI, FONT = 150, 7  # dots per inch, points
+HEADLINE, DETAIL, TYPE = 95, 125, 40  # the most letters of the two lines above, and of a question type's name
 LETTERS, NUMBER = 130, 6  # letters that fit side by side; those a number takes
 MOST_TYPES, MOST_NUMBERS = 12, 150  # more rows or numbers would hide what matters
 SHARE_LABEL = "share of examples that ran the tuned copy"
@@ -94,7 +96,7 @@ def question_type_figure(
     shown = seen[np.argsort(-distance, kind="stable")[:MOST_TYPES]]
     means = by_type[:, live].mean(axis=1)
     shown = shown[np.argsort(-means[shown], kind="stable")]
-    names = [f"{_plain(question_types[k])} ({means[k]:.2f})" for k in shown]
+    names = [f"{_plain(cut(question_types[k], TYPE))} ({means[k]:.2f})" for k in shown]
     some = f"; the {len(shown)} of {len(seen)} types that depart most" if len(shown) < len(seen) else ""
     title = f"{title}\n{_mean_text(usage, share)}; in brackets, that of a question type{some}"
     return _departures(usage, names, by_type[shown] - share, title)
@@ -193,7 +195,8 @@ def _lay_out(
     height = top + sum(row_heights)
     figure = Figure((WIDTH, height), DPI, layout="constrained")
     figure.get_layout_engine().set(rect=(0.008, 0, 0.984, 1 - top / height), wspace=0.03)
-    headline, _, detail = _plain(title).partition("\n")
+    headline, _, detail = title.partition("\n")
+    headline, detail = _plain(cut(headline, HEADLINE)), _plain(cut(detail, DETAIL))
     figure.text(0.012, 1 - 0.09 / height, headline, size=FONT + 3, weight="bold", va="top")
     figure.text(0.012, 1 - 0.30 / height, detail, size=FONT + 1, color="0.25", va="top")
     if has_dead:

@@ -19,6 +19,7 @@ from matplotlib.text import Annotation, Text
 
 from common import markdown
 from common.files import replace_file
+from common.words import counted, cut
 from report.policy_plot import DPI, save_figure
 from report.results_table import UNITS, Row, Table, results_block, row_name, type_cells
 from report.run import Run
@@ -37,6 +38,7 @@ PICTURES = {  # by the end of the file's name: horizontal and vertical measure, 
 }
 REACHES = (5, 12, 22, 34, 48, 64)  # from a point to its name, in points
 DIRECTIONS = 16
+NAME = 40  # letters of a name at most
 
 Boxes = np.ndarray  # (n, 4): left, bottom, right, top, in pixels
 
@@ -115,7 +117,7 @@ def origin_of(runs: Sequence[Run]) -> str:
             facts["on"].add(f"{environment.get('device')} ({environment.get('platform')})")
             facts["with torch"].add(str(environment.get("packages", {}).get("torch")))
     known = [f"{what} {', '.join(sorted(values))}" for what, values in facts.items() if values]
-    return f"{len(runs)} runs{': ' * bool(known)}{'; '.join(known)}."
+    return f"{counted(len(runs), 'run')}{': ' * bool(known)}{'; '.join(known)}."
 
 
 def scatter_figure(tables: Sequence[Table], x: str, y: str) -> Figure:
@@ -152,11 +154,16 @@ def _draw(axes: Axes, table: Table, measures: tuple[str, str], names: Sequence[s
         axes.errorbar(x, y, y_spread, x_spread, **point, **bars)
         line = {"arrowstyle": "-", "color": "0.45", "linewidth": 0.7, "shrinkA": 0, "shrinkB": MARKER / 2}
         style = {"size": FONT, "ha": "center", "va": "center", "parse_math": False, "arrowprops": line}
-        notes.append(axes.annotate(row.name, (x, y), (0, 0), textcoords="offset points", **style))
+        notes.append(axes.annotate(cut(row.name, NAME), (x, y), (0, 0), textcoords="offset points", **style))
         notes[-1].set_in_layout(False)
-    axes.set_title(table.dataset, size=FONT + 2, weight="bold", loc="left", parse_math=False)
+    axes.set_title(cut(table.dataset, NAME), size=FONT + 2, weight="bold", loc="left", parse_math=False)
     if elsewhere:
-        axes.set_title(f"off the picture: {', '.join(elsewhere)}", size=FONT, loc="right", parse_math=False)
+        axes.set_title(
+            cut(f"off the picture: {', '.join(elsewhere)}", 2 * NAME),
+            size=FONT,
+            loc="right",
+            parse_math=False,
+        )
     x_label, y_label = (AXES[measure].format(unit=unit) for measure in measures)
     axes.set_xlabel(x_label, size=FONT)
     axes.set_ylabel(y_label, size=FONT)

@@ -16,6 +16,7 @@ import numpy as np
 from common import markdown
 from common.errors import RunError
 from common.files import write_json
+from common.words import counted
 from report.run import TYPES, Run
 from report.statistics import Interval, crossed_interval, paired_interval, seeds_interval
 
@@ -353,7 +354,7 @@ def _of_each(counts: Mapping[str, int], what: str, every: str = "") -> str:
     if len(set(counts.values())) > 1:
         return f"{what}s: " + ", ".join(f"{name} {count}" for name, count in counts.items())
     (count,) = set(counts.values())
-    return f"{count} {what}{'s' * (count > 1)}{every}"
+    return counted(count, what) + every
 
 
 def terminal_text(table: Table) -> str:

@@ -32,6 +32,7 @@ from common.cli import ASKING, DONE, FOUND_WANTING, Parser, run_command
 from common.errors import DataError, Interrupted, UserError
 from common.files import check_name
 from common.markdown import COLUMNS, check_block
+from common.words import counted
 from report.pair import Pair, describe, differing_arguments, pair_of_runs
 from report.results_table import REFERENCE, make_tables, row_name, show_results
 from report.run import RUNS, Run, find_run
@@ -87,7 +88,7 @@ def compare_rows(args: argparse.Namespace) -> int:
         message = "Interrupted: run the same command again to go on."
         raise Interrupted(message, 128 + interrupted)
     if failed:
-        text = f"{len(failed)} runs failed: {', '.join(failed)}"
+        text = f"{counted(len(failed), 'run')} failed: {', '.join(failed)}"
         print(textwrap.fill(text, COLUMNS, break_on_hyphens=False), file=sys.stderr)
     if usable := [run for run in runs if run.finished]:
         reference = next((row_name(run) for run in rows.get(args.reference, ()) if run.finished), None)
@@ -125,8 +126,9 @@ def pair_of_predictions(files: Sequence[Path], annotations: Path) -> Pair:
     one, other = map(read_predictions, files)
     if lonely := sorted(one.keys() ^ other.keys()):
         raise DataError(
-            f"{len(lonely):,} questions are answered in only one of {files[0]} and {files[1]}, the first is "
-            f"{lonely[0]}: both must answer the same questions, all or part of the annotated ones."
+            f"{counted(len(lonely), 'question', 'is')} answered in only one of {files[0]} and "
+            f"{files[1]}, the first is {lonely[0]}: both must answer the same questions, all or part of the "
+            "annotated ones."
         )
     annotated = {annotation.question_id: annotation for annotation in read_annotations(annotations)}
     truth = restrict(make_ground_truth(annotated[number] for number in one if number in annotated), one)

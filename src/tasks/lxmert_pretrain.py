@@ -46,6 +46,7 @@ from vqadata import scenes
 WORDING = 0
 CHECK_SCENES = 200  # clean scenes that validation asks about
 NOTHING = -100  # target of a padded region; cross_entropy ignores it
+BAR = "{desc} {percentage:3.0f}% |{bar}| {elapsed}<{remaining}{postfix}"
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -108,7 +109,7 @@ def pretrain(args: argparse.Namespace) -> dict[str, Any]:
     for epoch in range(args.epochs):
         model.train()
         order = torch.randperm(len(train.answers)).to(accelerator.device)
-        bar = tqdm(total=len(order), desc=f"epoch {epoch + 1}/{args.epochs}", unit="ex")
+        bar = tqdm(total=len(order), desc=f"epoch {epoch + 1}/{args.epochs}", ncols=79, bar_format=BAR)
         correct = 0
         for batch in train.batches(order, args.batch_size):
             logits, losses = model(batch)
@@ -120,9 +121,9 @@ def pretrain(args: argparse.Namespace) -> dict[str, Any]:
             schedule.step()
             correct += int((logits.argmax(-1) == batch.answers).sum())
             bar.update(len(logits))
-            bar.set_postfix(loss=f"{loss.item():.3f}", accuracy=f"{100 * correct / bar.n:.1f}%")
+            bar.set_postfix(loss=f"{loss.item():.3f}", accuracy=f"{100 * correct / bar.n:.1f} %")
         bar.close()
-        print(f"epoch {epoch + 1}: clean validation accuracy {accuracy(model, check)['all']:.1f}%")
+        print(f"epoch {epoch + 1}: clean validation accuracy {accuracy(model, check)['all']:.1f} %")
 
     # 4. The weights as they are written, checked once more: the figure belongs to the file.
     model = accelerator.unwrap_model(model).half().float()
@@ -135,7 +136,7 @@ def pretrain(args: argparse.Namespace) -> dict[str, Any]:
     }
     write_model(args.output, model, vocabulary, record)
     print(f"{args.output / 'model.safetensors'}: sha256 {record['sha256']}")
-    print(f"clean validation accuracy {record['accuracy']['all']:.1f}% after {record['seconds']:.0f} s")
+    print(f"clean validation accuracy {record['accuracy']['all']:.1f} % after {record['seconds']:.0f} s")
     return record
 
 

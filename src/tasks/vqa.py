@@ -96,8 +96,9 @@ def train(args: VqaArgs, machine: Machine, start: Best | None) -> dict[str, Any]
                 train_epoch(run, folder)
                 evaluation = evaluate(machine, run.model, run.valid_loader, setup.exam)
                 state.pool(machine.accelerator)
-                metrics = state.finish_epoch(evaluation)
-                tracker.record(metrics.values(), state.updates, metrics.log_text(args.epochs))
+                metrics = state.finish_epoch(evaluation, machine.peak_memory)
+                line = messages.epoch_line(metrics, args.epochs, run.seconds_left)
+                tracker.record(metrics.values(), state.updates, line)
                 if state.best is metrics:
                     keep_best(run, folder, setup)
                 messages.save_scores(folder, evaluation, setup.exam, state)
@@ -112,11 +113,11 @@ def train(args: VqaArgs, machine: Machine, start: Best | None) -> dict[str, Any]
 
         # 5. The result.
         final, worth = state.finish(own), worth_of_choice(run, folder, setup)
-        outcome = messages.result_of(vars(args), state, setup, final) | worth.values()
+        outcome = messages.result_of(vars(args), state, setup, final, machine) | worth.values()
         folder.write("result.json", outcome)
         tracker.record(final.values(), state.updates)
         report = messages.show_report(folder) if machine.is_main and args.report else None
-        tracker.say(messages.summary_table(state, final, args.folder, args.valid, worth.rows(), report))
+        tracker.say(messages.summary_table(state, final, args.folder, worth.rows(), report))
     return outcome
 
 
@@ -163,13 +164,16 @@ def train_epoch(run: Run, folder: RunFolder) -> None:
             bar.update()
             if not accelerator.sync_gradients:
                 continue  # in the middle of an accumulated step there is nothing to log and no place to stop
+            (rate, *_) = run.schedule.get_last_lr()  # of this step, for the model
             run.schedule.step()
             state.updates += 1
             if state.updates % args.log_every == 0:
                 check_steps(run, folder)
                 means = state.means(accelerator)
-                bar.set_postfix_str(messages.progress_text(means, bar, args.batch_size * machine.processes))
-                folder.tracker.record({f"train/{k}": v for k, v in means.items()}, state.updates)
+                words = messages.progress_text(means, bar, args.batch_size * machine.processes)
+                bar.set_description_str(title + words + messages.left(run.seconds_left))
+                curves = {f"train/{name}": value for name, value in (means | {"lr": rate}).items()}
+                folder.tracker.record(curves, state.updates)
             if machine.should_stop(state.updates):
                 raise Interrupted
             if state.updates % args.save_every == 0:

@@ -9,6 +9,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from common.errors import RunError
+from common.words import plural
 from training.optim import JointOptimizer
 
 SHOWN = 8  # question ids in a sentence
@@ -108,4 +109,4 @@ def require_finite(tensors: Iterable[Tensor], step: int) -> None:
 def shown(ids: list[int]) -> str:
     """The first ids in words."""
     more = f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else ""
-    return f"question{'s' * (len(ids) > 1)} {', '.join(map(str, ids[:SHOWN]))}{more}"
+    return f"{plural(len(ids), 'question')} {', '.join(map(str, ids[:SHOWN]))}{more}"

@@ -58,7 +58,8 @@ class Part(NamedTuple):
 
     rows: at least one, for all processes take every step together. examples: how many of these count: all, or
     none where a batch has fewer examples than there are processes. batch: examples of all processes. weight:
-    on the mean loss of this process; the mean over the processes is then the mean over the batch.
+    on the mean loss of this process. The mean over the processes, and over as many batches as are accumulated
+    for a step, is then the mean over the examples of the step, also if it is the last and smaller one.
     """
 
     rows: slice
@@ -72,14 +73,17 @@ class SharedBatches(Sampler[list[int]]):
 
     Each batch is cut into as many runs of neighbours as there are processes, equally long up to one example,
     the last and short batch too: nothing is repeated to complete it. A process for which nothing is left
-    repeats an example of its neighbour, which does not count.
+    repeats an example of its neighbour, which does not count. accumulate: batches a step.
     """
 
-    def __init__(self, sampler: Sampler[int], batch_size: int, processes: int = 1, rank: int = 0) -> None:
+    def __init__(
+        self, sampler: Sampler[int], batch_size: int, processes: int = 1, rank: int = 0, accumulate: int = 1
+    ) -> None:
         self.sampler = sampler  # accelerate's `set_epoch` looks for this name
         self.batch_size = batch_size
         self.processes = processes
         self.rank = rank
+        self.accumulate = accumulate
 
     def __len__(self) -> int:
         return math.ceil(len(self.sampler) / self.batch_size)
@@ -94,4 +98,6 @@ class SharedBatches(Sampler[list[int]]):
         start, stop = (batch * rank // self.processes for rank in (self.rank, self.rank + 1))
         examples = stop - start
         rows = slice(start, max(stop, start + 1))
-        return Part(rows, examples, batch, self.processes * examples / batch)
+        whole = self.accumulate * self.batch_size
+        step = min(whole, len(self.sampler) - number // self.accumulate * whole)  # its examples
+        return Part(rows, examples, batch, self.processes * self.accumulate * examples / step)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import os
+import resource
 import signal
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -29,6 +32,9 @@ from common.errors import Interrupted, RunError, UserError
 from training.loader import EpochSampler, Part, SharedBatches
 from training.signals import StopSignal, end_without, held_back, is_launched, serve, stop_on_signal
 
+COLUMNS = 79  # of a terminal; in the last one some begin a new line
+BAR = "{desc} {percentage:3.0f}% |{bar}|"
+
 
 class Machine:
     """What the trainer asks of the machine beyond accelerate's own `accelerator`.
@@ -47,6 +53,7 @@ class Machine:
         bars: bool = True,
         agree_every: int = 1,
     ) -> None:
+        self.started = time.perf_counter()
         precision = usual_precision() if precision == "auto" else precision
         self.precision = precision
         launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -70,6 +77,7 @@ class Machine:
         self.rank = self.accelerator.process_index
         self.gate_noise: torch.Generator | None = None  # see `seed_processes`
         self.stop = StopSignal()
+        self._accumulate = accumulate
         self._workers = workers
         self._bars = bars
         self._agree_every = agree_every
@@ -84,6 +92,16 @@ class Machine:
         """What a user knows the device as."""
         on_gpu = self.device.type == "cuda"
         return torch.cuda.get_device_name(self.device) if on_gpu else self.device.type
+
+    @property
+    def peak_memory(self) -> float:
+        """Of this process, in GB: on a GPU the most that PyTorch has handed out, else the resident set."""
+        if self.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self.device)
+        else:
+            kilo = 1 if sys.platform == "darwin" else 1024  # the unit of ru_maxrss
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilo
+        return round(peak / 1e9, 3)
 
     def say(self, text: str) -> None:
         """Print on the main process."""
@@ -120,7 +138,7 @@ class Machine:
 
         `batch_size` is that of one process; its `batch_sampler` is a `SharedBatches`.
         """
-        loader = self._shared(dataset, batch_size, seed, lengths)
+        loader = self._shared(dataset, batch_size, seed, lengths, self._accumulate)
         # As for one process: accelerate would deal out again what is dealt out, and repeat examples.
         return prepare_data_loader(
             loader, self.device, num_processes=1, process_index=0, put_on_device=True, non_blocking=True
@@ -130,10 +148,12 @@ class Machine:
         """Batches in the order of `training_loader`, without end, beside those of another loader."""
         return Stream(self, self._shared(dataset, batch_size, seed, lengths))
 
-    def _shared(self, dataset: Dataset, batch_size: int, seed: int, lengths: Any) -> DataLoader:
+    def _shared(
+        self, dataset: Dataset, batch_size: int, seed: int, lengths: Any, accumulate: int = 1
+    ) -> DataLoader:
         shared = batch_size * self.processes
         order = EpochSampler(len(dataset), seed, shared, lengths)
-        return self._loader(dataset, SharedBatches(order, shared, self.processes, self.rank))
+        return self._loader(dataset, SharedBatches(order, shared, self.processes, self.rank, accumulate))
 
     def _loader(self, dataset: Dataset, batches: Sampler[list[int]]) -> DataLoader:
         """The data set assembles its batches itself, as arrays, which `default_convert` makes tensors.
@@ -155,9 +175,13 @@ class Machine:
         )
 
     def progress_bar(self, title: str, total: int, done: int = 0) -> AbstractContextManager[tqdm]:
-        """A bar over steps that disappears when full: what lasts is in the log."""
+        """A bar over steps that disappears when full: what lasts is in the log.
+
+        Its words fit a terminal, so that they are never cut; the bar itself gets the room that they leave.
+        """
         hidden = not (self._bars and self.is_main)
-        return tqdm(total=total, initial=done, desc=title, unit="step", leave=False, disable=hidden)
+        look = {"unit": "step", "leave": False, "ncols": COLUMNS, "bar_format": BAR}
+        return tqdm(total=total, initial=done, desc=title, disable=hidden, **look)
 
     def batches(self, loader: DataLoader) -> Iterator[Any]:
         """The batches of a loader. A UserError in a process that reads them comes in its own words."""

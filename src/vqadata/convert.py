@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common.errors import StoreError
+from common.words import counted
 from vqadata.feature_files import ImageRow, Item, RowFault
 from vqadata.feature_layout import MANIFEST, Layout, pack_row
 from vqadata.feature_writer import JOURNAL, StoreWriter
@@ -212,7 +213,7 @@ def _take(chunk: Sequence[Packed], writer: StoreWriter, max_faults: int) -> None
         append()  # what comes before the fault
         fault = f"{packed.item.place}: {fault}."
         if len(writer.faults) >= max_faults:
-            before = f" {len(writer.faults)} rows were left out before." if writer.faults else ""
+            before = f" {counted(len(writer.faults), 'row', 'was')} left out before." if writer.faults else ""
             raise StoreError(
                 f"{fault}{before} Mend the file, or allow rows to be left out with --max-faults."
             )

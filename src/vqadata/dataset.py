@@ -15,6 +15,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from common.errors import DataError
+from common.words import counted
 from vqadata.encoded import Questions
 from vqadata.features import FeatureStores
 
@@ -41,7 +42,7 @@ def answers_fault(questions: Questions, answers: Collection[str]) -> str | None:
     A question without label is one whose answers nobody told: it must not count as answered wrong. An empty
     label says that none of its answers is among `answers`.
     """
-    count, unlabelled = f"{len(questions):,} questions", questions.question_ids[~questions.labelled]
+    count, unlabelled = f"{counted(len(questions), 'question')}", questions.question_ids[~questions.labelled]
     if len(unlabelled) == len(questions):
         return f"none of its {count} has an answer"
     if len(unlabelled):
@@ -142,7 +143,7 @@ class VqaDataset(Dataset):
     def omissions(self) -> list[str]:
         """Which questions are not here, for want of features, in words; of each split a sentence."""
         return [
-            f"left out, as their images have no features: {count:,} questions of {split}"
+            f"left out, as their images have no features: {counted(count, 'question')} of {split}"
             for split, count in self.left_out.items()
         ]
 

@@ -111,7 +111,12 @@ def read_questions(
 def _image_name(record: Mapping[str, Any], image_set: str | None) -> str:
     """As features know the image of an official question."""
     image_id, image_set = record["image_id"], image_set or record.get("coco_split")
-    return f"COCO_{image_set}_{image_id:012d}" if image_set and type(image_id) is int else nfc(str(image_id))
+    return coco_name(image_set, image_id) if image_set and type(image_id) is int else nfc(str(image_id))
+
+
+def coco_name(image_set: str, image_id: int) -> str:
+    """As features know an image of COCO by its number."""
+    return f"COCO_{image_set}_{image_id:012d}"
 
 
 def read_question_ids(path: Path) -> set[int]:

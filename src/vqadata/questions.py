@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import DataError
+from common.words import counted
 from vqadata.answers import MIN_OCCURRENCES, build_vocabulary, guess_answer_type, soft_target, tidy
 from vqadata.files import find_source, is_there, read_json, read_source
 from vqadata.folder import DataFolder, Prepared
@@ -24,6 +25,7 @@ from vqadata.official import (
     Annotation,
     Answered,
     Question,
+    coco_name,
     read_question_ids,
     read_vqav2,
     require,
@@ -107,7 +109,7 @@ def annotate(
         missing = [record["question_id"] for record in records if record["question_id"] not in known]
         if missing:
             raise DataError(
-                f"{len(missing):,} questions of {name} have no annotation, the first is {missing[0]}."
+                f"{name}: {counted(len(missing), 'question', 'has')} no annotation, first {missing[0]}."
             )
     return {name: [known[record["question_id"]] for record in records] for name, records in splits.items()}
 
@@ -197,15 +199,20 @@ def read_minival_images(path: Path) -> set[str]:
     """The images of minival.
 
     `path` is LXMERT's `minival.json` (all its images), or a list of image ids in the row order of
-    `val2014_obj36.tsv`, such as the `image_ids.json` of a feature store (the first 5000).
+    `val2014_obj36.tsv`, such as the `image_ids.json` of a feature store (the first 5000): as features know
+    them, or COCO's numbers. DataError for anything else.
     """
     entries = read_json(path)
     if isinstance(entries, list) and entries:
+        if all(type(entry) is int and entry > 0 for entry in entries):
+            entries = [coco_name("val2014", entry) for entry in entries]
         if all(isinstance(entry, str) for entry in entries):
             return set(entries[:MINIVAL_IMAGES])
         if all(isinstance(entry, dict) and isinstance(entry.get("img_id"), str) for entry in entries):
             return {entry["img_id"] for entry in entries}
-    raise DataError(f"{path} is neither a list of image ids nor LXMERT's minival.json.")
+    raise DataError(
+        f"{path} is neither a list of image ids, which are texts or whole numbers, nor LXMERT's minival.json."
+    )
 
 
 def read_test_ids(path: Path) -> set[int]:

@@ -20,6 +20,7 @@ if __name__ == "__main__":  # as a script it is not in a package: make it one
 
 from common.cli import Parser, run_command
 from common.errors import DataError
+from common.words import counted
 from vqadata.answers import ANSWER_TYPES, agreement, normalise, tidy
 from vqadata.official import Annotation, read_annotations, read_question_ids
 from vqadata.records import prediction_fault, read_records
@@ -104,7 +105,7 @@ def restrict(truth: GroundTruth, question_ids: Collection[int]) -> GroundTruth:
     """What humans answered to these questions only; DataError if one of them has no annotation."""
     missing = [question_id for question_id in question_ids if question_id not in truth]
     if missing:
-        raise DataError(f"{len(missing)} questions have no annotation: {_some(missing)}.")
+        raise DataError(f"{counted(len(missing), 'question', 'has')} no annotation: {_some(missing)}.")
     return {question_id: truth[question_id] for question_id in question_ids}
 
 
@@ -144,10 +145,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _check_questions(truth: GroundTruth, predictions: Mapping[int, str]) -> None:
     misfits = {
-        "questions are not answered": [number for number in truth if number not in predictions],
-        "answers have no annotation": [number for number in predictions if number not in truth],
+        ("question", "is", "not answered"): [number for number in truth if number not in predictions],
+        ("answer", "has", "no annotation"): [number for number in predictions if number not in truth],
     }
-    faults = [f"{len(numbers):,} {what}: {_some(numbers)}" for what, numbers in misfits.items() if numbers]
+    faults = [
+        f"{counted(len(numbers), what, verb)} {how}: {_some(numbers)}"
+        for (what, verb, how), numbers in misfits.items()
+        if numbers
+    ]
     if faults:
         raise DataError(
             f"The predictions do not fit the annotations ({'; '.join(faults)}); exactly the annotated "

@@ -8,7 +8,7 @@ from tests.helpers.paths import SHARED, needs_shared_data
 import lxmert.sources
 import lxmert.tokens
 from common.errors import CheckpointError
-from lxmert.tokens import encode, load_tokenizer
+from lxmert.tokens import encode, load_tokenizer, unknown_words
 
 VOCABULARY = SHARED / "bert-base-uncased-vocab.txt"
 SMALL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "what", "color", "##s", "is", "the", "cat", "?"]
@@ -139,3 +139,29 @@ def test_a_cased_tokenizer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
     with pytest.raises(CheckpointError, match="upper case"):
         load_tokenizer(str(tmp_path))
+
+
+def test_words_that_cannot_be_spelled_are_counted(small: str) -> None:
+    questions = ["What is life?", "is the CAT life or a cat", "what colors"]
+    assert unknown_words(load_tokenizer(small), questions) == {"life": 2, "or": 1, "a": 1}
+
+
+def test_a_vocabulary_may_be_a_file_of_any_name(small: str, tmp_path: Path) -> None:
+    file = Path(small, "vocab.txt").rename(tmp_path / "pieces")
+    ids, _ = encode(load_tokenizer(str(file)), ["What COLORS"])
+    assert ids.tolist() == [[CLS, WHAT, COLOR, PLURAL, SEP]]
+
+
+def test_a_vocabulary_file_that_names_a_piece_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "pieces").write_text("\n".join([*SMALL, "cat", "dog"]))
+    with pytest.raises(CheckpointError, match="names a piece twice"):
+        load_tokenizer(str(tmp_path / "pieces"))
+
+
+def test_offline_the_error_says_where_a_vocabulary_may_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: object, **__: object) -> str:
+        raise OSError("no network")
+
+    monkeypatch.setattr(lxmert.sources, "snapshot_download", offline)
+    with pytest.raises(CheckpointError, match=r"vocab\.txt is enough: put it beside .* --vocab FILE"):
+        load_tokenizer("google-bert/bert-base-uncased")

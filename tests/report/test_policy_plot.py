@@ -263,6 +263,17 @@ def test_names_with_dollars_are_no_formulas(tmp_path: Path) -> None:
     assert (tmp_path / "pictures" / "policy_by_question_type.png").is_file()
 
 
+def test_long_names_are_cut() -> None:
+    usage = gate_table("block", SMALL)
+    gates = len(usage["live"])
+    types = ["what is the colour of the thing " * 8, "count"]
+    share = np.full((2, gates), 0.5) + [[0.1], [0.2]]
+    figure = question_type_figure(usage, types, share, np.full(gates, 0.5), "run " * 100)
+    labels = [label.get_text() for axes in figure.axes for label in axes.get_yticklabels()]
+    assert max(map(len, labels)) <= 40 + len(" (0.60)") and any("…" in label for label in labels)
+    assert len(figure.texts[0].get_text()) <= 95
+
+
 @pytest.mark.parametrize("backend", ["nonsense", "module://matplotlib_inline.backend_inline"])
 def test_pictures_need_no_window_whatever_the_users_back_end_is(backend: str) -> None:
     code = "import report.policy_plot, matplotlib; print(matplotlib.rcParams['backend'])"

@@ -119,6 +119,14 @@ def test_a_panel_has_a_point_with_bars_for_each_row_but_those_from_scratch(runs:
         )  # twice the deviation, of the gap only
 
 
+def test_names_of_data_are_no_formulas_and_are_cut_where_they_are_long(tmp_path: Path) -> None:
+    name = r"$\\frac{ rate $" + " of a third" * 20
+    runs = [write_run(tmp_path, label, seed, "mine") for label in (name, "standard") for seed in (0, 1)]
+    (axes,) = scatter_figure(make_tables(runs), "val_accuracy", "gap").axes
+    texts = [note.get_text() for note in names_on(axes)]
+    assert max(map(len, texts)) == 40 and any(text.startswith("$") for text in texts)
+
+
 def test_shapes_tell_rows_apart_and_are_the_same_in_every_panel(tmp_path: Path) -> None:
     runs = [write_run(tmp_path, label, 0, dataset) for dataset in ("a", "b") for label in EIGHT]
     shapes = []

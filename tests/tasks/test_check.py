@@ -174,7 +174,7 @@ def test_a_damaged_file_is_named(folder: Path, capsys: pytest.CaptureFixture[str
             "features.npy",
             lambda data: data[:-1] + b"!",
             True,
-            "1 images do not match .* COCO_val2014_000000000002",
+            "1 image does not match .* COCO_val2014_000000000002",
         ),
     ],
 )

@@ -265,7 +265,7 @@ def test_predictions_that_cannot_be_compared_are_one_sentence(root: Path) -> Non
     annotations = write_annotations(root)
     for pair, reason in (
         ((one, few), "3 questions are answered in only one of"),
-        ((more, more), "1 questions have no annotation: 9"),
+        ((more, more), "1 question has no annotation: 9"),
         ((one, root / "none.json"), "none.json"),
     ):
         files = ["--predictions", *(file.name for file in pair), "--annotations", annotations.name]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,10 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tqdm import tqdm
 
 from tasks.finetune import messages
+from tasks.finetune.ask import answer_lines
 from tasks.finetune.evaluate import BREAKDOWNS
-from tasks.finetune.metrics import FinalMetrics
+from tasks.finetune.metrics import EpochMetrics, FinalMetrics
+from training.machine import Machine
 from training.run_folder import RunFolder
 
 GATES = {
@@ -113,7 +119,41 @@ def test_a_folder_of_pictures_that_may_not_be_looked_at_is_not_shown(
         **dict.fromkeys(("val_official", *(f"val_by_{field}" for field in BREAKDOWNS))),
         **{"rows": lambda: [("accuracy", "50 %")], "epoch": 1, "val_accuracy": 50.0},
     )
-    state: Any = SimpleNamespace(history=[epoch], best=epoch, seconds=1.0, policy_steps=0)
+    state: Any = SimpleNamespace(history=[epoch], best=epoch, seconds=1.0, wall_seconds=2.0, policy_steps=0)
     monkeypatch.setattr(Path, "is_dir", refuse)
-    table = messages.summary_table(state, FinalMetrics(60.0, 10.0), Path("snap/vqa/run"), "minival")
+    table = messages.summary_table(state, FinalMetrics(60.0, 10.0), Path("snap/vqa/run"))
     assert "best weights" in table and "pictures" not in table
+
+
+def test_the_longest_epoch_line_and_bar_fit_a_terminal() -> None:
+    metrics = EpochMetrics(
+        epoch=14, train_loss=12.5, train_accuracy=100.0, val_accuracy=99.99, gap=-10.01, share_tuned=0.55,
+        val_official={"overall": 99.99},
+    )  # fmt: skip
+    line = messages.epoch_line(metrics, 14, 36_187.0)
+    assert line.startswith("epoch 14/14 train 100.00 val 99.99 vqa 99.99 gap -10.01 tuned 0.55")
+    assert len(line) <= 80
+    assert messages.epoch_line(replace(metrics, val_official=None), 14, 187.0).endswith(", 03:07 left")
+    bar: Any = SimpleNamespace(format_dict={"rate": 385.0})
+    means = {"loss": 12.575, "accuracy": 99.9, "share_tuned": 0.55}
+    title = "epoch 14/14" + messages.progress_text(means, bar, 32) + messages.left(36_187.0)
+    shown = io.StringIO()
+    with Machine().progress_bar(title, 20_000) as real:
+        real.fp = shown
+        text = tqdm.format_meter(**{**real.format_dict, "prefix": title, "n": 12_345})
+    assert title in text and " 62% |" in text and len(text) <= 79
+
+
+def test_long_paths_stand_below_the_table() -> None:
+    epoch = EpochMetrics(epoch=1, train_accuracy=50.0, val_accuracy=50.0, gap=0.0)
+    state: Any = SimpleNamespace(history=[epoch], best=epoch, seconds=1.0, wall_seconds=200.0, policy_steps=0)
+    folder = Path("snap/vqa/compare-scenes-SpotTune_Block-LoRA8-0")
+    table = messages.summary_table(state, FinalMetrics(60.0, 10.0), folder)
+    assert max(map(len, table.splitlines())) <= 80
+    assert str(folder / "BEST") in table
+    assert re.search("training time +1 s\ntotal time +3 min\n", table)
+
+
+def test_long_answers_fit_a_terminal() -> None:
+    lines = list(answer_lines({"a very long answer " * 20: 0.5, "yes": 1.0}))
+    assert max(map(len, lines)) <= 80

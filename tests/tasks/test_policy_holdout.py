@@ -27,7 +27,7 @@ from tasks.finetune.run import Run
 from training.machine import end_workers
 
 SNAP, OUT = Path("snap/vqa"), Path("out")
-TIMES = ("seconds", "examples_per_second")
+TIMES = ("seconds", "examples_per_second", "wall_seconds", "peak_memory_gb")
 SPLITS = ("train", "nominival")
 
 

@@ -23,7 +23,7 @@ from tasks.finetune.args import VqaArgs
 from training.signals import StopSignal
 
 BATCH, VALIDATION = 28, 53
-TIMES = ("seconds", "examples_per_second")
+TIMES = ("seconds", "examples_per_second", "wall_seconds", "peak_memory_gb")
 SNAP = Path("snap/vqa")
 STOP = 13  # of eighteen steps of ten questions, in the middle of the second epoch
 

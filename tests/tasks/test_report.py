@@ -88,7 +88,7 @@ def test_averaged_gates_are_no_choice_and_are_not_kept(args: VqaArgs) -> None:
 
 def test_every_run_ends_with_a_report_and_says_where(args: VqaArgs, capsys: Capture) -> None:
     vqa.main(replace(args, epochs=2, report=True))
-    assert f"look at it: {FILE} in a browser" in " ".join(capsys.readouterr().out.split())
+    assert f"look at it: {FILE}" in " ".join(capsys.readouterr().out.split())
     read = page()
     (record,) = json.loads((Path(args.data) / "vqav2" / "minival.json").read_text())[3:4]
     (entry,) = (each for each in read.data["questions"] if each["id"] == str(record["question_id"]))
@@ -115,7 +115,7 @@ def test_a_report_that_fails_costs_one_sentence(args: VqaArgs, monkeypatch: pyte
     assert json.loads((FOLDER / "result.json").read_text()) == outcome
     log = (FOLDER / "train.log").read_text()
     assert "There is no report of this run (RuntimeError: a bug of the report)." in " ".join(log.split())
-    assert "in a browser" not in log and "best weights" in log
+    assert "look at it" not in log and "best weights" in log
 
 
 def test_without_the_template_library_there_is_no_report(

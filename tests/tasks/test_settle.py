@@ -133,6 +133,33 @@ def test_a_run_remembers_its_data_set(
     assert capsys.readouterr().out.count("EMBEDDED SCENES") == 1
 
 
+@pytest.mark.parametrize("found", [[], ["mine", "vqacpv2"]])
+def test_the_banner_says_what_is_so(args: VqaArgs, found: list[str], tmp_path: Path) -> None:
+    """There may be VQA data, only not that which `--dataset auto` takes."""
+    for name in ("lxmert", "scenes", *found):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        (tmp_path / "data" / name / "train.json").write_text("[]")
+    (tmp_path / "data" / "lxmert" / "train.json").unlink()
+    said: list[str] = []
+    settle(replace(args, dataset="auto", data="data"), said.append)
+    (text,) = said
+    assert max(map(len, text.splitlines())) <= 80
+    assert "No VQA v2 below data/vqav2: this run uses the EMBEDDED SCENES" in " ".join(text.split())
+    assert ("Prepared as well: mine, vqacpv2, for --dataset." in " ".join(text.split())) == bool(found)
+
+
+def test_a_test_without_a_split_is_on_what_the_run_validated_on(
+    args: VqaArgs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vqa.main(replace(args, epochs=1, train="train,minival", valid="nominival", strategy="standard"))
+    again = parse_args(["--version", "run", "--data", args.data, "--test", "--load", "snap/vqa/run/BEST"])
+    assert again.test is not None
+    capsys.readouterr()
+    assert vqa.main(again)["split"] == "nominival"
+    settled, _ = settle(replace(again, dataset="scenes", data="elsewhere"), print)
+    assert settled.test == "minival"  # of the recipe: the run was on other data
+
+
 @pytest.mark.parametrize("flag", ["--version", "--dataset", "--train", "--valid", "--test"])
 @pytest.mark.parametrize("name", ["/etc/x", "../x", "a/b", "\x1b[31m", ".hidden"])
 def test_names_that_could_lead_elsewhere_are_refused(
@@ -151,6 +178,6 @@ def test_human_answers_that_lack_a_question_are_refused_before_training(
     file = tmp_path / "data" / "vqav2" / "annotations" / "minival.json"
     document = json.loads(file.read_text())
     file.write_text(json.dumps({"annotations": document["annotations"][1:]}))
-    with pytest.raises(UserError, match="1 questions have no annotation"):
+    with pytest.raises(UserError, match="1 question has no annotation"):
         vqa.main(replace(args, data="data"))
     assert not Path("snap").exists()

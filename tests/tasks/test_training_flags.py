@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from torch import Tensor
 
 from lxmert.tokens import load_tokenizer
@@ -37,6 +38,37 @@ def test_two_half_batches_accumulated_are_one_whole_batch(args: VqaArgs) -> None
     halves = losses_of(replace(plain, version="halves", batch_size=10, accumulate=2))
     assert len(whole) == 5
     assert halves == pytest.approx(whole, rel=1e-4)
+
+
+def test_the_last_step_of_an_epoch_averages_over_its_own_examples(args: VqaArgs) -> None:
+    """100 examples are steps of 60 and 40, the 40 as a batch or as one of 30 and one of 10.
+
+    With SGD, which makes a larger step of a larger gradient, as Adam does not.
+    """
+    plain = {"strategy": "standard", "dropout": 0.0, "group_by_length": False, "optim": "sgd", "lr": 0.1}
+    args = replace(args, **plain, epochs=2, clip=1e6)
+    whole = losses_of(replace(args, version="whole", batch_size=60))
+    parts = losses_of(replace(args, version="parts", batch_size=30, accumulate=2))
+    assert len(whole) == 4
+    assert parts == pytest.approx(whole, rel=1e-5)
+
+
+def test_each_step_records_its_learning_rate_and_the_end_what_the_run_took(args: VqaArgs) -> None:
+    """Two of five steps warm up, so the rates are 1/2, 1, and then thirds on the way to 0."""
+    outcome = vqa.main(replace(args, strategy="standard", lr=0.06, warmup=0.4, precision="fp32"))
+    lines = [json.loads(line) for line in (args.folder / "metrics.jsonl").read_text().splitlines()]
+    rates = [line["train/lr"] for line in lines if "train/lr" in line]
+    assert rates == pytest.approx(expected_rates(0.06, warm=2, steps=5))
+    assert (outcome["precision"], outcome["threads"]) == ("fp32", torch.get_num_threads())
+    assert 0.05 < outcome["peak_memory_gb"] < 50
+    assert outcome["wall_seconds"] > outcome["seconds"] > 0
+    log = (args.folder / "train.log").read_text()
+    assert "training time" in log and "total time" in log
+
+
+def expected_rates(peak: float, warm: int, steps: int) -> list[float]:
+    """Of each step: up to the peak in `warm` steps, and down to 0 at the end."""
+    return [peak * min(step / warm, (steps - step) / (steps - warm)) for step in range(steps)]
 
 
 @pytest.mark.parametrize("strategy", ["standard", "SpotTune", "SpotTune_Block"])

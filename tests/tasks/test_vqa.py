@@ -23,7 +23,7 @@ from tasks.finetune.evaluate import Exam
 from tasks.finetune.strategies import STRATEGIES
 from vqadata.dataset import VqaDataset
 
-TIMES = ("seconds", "examples_per_second")
+TIMES = ("seconds", "examples_per_second", "wall_seconds", "peak_memory_gb")
 
 
 def metrics_of(folder: Path) -> list[dict]:
@@ -154,6 +154,8 @@ def test_the_official_score_is_that_of_the_scoring_command(args: VqaArgs) -> Non
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=True)
     assert f"{tested['official']['overall']:.2f}" in done.stdout
     assert set(outcome["val_official"]["by_question_type"]) == {"colour", "yes or no"}
+    official = tested["official"]
+    assert all(official[name] == round(official[name], 4) for name in ("overall", "vocabulary_bound"))
     # With seven of ten humans saying the right answer, the official score is that of the label.
     assert tested["official"]["overall"] == pytest.approx(tested["accuracy"])
 

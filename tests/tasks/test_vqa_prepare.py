@@ -55,7 +55,7 @@ def test_empty_human_answers_are_kept_and_counted(root: Path, capsys: pytest.Cap
     document["annotations"][3]["answers"][0]["answer"] = " "
     file.write_text(json.dumps(document))
     prepare_vqav2(root)
-    assert "1 questions have an empty human answer; it is kept" in capsys.readouterr().out
+    assert "1 question has an empty human answer, kept" in capsys.readouterr().out
 
 
 def test_minival_is_taken_from_the_feature_store(root: Path) -> None:

@@ -11,7 +11,7 @@ from accelerate import skip_first_batches
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader, Dataset
 
-from training.loader import EpochSampler
+from training.loader import EpochSampler, SharedBatches
 from training.machine import Machine
 
 SIZE, BATCH = 23, 4
@@ -180,6 +180,21 @@ def test_processes_share_the_batches_of_one_and_repeat_nothing_that_counts(
         weighed = [part.weight * np.mean(examples) for part, examples in zip(dealt, parts, strict=True)]
         assert np.mean(weighed) == pytest.approx(np.mean(flat(taken)))
     assert seen == expected
+
+
+@pytest.mark.parametrize(("size", "processes", "accumulate"), [(23, 1, 3), (24, 1, 4), (25, 2, 2), (7, 3, 5)])
+def test_the_batches_of_a_step_weigh_as_their_examples_do(size: int, processes: int, accumulate: int) -> None:
+    """Losses are divided by `accumulate` where they are added up, also in a last step of fewer batches."""
+    batch, values = BATCH * processes, np.random.default_rng(0).normal(size=size)
+    dealt = [SharedBatches(range(size), batch, processes, rank, accumulate) for rank in range(processes)]
+    for start in range(0, len(dealt[0]), accumulate):
+        total = 0.0
+        for number in range(start, min(start + accumulate, len(dealt[0]))):
+            examples = values[number * batch : (number + 1) * batch]
+            parts = [shared.part(number) for shared in dealt]
+            total += np.mean([p.weight * examples[p.rows].mean() if p.examples else 0.0 for p in parts])
+        step = values[start * batch : (start + accumulate) * batch]
+        assert total / accumulate == pytest.approx(step.mean())
 
 
 @grouped_or_not

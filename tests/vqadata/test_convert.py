@@ -289,7 +289,7 @@ def test_broken_detections_matter_only_if_they_are_wanted(tmp_path: Path) -> Non
 def test_faulty_rows_are_left_out_with_a_count_up_to_the_limit(tmp_path: Path) -> None:
     bad = line(image(1), num_boxes=2)
     (tmp_path / "x.tsv").write_bytes(bad + GOOD + bad + line(image(8)) + bad)
-    with pytest.raises(StoreError, match=r"line 3: .* 1 rows were left out before"):
+    with pytest.raises(StoreError, match=r"line 3: .* 1 row was left out before"):
         store_of(tmp_path / "x.tsv", tmp_path / "store", max_faults=1)
     done = convert(
         TsvSource(tmp_path / "x.tsv"), tmp_path / "store", Options(regions=4), max_faults=3, progress=False

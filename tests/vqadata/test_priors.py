@@ -156,7 +156,7 @@ def test_parts_hold_every_question_once_and_validation_has_its_own_images() -> N
     assert images["cp_val"] and not images["cp_train"] & images["cp_val"]
     for name, split in prepared.annotations.items():
         assert [annotation.question_id for annotation in split] == ids[name]
-    with pytest.raises(DataError, match=r"1 questions of cp_.* have no annotation, the first is 0"):
+    with pytest.raises(DataError, match=r"cp_.*: 1 question has no annotation, first 0"):
         prepare_priors(rows, changing_priors(rows), annotations[1:], ["yes"], holdout=0.1, seed=0)
 
 

@@ -182,8 +182,15 @@ def test_minival_is_the_first_5000_images_of_a_list_or_all_of_lxmerts(tmp_path: 
     assert read_minival_images(path) == {f"image {number}" for number in range(5000)}
     path.write_text(json.dumps([{"img_id": "b"}, {"img_id": "a"}, {"img_id": "b"}]))
     assert read_minival_images(path) == {"a", "b"}
-    path.write_text(json.dumps([1, 2]))
-    with pytest.raises(DataError, match="neither a list of image ids nor"):
+    path.write_text(json.dumps([42, 139]))
+    assert read_minival_images(path) == {"COCO_val2014_000000000042", "COCO_val2014_000000000139"}
+
+
+@pytest.mark.parametrize("entries", [[1, "a"], [1.0, 2.0], [True], [-1], [], {"a": 1}])
+def test_minival_images_that_are_none_are_refused(tmp_path: Path, entries: object) -> None:
+    path = tmp_path / "images.json"
+    path.write_text(json.dumps(entries))
+    with pytest.raises(DataError, match="neither a list of image ids, which are texts or whole numbers, nor"):
         read_minival_images(path)
 
 

@@ -189,13 +189,11 @@ def test_oracle_is_the_best_the_vocabulary_can_do(tmp_path: Path) -> None:
 
 def test_missing_and_unknown_questions_are_counted_and_named(tmp_path: Path) -> None:
     annotations = three_questions(tmp_path)
-    with pytest.raises(
-        DataError, match="2 questions are not answered: 2, 3; 1 answers have no annotation: 9"
-    ):
+    with pytest.raises(DataError, match="2 questions are not answered: 2, 3; 1 answer has no annotation: 9"):
         official_scores(annotations, {1: "yes", 9: "no"})
     part = restrict(annotations, {1})
     assert official_scores(part, {1: "yes"}).overall == 100
-    with pytest.raises(DataError, match="1 questions have no annotation: 5"):
+    with pytest.raises(DataError, match="1 question has no annotation: 5"):
         restrict(annotations, {1, 5})
 
 

@@ -11,12 +11,13 @@ import typing
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from adaptive.policy import ESTIMATORS
 from adaptive.terms import TERMS
-from common.cli import Parser
+from common.cli import Parser, user_path
 from common.errors import UserError
 from common.files import check_name
 from tasks.finetune.gating import WAYS
@@ -28,17 +29,19 @@ from training.record import Record
 from training.tracker import NONE, TENSORBOARD, WANDB, Channels, require_trackers
 
 IMAGES_TINY, IMAGES_FAST = 512, 5000
+OWN_SPLIT = "(valid)"  # a value of `test`: that on which the run validated
 SCENES_MODEL = "snap/pretrained/lxmert-scenes"
 RELEASED_MODEL = "unc-nlp/lxmert-base-uncased"
 
 
-def flag(default: Any, help: str, *, old: str = "", choices: Collection[str] = (), section: str = "") -> Any:
-    """A field that is a flag; `old` is its other spelling, `section` opens a group in --help.
+def flag(default: Any, help: str, **more: Any) -> Any:
+    """A field that is a flag, and `more` about it.
 
-    choices: the values, or a table of what each of them is, `about` it; of `name:WORD` the word is free. The
-    default None means that it is settled later, see `tasks.finetune.settle`.
+    old: its spelling in the earlier implementation. section: opens a group in --help. bare: the value of the
+    flag if it is given without one. choices: the values, or a table of what each of them is, `about` it; of
+    `name:WORD` the word is free. The default None: it is settled later, see `tasks.finetune.settle`.
     """
-    metadata = {"help": help, "old": old, "choices": choices, "section": section}
+    metadata = {"help": help, "old": "", "choices": (), "section": "", "bare": None} | more
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -54,7 +57,12 @@ class VqaArgs:
     load: str | None = flag(
         None, "A BEST folder, its run, or an export, to start from, or with --test to evaluate."
     )
-    test: str | None = flag(None, "Only evaluate --load on this split and write its predictions.")
+    test: str | None = flag(
+        None,
+        "Only evaluate --load on this split and write its predictions; without a name, on the validation "
+        "split of its run.",
+        bare=OWN_SPLIT,
+    )
     controls: bool = flag(
         False,
         "With --test, evaluate the same weights under other gates too: exchanged between questions, a fixed "
@@ -113,6 +121,11 @@ class VqaArgs:
     )
     load_lxmert_qa: str | None = flag(
         None, "The original's <path>_LXRT.pth, with its answer head, matched by answer.", old="loadLXMERTQA"
+    )
+    vocab: str | None = flag(
+        None,
+        "BERT's vocab.txt, a file of word pieces, one per line. Default: that in the folder of the weights, "
+        "else the hub's.",
     )
     from_scratch: bool | None = flag(None, "Start from random weights.", old="fromScratch")
     llayers: int | None = flag(None, "Language layers. Default: as in the pre-trained model.")
@@ -193,7 +206,11 @@ class VqaArgs:
         "Epochs in which only the answer head trains, on features without dropout; then all trains. Each has "
         "a warm-up and a schedule of its own.",
     )
-    accumulate: int = flag(1, "Batches whose gradients are added up for one step.")
+    accumulate: int = flag(
+        1,
+        "Batches whose gradients are averaged for one step, over examples: also if the last step of an epoch "
+        "has fewer.",
+    )
     group_by_length: bool = flag(True, "Put questions of like length into one batch.")
 
     policy: str | None = flag(None, "What decides.", choices=POLICIES, section="policy")
@@ -337,7 +354,17 @@ FREE_FIELDS = frozenset(
     {"num_workers", "save_every", "log_every", "tqdm", "wandb", "test", "keep"}
     | {"tracker", "wandb_project", "wandb_entity", "wandb_group"}
     | {"question", "questions", "image_id", "image", "weights"}
-    | {"controls", "max_bad_steps", "accept_changes", "version", "output", "label", "data", "pretrained"}
+    | {
+        "controls",
+        "max_bad_steps",
+        "accept_changes",
+        "version",
+        "output",
+        "label",
+        "data",
+        "pretrained",
+        "vocab",
+    }
     | {"precision", "interpolate", "tune_from", "report"}
 )
 # Of these it matters whether they were given: they choose how weights are read.
@@ -390,6 +417,15 @@ RECIPES = {
 }
 
 
+METAVARS = {int: "N", float: "X"}
+_BY_DATA_SET = ("batch_size", "lr", "epochs")
+# Flags that name files or folders; of these the second ones may be hub ids or names of runs.
+NAMES_TOO = ("pretrained", "tune_from", "refit")
+PATHS = (
+    *("output", "load", "questions", "image", "weights", "data", "load_lxmert", "load_lxmert_qa", "vocab"),
+    *NAMES_TOO,
+)
+
 # Those that must be greater than 0 where they are given.
 POSITIVE = (
     "batch_size", "lr", "epochs", "clip", "accumulate", "save_every", "log_every",
@@ -407,6 +443,7 @@ def parse_args(argv: Sequence[str] | None = None) -> VqaArgs:
     """The command line as a checked `VqaArgs`; exits with code 2 and a sentence on a mistake."""
     parser = Parser(
         prog="vqa.py",
+        usage="bash run/vqa_finetune.bash <gpu> <version> [flags]",
         description="Fine-tune LXMERT for visual question answering: standard, Frozen or adaptively.",
         epilog="Exit codes: 0 done; 2 a mistake, in one sentence; 128 + the number of a signal that asked to "
         "stop (130 Ctrl-C, 143 SIGTERM, 129 SIGHUP, 138 SIGUSR1, 140 SIGUSR2, 152 SIGXCPU): all is saved, "
@@ -438,7 +475,7 @@ def validate(args: VqaArgs) -> None:
     check_name("version", args.version)
     check_name("data set", args.dataset)
     for splits in (args.train, args.valid, args.test):
-        for split in (splits or "").split(","):
+        for split in (splits or "").split(",") if splits != OWN_SPLIT else ():
             check_name("split", split or "train")
     for field in dataclasses.fields(args):
         value, choices = getattr(args, field.name), field.metadata["choices"]
@@ -496,14 +533,16 @@ def validate(args: VqaArgs) -> None:
 
 
 def _add_flag(group: Any, field: dataclasses.Field, hint: Any) -> None:
-    """`batch_size` becomes --batch_size, --batch-size and its old spelling."""
-    spellings = dict.fromkeys([field.name, field.name.replace("_", "-"), field.metadata["old"] or field.name])
+    """`batch_size` becomes --batch-size, --batch_size and its old spelling."""
+    spellings = dict.fromkeys([field.name.replace("_", "-"), field.name, field.metadata["old"] or field.name])
     help, choices = field.metadata["help"], field.metadata["choices"]
     kind, *_ = typing.get_args(hint) or [hint]  # of `int | None`, int
     if field.default is not None and kind is not bool:
         help += f" Default: {field.default}."
     elif (usual := getattr(ModelSpec, field.name, None)) is not None:
         help += f" Default: that of the checkpoint given with --load, or {usual}."
+    elif field.name in _BY_DATA_SET:
+        help += f" Default: {_by_data_set(field.name)}."
     if isinstance(choices, Mapping):
         help += f" {'; '.join(f'{name}: {row.about}' for name, row in choices.items())}."
     if kind is bool:
@@ -515,8 +554,23 @@ def _add_flag(group: Any, field: dataclasses.Field, hint: Any) -> None:
     elif choices:
         options = {"choices": tuple(choices)}
     else:
-        options = {"type": kind, "metavar": kind.__name__.upper()}
+        options = {"type": kind, "metavar": METAVARS.get(kind, "TEXT")}
+    if field.name in PATHS:
+        options = {"type": partial(user_path, named=field.name in NAMES_TOO), "metavar": "PATH"}
+    if field.metadata["bare"]:
+        options |= {"nargs": "?", "const": field.metadata["bare"]}
     group.add_argument(*(f"--{spelling}" for spelling in spellings), dest=field.name, help=help, **options)
+
+
+def _by_data_set(name: str) -> str:
+    """The defaults of an argument that a `Recipe` settles, with the data sets that they are those of."""
+    of: dict[Any, list[str]] = {}
+    for dataset, recipe in RECIPES.items():
+        of.setdefault(getattr(recipe, name), []).append(dataset)
+    text = "; ".join(f"{value:g} for {', '.join(names)}" for value, names in of.items())
+    lora = {recipe.lora_lr for recipe in RECIPES.values()} - {recipe.lr for recipe in RECIPES.values()}
+    more = f", with --tuned {LORA} {', '.join(f'{rate:g}' for rate in sorted(lora))}" if name == "lr" else ""
+    return f"{text}{more}; for your own data, as its features are those of the one or the other"
 
 
 def _offers(choices: Collection[str], value: str) -> bool:

@@ -21,8 +21,9 @@ from accelerate import PartialState
 
 from common.errors import DataError, UserError
 from common.files import read_text
+from common.words import counted, cut
 from lxmert.formats import SUFFIX
-from lxmert.tokens import encode
+from lxmert.tokens import encode, unknown_words
 from lxmert.units import Unit
 from report.run import RUNS
 from tasks.finetune.args import VqaArgs
@@ -35,6 +36,7 @@ from tasks.finetune.spec import LOCATIONS, ModelSpec
 from tasks.finetune.strategies import STRATEGIES
 from training.machine import Machine, usual_precision
 from training.record import recorded_arguments
+from training.tracker import wrapped
 from vqadata.dataset import VqaDataset
 from vqadata.encoded import Questions
 from vqadata.folder import DataFolder
@@ -42,6 +44,7 @@ from vqadata.folder import DataFolder
 REPOSITORY = Path(__file__).resolve().parents[3]
 ANSWERS_SHOWN = 5
 BATCH = 32  # questions
+LONGEST = 64  # letters of an answer that are shown
 WORDS = {"1": "tuned", "0": "frozen", "-": "-"}
 REDUCED = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -135,8 +138,11 @@ class Vqa:
         for question, logits, tuned in zip(questions, output.outputs.float(), gates, strict=True):
             answers, layers = likeliest(logits, best.answers, image), by_layer(self._units, tuned)
             shares = {name: share for name in layers if (share := share_tuned(layers[name])) is not None}
-            lines = [f"{question.strip()}  ({image}{found.where})", *answer_lines(answers), ""]
-            text = "\n".join([*lines, *describe_gates(best, layers)])
+            lines = [f"{question.strip()}  ({image}{found.where})"]
+            if unknown := unknown_words(self._tokenizer, [question]):
+                lines.append(f"unknown to the model, which reads [UNK] instead: {', '.join(unknown)}")
+            lines = [*map(wrapped, lines), *answer_lines(answers), ""]
+            text = "\n".join([*lines, *map(wrapped, describe_gates(best, layers))])
             answered.append(
                 Answer(question, image, answers, shares if chooses(best.spec) else None, tuned, text)
             )
@@ -188,7 +194,7 @@ def located(spec: ModelSpec, bases: Sequence[Path]) -> ModelSpec:
     The answer head, which the checkpoint replaces, is not read: lists of its answers may be elsewhere.
     """
     found: dict[str, str | None] = {}
-    for name in LOCATIONS:
+    for name in (*LOCATIONS, "vocab"):
         value = getattr(spec, name)
         paths = [str(base / value) for base in bases] if value else []
         found[name] = next((p for p in paths if Path(p).exists() or Path(p + SUFFIX).exists()), value)
@@ -227,8 +233,9 @@ def likeliest(logits: torch.Tensor, answers: Sequence[str], image_id: str) -> di
 
 def answer_lines(answers: dict[str, float]) -> Iterator[str]:
     """Answers and their probabilities, one per line."""
-    width = max(map(len, answers))
-    yield from (f"  {answer:<{width}}  {probability:6.1%}" for answer, probability in answers.items())
+    shown = {cut(answer, LONGEST): probability for answer, probability in answers.items()}
+    width = max(map(len, shown))
+    yield from (f"  {answer:<{width}}  {probability:6.1%}" for answer, probability in shown.items())
     yield "  (each answer's own probability; they need not sum to 100 %)"
 
 
@@ -264,8 +271,9 @@ def describe_gates(best: Best, layers: Layers) -> Iterator[str]:
         return
     all_marks = "".join(marks for parts in layers.values() for _, marks in parts)
     ones, zeros, dead = map(all_marks.count, "10-")
-    yield f"{strategy.name}: {ones} of {ones + zeros} gates ran tuned ({ones / (ones + zeros):.0%})" + (
-        f"; {dead} cannot reach the answer (-)" if dead else ""
+    yield (
+        f"{strategy.name}: {ones} of {counted(ones + zeros, 'gate')} ran tuned ({ones / (ones + zeros):.0%})"
+        + (f"; {dead} cannot reach the answer (-)" if dead else "")
     )
     for name, parts in layers.items():
         start = f"  {name:<12}"

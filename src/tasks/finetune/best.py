@@ -285,7 +285,7 @@ def _read_spec(entries: dict[str, Any], folder: Path) -> ModelSpec:
         raise UserError(f"{DESCRIPTION} says something unknown of the model: {', '.join(sorted(unknown))}")
     validate(VqaArgs(**entries))
     if inside := next((at for at in (folder, folder / INSIDE) if (at / CONFIG).is_file()), None):
-        entries |= {**dict.fromkeys(LOCATIONS), "pretrained": str(inside)}
+        entries |= {**dict.fromkeys((*LOCATIONS, "vocab")), "pretrained": str(inside)}
     if not any(entries[name] for name in LOCATIONS):
         raise UserError(f"{DESCRIPTION} names no pre-trained model")
     return ModelSpec(**entries)

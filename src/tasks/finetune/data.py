@@ -20,14 +20,14 @@ from vqadata.folder import DataFolder
 from vqadata.sample import ensure_scenes, parse_draw
 from vqadata.scenes import FEATURE_SIZE
 
-SCENES = "scenes"
+SCENES, VQA = "scenes", "vqav2"
 MODELS = "snap/pretrained"
 
 
 def choose_dataset(data: Path) -> str:
     """What `--dataset auto` means: vqav2 as soon as anything of it is there, else the embedded scenes."""
-    folder = data / "vqav2"
-    return "vqav2" if visible(folder, "*.json") or visible(folder, "features/*") else "scenes"
+    folder = data / VQA
+    return VQA if visible(folder, "*.json") or visible(folder, "features/*") else SCENES
 
 
 def choose_recipe(folder: DataFolder) -> Recipe:

@@ -21,7 +21,7 @@ from vqadata.scoring import Accuracy, GroundTruth, official_scores, oracle_score
 
 LIKELIEST = 5  # answers that are kept of each question
 BREAKDOWNS = ("answer_type", "question_type", "group")  # fields of records that accuracies are given by
-DIGITS = 4  # of accuracies by type
+DIGITS = 4  # of official accuracies and those by type
 
 
 class Evaluation(NamedTuple):
@@ -76,8 +76,8 @@ class Exam(NamedTuple):
         return {
             "by_answer_type": plain(scores.by_answer_type),
             "by_question_type": plain(scores.by_question_type),
-            "vocabulary_bound": oracle_scores(self.truth, self.answers).overall,
-            "overall": scores.overall,
+            "vocabulary_bound": round(oracle_scores(self.truth, self.answers).overall, DIGITS),
+            "overall": round(scores.overall, DIGITS),
         }
 
     def accuracies_by(self, question_ids: np.ndarray, scores: np.ndarray) -> dict[str, dict[str, float]]:

@@ -13,12 +13,13 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from common.files import replace_file, write_json
+from common.words import counted, duration
 from report.run import TESTED, Run
 from tasks.finetune.controls import Controls
 from tasks.finetune.evaluate import BREAKDOWNS, Evaluation, Exam
 from tasks.finetune.examples import example_columns
 from tasks.finetune.gating import WAYS
-from tasks.finetune.metrics import FinalMetrics
+from tasks.finetune.metrics import EpochMetrics, FinalMetrics
 from tasks.finetune.setup import Setup
 from tasks.finetune.state import TrainState
 from training.machine import Machine
@@ -40,10 +41,11 @@ def start_message(what: Mapping[str, Any], setup: Setup, machine: Machine) -> st
     parameters, gates = setup.sizes["parameters"], setup.sizes["gates"]
     train, valid = map(len, setup.datasets)
     lines = [
-        f"{setup.spec.title} on {what['dataset']}: {train:,} training, {valid:,} validation questions",
-        f"{what['epochs']} epochs, batch {shared}{what['batch_size']}, seed {what['seed']}",
-        f"{processes} process{'es' * (processes > 1)} on {machine.device_name}, {machine.precision}, "
-        f"{threads} thread{'s' * (threads > 1)}{each}",
+        f"{setup.spec.title} on {what['dataset']}: {train:,} training, "
+        f"{counted(valid, 'validation question')}",
+        f"{counted(what['epochs'], 'epoch')}, batch {shared}{what['batch_size']}, seed {what['seed']}",
+        f"{counted(processes, 'process')} on {machine.device_name}, {machine.precision}, "
+        f"{counted(threads, 'thread')}{each}",
         *setup.loaded,
         f"parameters: {parameters['trainable']:,} trainable + {parameters['frozen']:,} frozen "
         f"= {parameters['total']:,}",
@@ -64,18 +66,31 @@ def resume_message(state: TrainState, goes_on: bool, folder: Path) -> str:
 
 
 def progress_text(means: Mapping[str, float], bar: tqdm, batch_size: int) -> str:
-    """The running means beside a progress bar over batches."""
+    """The running means, behind the title of a progress bar over batches."""
     examples_per_second = batch_size * (bar.format_dict["rate"] or 0.0)
     words = [MEANS[name].format(value) for name, value in means.items()]
-    return " ".join([*words, f"{examples_per_second:.0f} ex/s"])
+    return " ".join(["", *words, f"{examples_per_second:.0f} ex/s"])
+
+
+def left(seconds: float) -> str:
+    """How long the rest of a run takes, as words behind others; nothing if there is none."""
+    return f", {tqdm.format_interval(seconds)} left" if seconds else ""
+
+
+def epoch_line(metrics: EpochMetrics, epochs: int, seconds_left: float) -> str:
+    """One line for a finished epoch out of so many; what does not fit a terminal beside it is left out."""
+    line = metrics.log_text(epochs)
+    with_left = line + left(seconds_left)
+    return with_left if len(with_left) <= WIDTH else line
 
 
 def result_of(
-    what: Mapping[str, Any], state: TrainState, setup: Setup, final: FinalMetrics
+    what: Mapping[str, Any], state: TrainState, setup: Setup, final: FinalMetrics, machine: Machine
 ) -> dict[str, Any]:
     """What result.json holds: what was run, the metrics of the last epoch and of the end, and the best epoch.
 
-    `gap` is running train minus validation accuracy in the last epoch; `seconds` are those of all training.
+    `gap` is running train minus validation accuracy in the last epoch; `seconds` are those of all training,
+    `wall_seconds` those up to the end of the last epoch, start and evaluations included.
     """
     best = state.best
     return {
@@ -85,6 +100,8 @@ def result_of(
         **vars(final),
         "best": {"epoch": best.epoch, "val_accuracy": best.val_accuracy},
         **setup.sizes,
+        "precision": machine.precision,
+        "threads": torch.get_num_threads(),
         "seconds": state.seconds,
     } | ({"policy_steps": state.policy_steps} if state.policy_steps else {})
 
@@ -93,7 +110,6 @@ def summary_table(
     state: TrainState,
     final: FinalMetrics,
     folder: Path,
-    valid: str,
     more: Sequence[tuple[str, str]] = (),
     report: Path | None = None,
 ) -> str:
@@ -111,19 +127,20 @@ def summary_table(
         *final.rows(),
         *more,
         (f"best validation accuracy (epoch {best.epoch})", f"{best.val_accuracy:.2f} %"),
-        ("training time", f"{state.seconds:.0f} s"),
-        ("best weights", str(folder / "BEST")),
+        ("training time", duration(state.seconds)),
+        ("total time", duration(state.wall_seconds)),
     ]
+    places = [f"best weights:    {folder / 'BEST'}"]  # below the table, where long paths have room
     if state.policy_steps:
         rows.append(("steps of the policy on held-out images", f"{state.policy_steps:,}"))
     with suppress(OSError):  # a folder that may not even be looked at
         if (pictures := PICTURES / folder.name).is_dir():
-            rows.append(("policy pictures", str(pictures)))
+            places.append(f"policy pictures: {pictures}")
     body = aligned(rows)
     rule = "-" * max(map(len, body.splitlines()))
-    lines = [f"evaluate again:  bash run/vqa_test.bash 0 {folder.name} --test {valid}"]
+    lines = [*places, f"evaluate again:  bash run/vqa_test.bash 0 {folder.name}"]
     if report:
-        lines.append(f"look at it:      {report} in a browser")
+        lines.append(f"look at it:      {report}")
     return "\n".join([rule, body, rule, *lines])
 
 
@@ -147,7 +164,7 @@ def test_message(
             rows += breakdown_rows("official VQA accuracy", {"question_type": by_type})
         if rows := [*rows, *official_rows(evaluation.official)]:
             lines.append(aligned(rows))
-    lines.append(f"{split}: {len(evaluation.chosen):,} questions, {found}")
+    lines.append(f"{split}: {counted(len(evaluation.chosen), 'question')}, {found}")
     return "\n".join(lines)
 
 

@@ -23,6 +23,8 @@ class Epoch(NamedTuple):
     training: Mapping[str, float]  # running means: loss, accuracy in per cent, share_tuned
     evaluation: Evaluation
     seconds: float  # in training steps
+    wall_seconds: float  # since the run began, in all calls of its command
+    peak_memory: float  # since then, in GB
     examples: int  # trained on
 
 
@@ -76,7 +78,7 @@ class EpochMetrics(Metrics):
     """What is measured in every epoch, from an `Epoch`."""
 
     epoch: int = metric(lambda epoch: epoch.number)
-    train_loss: float = metric(lambda epoch: epoch.training["loss"], log="loss {:.3f}")
+    train_loss: float = metric(lambda epoch: epoch.training["loss"])
     train_accuracy: float = metric(
         lambda epoch: epoch.training["accuracy"],
         log="train {:.2f}",
@@ -115,6 +117,8 @@ class EpochMetrics(Metrics):
     )
     seconds: float = metric(lambda epoch: epoch.seconds)
     examples_per_second: float = metric(lambda epoch: epoch.examples / epoch.seconds)
+    wall_seconds: float | None = metric(lambda epoch: epoch.wall_seconds)
+    peak_memory_gb: float | None = metric(lambda epoch: epoch.peak_memory)
 
     def log_text(self, epochs: int) -> str:
         """One line for an epoch out of so many."""

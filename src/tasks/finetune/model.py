@@ -15,6 +15,7 @@ from transformers import LxmertConfig
 from adaptive.adapt import Adaptive, adapt
 from adaptive.copies import full_copy, low_rank
 from common.errors import UserError
+from common.words import counted
 from lxmert.loading import Pretrained, answer_rows, fill
 from lxmert.modeling import AnswerHead, LxmertModel
 from lxmert.units import Unit, lies_in, list_units, select_modules, unused_modules
@@ -210,4 +211,4 @@ def _fill_head(head: AnswerHead, weights: Pretrained, answers: Sequence[str]) ->
     fill(head, tensors, f"the answer head of {weights.source}")
     weights.answer_head.clear()  # what was not moved would only take memory
     note = f", {len(missing)} not: {', '.join(map(repr, missing[:8]))}" if missing else ""
-    return f"answer head: {len(answers) - len(missing)} answers loaded{note}"
+    return f"answer head: {counted(len(answers) - len(missing), 'answer')} loaded{note}"

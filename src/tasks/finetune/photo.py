@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from common.errors import CheckpointError, DataError
 from common.files import LONGEST_NAME, nfc
+from common.words import counted
 from regions.extract import Extractor, load_extractor
 from tasks.prepare.regions import find_weights
 from vqadata.convert import relative_boxes
@@ -64,8 +65,8 @@ class Images:
         elif isinstance(image, str):
             ids = list(chain.from_iterable(store.rows for store in self._stores.stores))
             raise DataError(
-                f"There is no image {image} below {self._folder.features}, which has {len(ids):,} images, "
-                f"such as {', '.join(ids[:EXAMPLES])}, nor a file of that name."
+                f"There is no image {image} below {self._folder.features}, which has "
+                f"{counted(len(ids), 'image')}, such as {', '.join(ids[:EXAMPLES])}, nor a file of that name."
             )
         else:
             raise DataError(f"There is no photo {photo}.")
@@ -84,7 +85,7 @@ class Images:
         layout, row = Layout(*regions.features.shape, dtype), (regions.features, boxes)
         with TemporaryDirectory() as scratch:
             write_store(Path(scratch) / "photo", [nfc(photo.stem)], [row], layout)
-            where = f", {len(boxes)} regions found in {photo}"
+            where = f", {counted(len(boxes), 'region')} found in {photo}"
             yield Found(nfc(photo.stem), FeatureStores(Path(scratch)), where)
 
     @cached_property

@@ -68,6 +68,11 @@ class Run(NamedTuple):
         patient = args.patience is None or state.epochs_without_best < args.patience
         return state.epoch < args.epochs and state.updates < self.total_updates and patient
 
+    @property
+    def seconds_left(self) -> float:
+        """How long the rest of the run takes, with its evaluations, at the pace of this call."""
+        return self.state.seconds_an_update * (self.total_updates - self.state.updates)
+
     def objective(self, loss: Tensor, logits: Tensor | None) -> Tensor:
         """What training minimises: the loss, and the terms that the policy's logits are to meet besides."""
         return add_terms(loss, logits, {name: getattr(self.args, name) for name in TERMS})
@@ -130,9 +135,8 @@ def prepare(args: VqaArgs, machine: Machine, setup: Setup) -> Run:
     acts = in_two_acts(args.schedule, total_updates, args.warmup, args.head_first * updates)
     schedule = make_schedule(joint, acts)
     question_types = len(train_set.question_types)
-    state = TrainState(
-        machine.device, setup.labels["live"], question_types, rank=machine.rank, noise=machine.gate_noise
-    )
+    of_machine = {"rank": machine.rank, "noise": machine.gate_noise, "started": machine.started}
+    state = TrainState(machine.device, setup.labels["live"], question_types, **of_machine)
     bad_steps = BadSteps(args.max_bad_steps, machine.accelerator)
     if STRATEGIES[args.strategy].adaptive and args.tuned != LORA:
         routing, words = settle_routing(args.routing, machine, model, optimizer, loader)

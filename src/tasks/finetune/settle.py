@@ -5,26 +5,29 @@ of an earlier call of the same command, the recipe of the data set, the default.
 """
 
 import dataclasses
+import textwrap
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from tasks.finetune.args import VqaArgs
+from common.files import visible
+from tasks.finetune.args import OWN_SPLIT, RECIPES, VqaArgs
 from tasks.finetune.best import Best, find_best
 from tasks.finetune.choice import adopted
-from tasks.finetune.data import SCENES, choose_dataset, choose_recipe
+from tasks.finetune.data import SCENES, VQA, choose_dataset, choose_recipe
 from tasks.finetune.spec import FIXED, FURTHER, LOCATIONS, LORA, ModelSpec
 from training.record import recorded_arguments
 from vqadata.folder import DataFolder
+from vqadata.sample import parse_draw
 
+RULE = "-" * 78
 BANNER = """\
-------------------------------------------------------------------------------
-No VQA data below {data}/: this run uses the EMBEDDED SCENES, a small synthetic
-data set that the repository draws itself. Its numbers illustrate the method;
-they are not VQA results. For VQA v2 and VQA-CP v2 see data/README.md.
-------------------------------------------------------------------------------"""
+No VQA v2 below {data}: this run uses the EMBEDDED SCENES, a small synthetic data set that the repository \
+draws itself. Its numbers illustrate the method; they are not VQA results. For VQA v2 and VQA-CP v2 see \
+data/README.md."""
 
 
 def settle(args: VqaArgs, say: Callable[[str], None]) -> tuple[VqaArgs, Best | None]:
@@ -57,11 +60,30 @@ def settle(args: VqaArgs, say: Callable[[str], None]) -> tuple[VqaArgs, Best | N
     if args.dataset == "auto":
         args = replace(args, dataset=recorded.get("dataset") or choose_dataset(Path(args.data)))
         if args.dataset == SCENES and not recorded:
-            say(BANNER.format(data=args.data))
+            say(banner(Path(args.data)))
     recipe = choose_recipe(DataFolder(Path(args.data), args.dataset))
     args = args.completed(recipe.values(args.tuned == LORA))
+    if args.test == OWN_SPLIT:
+        args = replace(args, test=validated_on(Path(args.load).parent, args.dataset) or recipe.valid)
     spec = ModelSpec.of(args)
     return args.completed(dataclasses.asdict(spec)), best._replace(spec=spec) if best else None
+
+
+def banner(data: Path) -> str:
+    """That a run takes the embedded scenes, and which data sets it could have been told to take."""
+    others = sorted(path.name for path in visible(data) if path.is_dir() and not parse_draw(path.name))
+    others = [name for name in others if name in RECIPES or DataFolder(data, name).splits()]
+    more = f" Prepared as well: {', '.join(others)}, for --dataset." if others else ""
+    text = textwrap.fill(BANNER.format(data=data / VQA) + more, len(RULE), break_long_words=False)
+    return f"{RULE}\n{text}\n{RULE}"
+
+
+def validated_on(run: Path, dataset: str) -> str | None:
+    """The splits on which a run on this data set validated; None if nobody knows."""
+    with suppress(UserError):  # damaged, or of a folder that is no run
+        recorded = recorded_arguments(run) or {}
+        return recorded.get("valid") if recorded.get("dataset") == dataset else None
+    return None
 
 
 def refuse_contradictions(given: Mapping[str, Any], saved: Mapping[str, Any], checkpoint: str) -> None:

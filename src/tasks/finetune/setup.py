@@ -10,6 +10,7 @@ from torch import nn
 from adaptive.adapt import Adaptive
 from common.errors import UserError
 from common.files import sha256_of
+from common.words import counted
 from lxmert.loading import (
     FUNCTION_FIELDS,
     TRAINING_FIELDS,
@@ -34,6 +35,7 @@ from tasks.finetune.data import load_splits, open_data, require_data, require_sm
 from tasks.finetune.evaluate import Exam
 from tasks.finetune.gating import Decide, chooses, decided_by, require_choice
 from tasks.finetune.model import build, count_parameters
+from tasks.finetune.notes import training_notes
 from tasks.finetune.policies import find_clusters, let_field_decide
 from tasks.finetune.spec import LORA, ModelSpec
 from tasks.finetune.strategies import STRATEGIES
@@ -119,8 +121,9 @@ def set_up(args: VqaArgs, machine: Machine, best: Best | None) -> Setup:
         loaded += prepare_policy(model.policy, chosen, whole[0])
     if held_out:
         share = f"{args.policy_holdout:.0%} of the training images"
-        loaded.append(f"for the policy alone: {len(held_out):,} questions about {share}")
+        loaded.append(f"for the policy alone: {counted(len(held_out), 'question')} about {share}")
     loaded += [omission for dataset in whole for omission in dataset.omissions()]
+    loaded += [] if args.test else training_notes(spec, weights, tokenizer, datasets[0], folder, args.train)
     if spec.tune and not gated and not args.test:
         batch = datasets[0].__getitems__(range(min(args.batch_size, len(datasets[0]))))
         loaded.append(cost_message(spec, weights.config, len(answers), batch["inputs"]))

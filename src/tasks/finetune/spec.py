@@ -114,11 +114,11 @@ FIXED = (
     *("frozen_dtype", "from_scratch", "llayers", "xlayers", "rlayers"),
     *("tuned", "rank", "alpha", "embeddings", "target_share", "tune", "refit", "decisions"),
 )
-FURTHER = ("temperature", "dropout", "estimator", "evaluate_gates", "average")
+FURTHER = ("temperature", "dropout", "estimator", "evaluate_gates", "average", "vocab")
 # Fields that older BEST and run folders do not have, and what held there.
 YOUNGER = {
     **{"frozen_dtype": "auto", "tuned": "full", "rank": None, "alpha": None, "embeddings": "train"},
     **{"target_share": None, "estimator": "gumbel", "evaluate_gates": "argmax", "average": None},
-    **{"tune": None, "refit": None, "decisions": "gate"},
+    **{"tune": None, "refit": None, "decisions": "gate", "vocab": None},
 }
 LOCATIONS = ("pretrained", "load_lxmert", "load_lxmert_qa")

@@ -1,5 +1,6 @@
 """Where a run is, and what it has counted: everything that a resumed run must find again."""
 
+import time
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,14 @@ class TrainState:
     """Counters, running sums of the current epoch, and the history of the finished ones.
 
     epoch: finished epochs. step: finished batches of the current epoch. updates: optimizer steps in all.
-    policy_steps: those on held-out questions. seconds: in training steps. history: the metrics of each
-    finished epoch. shares: "train" and "val", the share tuned of each gate (G,) in each finished epoch.
-    by_type: that of the last validation, by question type (K, G).
+    policy_steps: those on held-out questions. seconds: in training steps. wall_seconds: from the start of the
+    command, in all calls of it together. history: the metrics of each finished epoch. shares: "train" and
+    "val", the share tuned of each gate (G,) in each finished epoch. by_type: that of the last validation, by
+    question type (K, G).
 
     live: bool (G,), the gates that the answer depends on; shares tuned are means over these. rank: that of
     this process among several, each of which counts for itself. noise: the generator that they share.
+    started: when the command was, by `time.perf_counter`.
     """
 
     def __init__(
@@ -34,12 +37,14 @@ class TrainState:
         *,
         rank: int = 0,
         noise: torch.Generator | None = None,
+        started: float | None = None,
     ) -> None:
         self.epoch = 0
         self.step = 0
         self.updates = 0
         self.policy_steps = 0
         self.seconds = 0.0
+        self._begin(0.0, time.perf_counter() if started is None else started)
         self.history: list[EpochMetrics] = []
         self.shares: dict[str, list[Tensor]] = {"train": [], "val": []}
         self.by_type: Tensor | None = None
@@ -78,18 +83,18 @@ class TrainState:
         means = {"loss": loss / examples, "accuracy": 100 * accuracy / examples}
         return means | ({"share_tuned": share / examples} if len(self._live_weights) else {})
 
-    def finish_epoch(self, evaluation: Evaluation) -> EpochMetrics:
+    def finish_epoch(self, evaluation: Evaluation, peak_memory: float) -> EpochMetrics:
         """Enter an epoch into the history, set the counts back, return its metrics.
 
-        The counts must have been pooled.
+        The counts must have been pooled. peak_memory: of this call of the command so far, in GB.
         """
         self._fill(self._pooled.sum(0))
         examples = int(self._sums[-1])
         before = sum(metrics.seconds for metrics in self.history)
         seconds = self.seconds - before
-        metrics = EpochMetrics.of(
-            Epoch(self.epoch + 1, self._means(self._sums), evaluation, seconds, examples)
-        )
+        peak_memory = max([peak_memory, *(metrics.peak_memory_gb or 0.0 for metrics in self.history)])
+        measured = (seconds, self.wall_seconds, peak_memory, examples)
+        metrics = EpochMetrics.of(Epoch(self.epoch + 1, self._means(self._sums), evaluation, *measured))
         self.history.append(metrics)
         self.shares["train"].append(self._usage.share().cpu())
         self.shares["val"].append(evaluation.usage.share().cpu())
@@ -103,6 +108,22 @@ class TrainState:
     def finish(self, own: Evaluation | None) -> FinalMetrics:
         """What is measured once, after the last epoch; own: the answers to training questions, or None."""
         return FinalMetrics.of(End(self.history[-1], own))
+
+    @property
+    def wall_seconds(self) -> float:
+        """From the start of the command, in all calls of it together."""
+        return self._earlier_calls + time.perf_counter() - self._started
+
+    @property
+    def seconds_an_update(self) -> float:
+        """What an optimizer step of this call took, with a share of everything else, such as evaluations."""
+        began, updates = self._pace
+        return (time.perf_counter() - began) / max(1, self.updates - updates)
+
+    def _begin(self, earlier_calls: float, started: float) -> None:
+        """Begin to time this call of the command, after others that took so many seconds."""
+        self._earlier_calls, self._started = earlier_calls, started
+        self._pace = time.perf_counter(), self.updates
 
     @property
     def best(self) -> EpochMetrics:
@@ -126,6 +147,7 @@ class TrainState:
         """For accelerate, which saves and loads it with the rest of the state."""
         return {
             **{name: getattr(self, name) for name in COUNTERS},
+            "wall_seconds": self.wall_seconds,
             "history": [metrics.values() for metrics in self.history],
             "shares": self.shares,
             "by_type": self.by_type,
@@ -134,9 +156,10 @@ class TrainState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        state = {"policy_steps": 0} | state  # which states of older runs do not have
+        state = {"policy_steps": 0, "wall_seconds": 0.0} | state  # which states of older runs do not have
         for name in (*COUNTERS, "shares", "by_type"):
             setattr(self, name, state[name])
+        self._begin(state["wall_seconds"], self._started)
         self.history = [EpochMetrics(**values) for values in state["history"]]
         self._fill(state["counts"][self._rank])
         if self._noise:

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from common.errors import DataError, StoreError, UserError
 from common.files import visible
+from common.words import counted
 from tasks.finetune.data import choose_recipe
 from tasks.prepare.command import Command, flag, path_flag, say
 from vqadata.dataset import answers_fault, images_fault, split_names
@@ -99,7 +100,7 @@ def examine(folder: DataFolder, *, verify: bool = False) -> Iterator[Finding]:
         return
     recipe = choose_recipe(folder)
     finding, answers = _read(folder, folder.answers_file, folder.read_answers)
-    yield finding or Finding("ok", f"{folder.answers_file}: {len(answers):,} answers")
+    yield finding or Finding("ok", f"{folder.answers_file}: {counted(len(answers), 'answer')}")
     for purpose, splits, names in (
         ("training", recipe.train, [names[0] for names in TRAIN_SPLITS]),
         ("validation", recipe.valid, VALID_SPLITS),
@@ -167,7 +168,7 @@ def _split(folder: DataFolder, split: str, seen: set[int]) -> tuple[Finding, lis
         what = f"{path}: {len(faults):,} of {len(records):,} questions cannot be used"
         source = _question_source(folder.name)
         return Finding("faulty", what, source, faults=faults[: FAULTS_SHOWN + 1]), []
-    return Finding("ok", f"{path}: {len(records):,} questions"), records
+    return Finding("ok", f"{path}: {counted(len(records), 'question')}"), records
 
 
 def _ground_truth(folder: DataFolder, split: str, question_ids: Collection[int]) -> Finding:
@@ -213,7 +214,7 @@ def _store(path: Path, source: str, verify: bool) -> tuple[Finding, set[str]]:
     except DAMAGE as error:
         what = f"{path} is not as this version writes it: {error} is missing or damaged"
         return Finding("damaged", what, again), set()
-    extent = f"{len(store.rows):,} images, {dtype}, checksum {checksum[:12]}"
+    extent = f"{counted(len(store.rows), 'image')}, {dtype}, checksum {checksum[:12]}"
     note = f"; {len(faults)} faulty rows of its source were left out" if faults else ""
     return Finding("ok", f"{path}: {extent}{', every row verified' if verify else ''}{note}"), set(store.rows)
 
@@ -226,7 +227,7 @@ def _verify(store: FeatureStore) -> None:
     damaged = [image_id for image_id, intact in zip(image_ids, rows, strict=True) if not intact]
     if damaged:
         raise StoreError(
-            f"{store.path}: {len(damaged)} images do not match their checksums, "
+            f"{store.path}: {counted(len(damaged), 'image', 'does')} not match the checksums, "
             f"the first: {', '.join(damaged[:3])}."
         )
 

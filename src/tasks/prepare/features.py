@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from common.errors import StoreError
+from common.words import counted
 from tasks.prepare.command import Command, flag, path_flag, whole_number
 from vqadata.convert import Options, convert
 from vqadata.feature_files import NpzSource, TsvSource
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         except OSError as error:
             raise StoreError(f"{error.filename or file}: {error.strerror or error}.") from None
         before = f", {done.resumed_at:,} of them by an earlier run" if done.resumed_at else ""
-        print(f"{folder}: {done.images:,} images{before}")
+        print(f"{folder}: {counted(done.images, 'image')}{before}")
         if source.left_out:
             print(f"{source.left_out:,} images that no question of {data.path} is about were left out")
         if done.faults:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from common.errors import DataError
 from common.files import visible
+from common.words import counted
 from tasks.prepare.command import Command, flag, path_flag, say, share, whole_number
 from vqadata import questions
 from vqadata.answers import MIN_OCCURRENCES
@@ -103,7 +104,7 @@ def write(folder: DataFolder, prepared: Prepared, started: float, features: Path
     if stale := folder.write(prepared, features):
         say(f"Removed what an earlier command wrote and this one does not: {', '.join(stale)}.")
     seconds = time.perf_counter() - started
-    print(f"{folder.path}: {len(prepared.answers):,} answers, written in {seconds:.1f} s")
+    print(f"{folder.path}: {counted(len(prepared.answers), 'answer')}, written in {seconds:.1f} s")
     print(f"{'split':<10} {'questions':>9} {'images':>7} {'with a target':>14} {'best possible':>14}")
     for name, records in prepared.splits.items():
         images = len({record["img_id"] for record in records})
@@ -116,7 +117,7 @@ def write(folder: DataFolder, prepared: Prepared, started: float, features: Path
         print(f"{name:<10} {len(records):>9,} {images:>7,} {targets:>14} {bound:>14}")
     answered = [annotation for part in prepared.annotations.values() for annotation in part]
     if empty := sum(not all(map(str.strip, annotation.answers)) for annotation in answered):
-        say(f"{empty:,} questions have an empty human answer; it is kept, as in the official accuracy.")
+        say(f"{counted(empty, 'question', 'has')} an empty human answer, kept as in the official accuracy.")
 
 
 def _vocabulary(args: argparse.Namespace) -> list[str] | None:

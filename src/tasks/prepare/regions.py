@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from common.errors import CheckpointError
+from common.words import counted
 from lxmert.sources import local_folder
 from regions.extract import KINDS, LARGEST_GRID, Extractor, load_extractor
 from regions.images import PhotoFault, list_photos
@@ -79,9 +80,12 @@ def run(args: argparse.Namespace) -> int:
     )
     seconds, new = time.perf_counter() - started, done.images - done.resumed_at
     before = f", {done.resumed_at:,} of them by an earlier run" if done.resumed_at else ""
-    print(f"{folder}: {done.images:,} photos{before}" + (f", {seconds / new:.2g} s each" if new else ""))
+    print(
+        f"{folder}: {counted(done.images, 'photo')}{before}"
+        + (f", {seconds / new:.2g} s each" if new else "")
+    )
     if done.faults:
-        left_out = "1 photo was" if len(done.faults) == 1 else f"{len(done.faults):,} photos were"
+        left_out = counted(len(done.faults), "photo", "was")
         print(f"{left_out} left out:")
         print("".join(f"  {fault}\n" for fault in done.faults), end="")
         say("Mended, they can follow in a folder of their own: a data set may have several stores.")
@@ -117,8 +121,9 @@ def cost(count: int, device: str) -> str:
     unit, length = next((unit for unit in units if total >= 2 * unit[1]), units[-1])
     where = "a GPU" if device == "cuda" else "1 core" if cores == 1 else f"{cores} cores"
     return (
-        f"{count:,} photos take about {total / length:.0f} {unit}, at some {seconds:.2g} s each on {where}; "
-        "the bar shows what it really takes. It may be stopped: the same command goes on where it was."
+        f"{counted(count, 'photo', 'takes')} about {total / length:.0f} {unit}, at some {seconds:.2g} s each "
+        f"on {where}; the bar shows what it really takes. It may be stopped: the same command goes on where "
+        "it was."
     )
 
 
