@@ -145,7 +145,8 @@ def write_adaptive(best: Best, tensors: Mapping[str, Tensor], pretrained: Pretra
         if ".frozen." not in name and not plain_name(name).startswith(inherited)
     }
     refit = best.spec.refit and Path(best.spec.refit).name
-    origin = dict.fromkeys((*LOCATIONS, "vocab")) | {"pretrained": INSIDE, "from_scratch": False, "refit": refit}
+    origin = dict.fromkeys((*LOCATIONS, "vocab"))
+    origin |= {"pretrained": INSIDE, "from_scratch": False, "refit": refit}
     spec = replace(best.spec, **origin)
     write_best(best._replace(spec=spec, pretrained_sha256=sha256_of(inside / WEIGHTS)), own)
 
