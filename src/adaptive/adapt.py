@@ -34,7 +34,8 @@ def adapt(
     is `full_copy()`, which makes `GatedPair`s, if it is not given; `low_rank(rank)` is the other choice.
 
     A submodule must be a function of its arguments, with the batch as the first dimension of every tensor
-    that differs between examples; `adaptive.learning` finds out where it is otherwise. ValueError for a
+    that differs between examples: a tensor that all share, whose first dimension happens to be as large,
+    would be split. `get_adaptive_model` learns which is which, and never goes by the size. ValueError for a
     model that is adaptive already, for a unit within a unit, and for a submodule that mixes examples, as
     batch norms do.
     """

@@ -4,7 +4,9 @@ Each function here makes what `adapt` puts in the place of a module, given the g
 """
 
 import copy
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,6 +18,8 @@ from adaptive.storage import cast_matrices
 
 # Which names of submodules copies put into the names of parameters, see `plain_name`.
 PARTS = (".tuned", ".frozen", ".sliced")
+# In a module whose dropout is off: what was set to 0, and its values, so that they can be put back.
+RATES = "_rates_of_dropout"
 Copies = Callable[[nn.Module, Gates | None, int, int], nn.Module]  # module, gates, first gate, how many
 
 
@@ -38,9 +42,11 @@ def low_rank(rank: int, alpha: float | None = None, frozen_dtype: torch.dtype | 
     """The module itself, frozen, with a `LowRank` update of every Linear in it whose weights were to train.
 
     alpha: the update is scaled by alpha / rank (None: by 1). Biases, layer norms and whatever else there is
-    stay frozen. Its dropout modules apply to what runs tuned only, as with full copies. Without gates (None)
-    everything runs tuned: plain LoRA. A Linear that is in several places stays one, with the gates of the
-    first. In evaluation frozen and tuned examples may run apart, see `Apart`.
+    stay frozen. Its dropout modules apply to what runs tuned only, as with full copies; a part that drops by
+    itself, at a rate that it reads, could not tell who runs tuned, so this is switched off, see
+    `drops_nothing_itself`. Without gates (None) everything runs tuned: plain LoRA. A Linear that is in
+    several places stays one, with the gates of the first; of Linears that share their weight each gets an
+    update of its own. In evaluation frozen and tuned examples may run apart, see `Apart`.
 
     ValueError for a rank that is not positive, for a module with matrices but no Linear, and for one with an
     `nn.MultiheadAttention`, which multiplies with its weights by itself.
@@ -49,6 +55,7 @@ def low_rank(rank: int, alpha: float | None = None, frozen_dtype: torch.dtype | 
         raise ValueError(f"a rank is at least 1, not {rank}")
     scale = 1.0 if alpha is None else alpha / rank
     made: dict[int, nn.Module] = {}  # by the id of what they replace
+    held: set[int] = set()  # ids of parameters that were to train, until a unit froze them
 
     def copies(module: nn.Module, gates: Gates | None, start: int, width: int) -> nn.Module:
         _require_linears(module)
@@ -61,12 +68,14 @@ def low_rank(rank: int, alpha: float | None = None, frozen_dtype: torch.dtype | 
                 if child is not None:
                     setattr(part, name, replaced(child, inside_slices or sliced))
             fresh = part
-            if isinstance(part, nn.Linear) and part.weight.requires_grad:
+            if isinstance(part, nn.Linear) and (part.weight.requires_grad or id(part.weight) in held):
                 fresh = LowRank(part, rank, scale, gates, start, width)
             elif sliced:
                 fresh = GatedSlices(part, gates, start, width)
             elif gates is not None and isinstance(part, nn.Dropout) and not inside_slices:
                 fresh = GatedDropout(part, gates, start, width)
+            if gates is not None and not (inside_slices or sliced):
+                drops_nothing_itself(part)
             made[id(part)] = made[id(fresh)] = fresh
             kept.append(part)
             return fresh
@@ -75,6 +84,7 @@ def low_rank(rank: int, alpha: float | None = None, frozen_dtype: torch.dtype | 
         fresh = replaced(module)
         for part in kept:
             for parameter in part.parameters(recurse=False):
+                held.update([id(parameter)] if parameter.requires_grad else [])
                 parameter.requires_grad_(False)
             if frozen_dtype is not None and isinstance(part, nn.Linear):
                 cast_matrices(part, frozen_dtype)
@@ -88,6 +98,31 @@ def low_rank(rank: int, alpha: float | None = None, frozen_dtype: torch.dtype | 
         return fresh
 
     return copies
+
+
+def drops_nothing_itself(part: nn.Module) -> None:
+    """Set the rates of dropout to 0 that a module reads, and has no dropout module for.
+
+    They are numbers among its attributes, or in a configuration that its forward pass looks at, of which it
+    gets a copy.
+    """
+    rates: dict[str, Any] = dict(_rates(vars(part)))
+    read = getattr(inspect.unwrap(type(part).forward), "__code__", _rates.__code__).co_names
+    config = getattr(part, "config", None)
+    in_config = {name: 0.0 for name, _ in _rates(getattr(config, "__dict__", {})) if name in read}
+    if in_config and "config" in read:
+        part.config = copy.copy(config)
+        vars(part.config).update(in_config)
+    elif not rates:
+        return
+    vars(part).update(dict.fromkeys(rates, 0.0))
+    setattr(part, RATES, rates | ({"config": config} if in_config else {}))
+
+
+def _rates(attributes: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    for name, value in attributes.items():
+        if "drop" in name and isinstance(value, float) and value > 0:
+            yield name, value
 
 
 def _require_linears(module: nn.Module) -> None:

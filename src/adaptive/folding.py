@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adaptive.copies import RATES
 from adaptive.low_rank import GatedDropout, GatedSlices, LowRank
 from adaptive.model import InModel
 from adaptive.pair import GatedPair
@@ -78,6 +79,7 @@ def _plain(module: nn.Module, gates: Tensor) -> nn.Module:
                 made[id(part)] = replaced(part.sliced)
             else:
                 vars(part).pop("forward", None)  # that of `Apart`
+                vars(part).update(vars(part).pop(RATES, {}))
                 for name, child in list(part._modules.items()):
                     if child is not None:
                         setattr(part, name, replaced(child))

@@ -103,6 +103,11 @@ class Gates:
         self._weights = tuple(weights.tolist())
 
     @property
+    def values(self) -> Tensor | None:
+        """The gates (B, G) of this forward pass or the last one, without a graph; None before the first."""
+        return None if self._values is None else self._values.detach()
+
+    @property
     def choose(self) -> bool:
         """Whether each example takes one copy at each gate: they are gates, and no weights."""
         return self._weights is None
@@ -123,7 +128,7 @@ class Gates:
         """
         self._parts = None
         self.apart = {}
-        if self._values.requires_grad:
+        if self._values is not None and self._values.requires_grad:
             self._values = self._values.detach().requires_grad_()
             self._values.register_hook(_refuse_gradient)
 

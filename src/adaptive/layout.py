@@ -62,7 +62,7 @@ class Layout:
         """
         if self.learned is None:
             return FIRST if value.dim() and value.shape[0] == batch else None
-        if id(value) in apart:
+        if apart and id(value) in apart:
             return FIRST
         known = self.learned.get(path)
         if isinstance(known, Examples) and value.dim() > known.dim:
@@ -99,6 +99,11 @@ class Layout:
         raise self._unlearned(path, values[0])
 
     def _unlearned(self, path: Path, value: Tensor) -> Unlearned:
+        if not self.learned:
+            return Unlearned(
+                f"{self.name} is called now, and was not in evaluation, where it is learned which dimension "
+                "tells examples apart: leave out the module that it is in"
+            )
         return Unlearned(
             f"{words(path)} of {self.name}, {shape_of(value)}, is not as it was when it was learned where "
             f"the "

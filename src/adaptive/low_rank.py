@@ -38,6 +38,8 @@ class LowRank(InPlaceOf):
     """
 
     SHOWN = "frozen"
+    COPIES = ("frozen",)
+    OWN = frozenset({*COPIES, "down", "up", "scale", "gates", "start", "width", "layout"})
 
     def __init__(
         self, frozen: nn.Linear, rank: int, scale: float, gates: Gates | None, start: int = 0, width: int = 1
@@ -186,6 +188,10 @@ class GatedDropout(nn.Module):
         """The rate for a module that reads it to drop by itself, in all examples alike: 0."""
         return 0.0
 
+    @p.setter
+    def p(self, rate: float) -> None:
+        self.dropout.p = rate
+
     def forward(self, input: Tensor) -> Tensor:
         """(B, ..., w * n) -> the same shape."""
         if self.gates.probe is not None:
@@ -240,8 +246,15 @@ class _LowRankProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, layers: Sequence[LowRank], input: Tensor, gate: Tensor | None, *factors: Tensor
+        ctx: FunctionCtx,
+        layers: Sequence[LowRank],
+        input: Tensor,
+        gate: Tensor | None,
+        first: Tensor,
+        *others: Tensor,
     ) -> tuple[Tensor, ...]:
+        # `first` apart, as a compiler without autograd leaves out ctx where the numbers of arguments say so.
+        factors = first, *others
         frozen = [layer.frozen for layer in layers]
         fused = all(isinstance(linear, OwnProduct) and linear.fuses_sums(input) for linear in frozen)
         # Either the update is added to the frozen output, or that is added to the bias and the update.

@@ -19,9 +19,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from adaptive.adapt import Chooser, adapt, is_adapted, layouts
-from adaptive.copies import full_copy, is_tuned_side, low_rank
+from adaptive.compiling import uncompiled
+from adaptive.copies import RATES, full_copy, is_tuned_side, low_rank
 from adaptive.files import load_into, read_folder, save_adaptive, save_pretrained
 from adaptive.gates import Gates
 from adaptive.layout import Examples, Layout, leaves, rows_first
@@ -83,6 +85,7 @@ class Report:
     of_policy: int
     of_rest: int  # parameters that train elsewhere
     frozen: int
+    without_dropout: tuple[str, ...] = ()  # classes of parts whose own dropout is off, see `low_rank`
 
     def __str__(self) -> str:
         trainable = self.of_copies + self.of_policy + self.of_rest
@@ -92,7 +95,11 @@ class Report:
             f"{len(self.units)} gated modules ({', '.join(shown)}), {self.gates} gates\n"
             f"trainable {trainable:,} of {trainable + self.frozen:,} parameters ({share:.1%}): copies "
             f"{self.of_copies:,}, policy {self.of_policy:,}, rest of the model {self.of_rest:,}"
-        )
+        ) + self._dropout()
+
+    def _dropout(self) -> str:
+        names = ", ".join(self.without_dropout)
+        return f"\nno dropout, as it would reach frozen examples too, within {names}" if names else ""
 
 
 def get_adaptive_model(model: nn.Module, config: AdaptiveConfig) -> nn.Module:
@@ -104,6 +111,8 @@ def get_adaptive_model(model: nn.Module, config: AdaptiveConfig) -> nn.Module:
     """
     if is_adapted(model):
         raise ValueError("the model is adaptive already: call get_adaptive_model once, with all targets")
+    if hasattr(model, "_orig_mod"):
+        raise ValueError("the model is compiled: first get_adaptive_model, then torch.compile")
     if isinstance(model, nn.Sequential | nn.ModuleList | nn.ModuleDict):
         raise ValueError(
             f"a {type(model).__name__} runs all modules in it, the policy too: put it into a module"
@@ -116,6 +125,8 @@ def get_adaptive_model(model: nn.Module, config: AdaptiveConfig) -> nn.Module:
     width = 1 if config.granularity == MODULE else config.granularity
     size = config.policy_size or _features(model, config.reads or names[0])
     dtype = None if config.frozen_dtype is None else getattr(torch, config.frozen_dtype)
+    if config.tuned == LORA:
+        _require_untied(model, names)
     copies = full_copy(dtype) if config.tuned == FULL else low_rank(config.rank, config.alpha, dtype)
     gates = adapt(model, [([name], width) for name in names], copies)
     policy = config.policy
@@ -169,6 +180,21 @@ def _matches(name: str, pattern: str) -> bool:
     return len(parts) >= len(wanted) and all(
         want in ("*", part) for part, want in zip(parts[-len(wanted) :], wanted, strict=True)
     )
+
+
+def _require_untied(model: nn.Module, units: Sequence[str]) -> None:
+    """ValueError for a parameter that is to train outside the units and that low-rank copies would freeze."""
+    inside: dict[int, str] = {}
+    outside: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if parameter.requires_grad:
+            within = any(name.startswith(f"{unit}.") for unit in units)
+            (inside if within else outside).setdefault(id(parameter), name)
+    for key in inside.keys() & outside.keys():
+        raise ValueError(
+            f"{inside[key]} is {outside[key]} too, which is in no gated module and would be frozen with it: "
+            'leave that module out, or tuned="full"'
+        )
 
 
 def _features(model: nn.Module, name: str) -> int:
@@ -230,7 +256,7 @@ class InModel(Chooser):
 
     def last_gates(self) -> Tensor | None:
         """The gates (B, G) of the last forward pass."""
-        return None if self.gates._values is None else self.gates._values.detach()
+        return self.gates.values
 
     def gates_of(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
         """The likelier copy at each gate (B, G) for the inputs of a batch, as in evaluation."""
@@ -259,12 +285,15 @@ class InModel(Chooser):
         learn(model, self.gates, varying, batch, self._entries, fixed)
         for name in self.units:
             for part, layout in layouts(model.get_submodule(name)):
-                if layout.learned is None and (layout.needs_examples or not part):
+                if layout.learned is not None:
+                    continue
+                if layout.needs_examples or not part:
                     raise ValueError(
                         f"{layout.name} is not called with these inputs, or its weights are read without a "
                         "call, so that gates would decide nothing: exclude it"
                         + (f', or freeze="{layout.name}"' if part else "")
                     )
+                layout.learned = {}  # or the first dimension would be taken for that of the examples
 
     def _learn_new(self, model: nn.Module, inputs: Mapping[str, Any]) -> int:
         """Learn from inputs of a kind that has not been seen; returns their number of examples."""
@@ -334,6 +363,10 @@ class InModel(Chooser):
         return next(model.parameters()).device
 
     def _before(self, model: nn.Module, args: Any, kwargs: Any) -> None:
+        # What the policy reads it finds by hooks, and looks at: no compiler follows it.
+        uncompiled(self._fill, model, args, kwargs) if is_compiling() else self._fill(model, args, kwargs)
+
+    def _fill(self, model: nn.Module, args: Any, kwargs: Any) -> None:
         inputs = dict(kwargs)
         if args:
             inputs |= dict(zip(inspect.signature(model.forward).parameters, args, strict=False))
@@ -353,17 +386,15 @@ class InModel(Chooser):
             self.gates.fill(torch.zeros(0, self.gates.total, device=self.gates_device(model)))
 
     def _after(self, model: nn.Module, args: Any, output: Any) -> None:
-        if self.gates._values is not None:
-            self.gates.detach()
+        uncompiled(self.gates.detach) if is_compiling() else self.gates.detach()
 
     def _count(self, model: nn.Module) -> Report:
         counts = dict.fromkeys(("copies", "policy", "rest", "frozen"), 0)
         for name, parameter in model.named_parameters():
             kind = "policy" if name.startswith("adaptive.") else "copies" if is_tuned_side(name) else "rest"
             counts[kind if parameter.requires_grad else "frozen"] += parameter.numel()
-        return Report(
-            self.units, self.gates.total, counts["copies"], counts["policy"], counts["rest"], counts["frozen"]
-        )
+        classes = dict.fromkeys(type(part).__name__ for part in model.modules() if RATES in vars(part))
+        return Report(self.units, self.gates.total, *counts.values(), tuple(classes))
 
 
 def _mean(hidden: Tensor, mask: Any, size: int | None) -> Tensor:

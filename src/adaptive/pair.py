@@ -6,8 +6,10 @@ from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from adaptive.both import Both
+from adaptive.compiling import uncompiled
 from adaptive.gates import FROZEN, TUNED, Gates
 from adaptive.layout import Layout
 from adaptive.routing import map_tensors, pick
@@ -32,9 +34,15 @@ class Sliced(Protocol):
 
 
 class InPlaceOf(nn.Module):
-    """A module in the place of another, which is a child of it and whose attributes show through."""
+    """A module in the place of another, which is a child of it and whose attributes show through.
+
+    An attribute that is set goes to that child, and to its other copies, if any. AttributeError for a tensor
+    or module, which two copies cannot have in common. Names that begin with an underscore are its own.
+    """
 
     SHOWN: str  # the name of the child
+    COPIES: tuple[str, ...]  # the names of the children that are set, this one and others
+    OWN: frozenset[str]  # what it has itself
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -45,6 +53,16 @@ class InPlaceOf(nn.Module):
                 raise
             return getattr(child, name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.OWN or name in vars(self) or name.startswith("_") or hasattr(type(self), name):
+            super().__setattr__(name, value)
+            return
+        if len(self.COPIES) > 1 and isinstance(value, nn.Module | Tensor):
+            parts = " or ".join(f".{part}.{name}" for part in self.COPIES)
+            raise AttributeError(f"each copy has a {name} of its own: set {parts}")
+        for part in self.COPIES:
+            setattr(getattr(self, part), name, value)
+
 
 class GatedPair(InPlaceOf):
     """Two copies of a module, called on the same input, with gates that choose between their outputs.
@@ -54,6 +72,8 @@ class GatedPair(InPlaceOf):
     """
 
     SHOWN = "tuned"
+    COPIES = ("tuned", "frozen")
+    OWN = frozenset({*COPIES, "gates", "start", "width", "layout"})
 
     def __init__(self, frozen: nn.Module, tuned: nn.Module, gates: Gates, start: int, width: int = 1) -> None:
         super().__init__()
@@ -71,6 +91,10 @@ class GatedPair(InPlaceOf):
         return self
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        # How many rows each copy gets is another number in every batch, for which a graph would be made anew.
+        return uncompiled(self._run, *args, **kwargs) if is_compiling() else self._run(*args, **kwargs)
+
+    def _run(self, *args: Any, **kwargs: Any) -> Any:
         if self.gates.probe is not None:
             return self.gates.probe.call(self, self._frozen, self.frozen, args, kwargs)
         gate = self.gates.of(self.start, self.width)

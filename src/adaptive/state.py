@@ -82,46 +82,28 @@ def write_back(original: Any, views: tuple[Any, Any], rows: Any, batch: int) -> 
 
     rows: `adaptive.gates.Rows`. ValueError if they left different things that are no tensors.
     """
-    frozen, tuned = views
-    if frozen is tuned:  # nobody looked at it
-        return frozen
-    if frozen is original:
-        frozen = rows_of(original, rows.frozen, batch)
-    if tuned is original:
-        tuned = rows_of(original, rows.tuned, batch)
+    if views[0] is views[1]:  # nobody looked at it
+        return views[0]
+    frozen, tuned = (
+        rows_of(original, index, batch) if view is original else view
+        for view, index in zip(views, (rows.frozen, rows.tuned), strict=True)
+    )
+    of_frozen, of_tuned = _parts(frozen), _parts(tuned)
     if isinstance(frozen, Tensor) and isinstance(tuned, Tensor):
         if frozen.dim() >= 2:
             return torch.cat([frozen, tuned]).index_select(0, rows.order.argsort())
         if torch.equal(frozen, tuned):
             return frozen
-    elif isinstance(frozen, list) and isinstance(tuned, list) and len(frozen) == len(tuned):
-        for place, pair in enumerate(zip(list.__iter__(frozen), list.__iter__(tuned), strict=True)):
-            old = original[place] if isinstance(original, list) and place < len(original) else None
-            made = write_back(old, pair, rows, batch)
-            if isinstance(original, list) and place < len(original):
-                original[place] = made
-            elif isinstance(original, list):
-                original.append(made)
-        return original if isinstance(original, list) else frozen
-    elif isinstance(frozen, dict) and isinstance(tuned, dict) and frozen.keys() == tuned.keys():
-        old = original if isinstance(original, dict) else {}
-        old.update({key: write_back(old.get(key), (frozen[key], tuned[key]), rows, batch) for key in frozen})
-        return old
-    elif isinstance(frozen, tuple) and isinstance(tuned, tuple) and len(frozen) == len(tuned):
-        old = (
-            original if isinstance(original, tuple) and len(original) == len(frozen) else [None] * len(frozen)
+    elif of_frozen is not None and of_tuned is not None and _alike(frozen, tuned):
+        target = original if _alike(original, frozen) else frozen
+        old = _parts(target) if target is original else {}
+        return _filled(
+            target,
+            {
+                key: write_back(old.get(key), (of_frozen.get(key), of_tuned.get(key)), rows, batch)
+                for key in of_frozen | of_tuned
+            },
         )
-        return tuple(
-            write_back(*parts, rows, batch)
-            for parts in zip(old, zip(frozen, tuned, strict=True), strict=True)
-        )
-    elif is_state(frozen) and type(frozen) is type(tuned):
-        target = original if type(original) is type(frozen) else frozen
-        old = dict(vars(target)) if target is original else {}
-        for name in dict.fromkeys([*vars(frozen), *vars(tuned)]):
-            pair = vars(frozen).get(name), vars(tuned).get(name)
-            vars(target)[name] = write_back(old.get(name), pair, rows, batch)
-        return target
     elif type(frozen) is type(tuned) and frozen == tuned:
         return frozen
     elif isinstance(frozen, int) and isinstance(tuned, int) and [frozen, tuned] == [*rows.sizes]:
@@ -129,3 +111,32 @@ def write_back(original: Any, views: tuple[Any, Any], rows: Any, batch: int) -> 
     raise ValueError(
         f"the two copies left different things in an argument that they wrote to: {frozen!r}, {tuned!r}"
     )
+
+
+def _parts(value: Any) -> dict[Any, Any] | None:
+    """What is in a container or state, by place or name, without making views of it; None for others."""
+    if isinstance(value, list | tuple):
+        return dict(enumerate(list.__iter__(value) if isinstance(value, list) else value))
+    if isinstance(value, dict):
+        return dict(value)
+    return dict(vars(value)) if is_state(value) else None
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two are lists, tuples or dicts, or states of one class."""
+    return type(one) is type(other) or any(
+        isinstance(one, kind) and isinstance(other, kind) for kind in (list, tuple, dict)
+    )
+
+
+def _filled(target: Any, parts: dict[Any, Any]) -> Any:
+    """The inverse of `_parts`, in `target` itself if it can be written to."""
+    if isinstance(target, tuple):
+        return tuple(parts.values())
+    if isinstance(target, list):
+        target[:] = parts.values()
+    elif isinstance(target, dict):
+        target.update(parts)
+    else:
+        vars(target).update(parts)
+    return target
