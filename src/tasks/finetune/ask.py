@@ -43,7 +43,6 @@ from vqadata.folder import DataFolder
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 ANSWERS_SHOWN = 5
-BATCH = 32  # questions
 LONGEST = 64  # letters of an answer that are shown
 WORDS = {"1": "tuned", "0": "frozen", "-": "-"}
 REDUCED = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -105,10 +104,12 @@ class Vqa:
         return answer
 
     def answers(self, image: str | Path, questions: Sequence[str]) -> list[Answer]:
-        """The same for several questions about one image, which is looked at once."""
+        """The same for several questions about one image, which is looked at once.
+
+        Each is answered by itself, so that its probabilities do not depend, by rounding, on the others.
+        """
         if not all(map(str.strip, questions)):
             raise UserError("the question is empty: ask one in words")
-        answers: list[Answer] = []
         with self._images.find(image) as found:
             if found.stores.feature_size != self._best.features:
                 raise UserError(
@@ -116,37 +117,30 @@ class Vqa:
                     f"{found.image_id}{found.where} have {found.stores.feature_size}; choose the data set "
                     "that it was trained on"
                 )
-            for start in range(0, len(questions), BATCH):
-                answers += self._answers(found, questions[start : start + BATCH])
-        return answers
+            return [self._answer(found, question) for question in questions]
 
     @torch.no_grad()
-    def _answers(self, found: Found, questions: Sequence[str]) -> list[Answer]:
-        """Those to a batch of questions."""
+    def _answer(self, found: Found, question: str) -> Answer:
         best, image = self._best, found.image_id
-        records = [{"question_id": n, "img_id": image, "sent": text} for n, text in enumerate(questions)]
-        encoded = encode(self._tokenizer, questions)
-        dataset = VqaDataset(Questions.of(records, *encoded), found.stores, best.answers)
-        batch = dataset.__getitems__(range(len(dataset)))
+        record = {"question_id": 0, "img_id": image, "sent": question}
+        encoded = encode(self._tokenizer, [question])
+        dataset = VqaDataset(Questions.of([record], *encoded), found.stores, best.answers)
+        batch = dataset[0]
         columns = batch["inputs"] | {"question_id": batch["question_id"]}
         inputs = {name: torch.from_numpy(column).to(self._device) for name, column in columns.items()}
-        numbers = inputs.pop("question_id")
+        number = inputs.pop("question_id")
         with torch.autocast(self._device.type, self._dtype, enabled=self._dtype is not None):
-            output = self._model(**inputs | decided_by(best.spec)(self._model, inputs, numbers))
-        gates = output.gates_of(output.outputs).bool().tolist()
-        answered = []
-        for question, logits, tuned in zip(questions, output.outputs.float(), gates, strict=True):
-            answers, layers = likeliest(logits, best.answers, image), by_layer(self._units, tuned)
-            shares = {name: share for name in layers if (share := share_tuned(layers[name])) is not None}
-            lines = [f"{question.strip()}  ({image}{found.where})"]
-            if unknown := unknown_words(self._tokenizer, [question]):
-                lines.append(f"unknown to the model, which reads [UNK] instead: {', '.join(unknown)}")
-            lines = [*map(wrapped, lines), *answer_lines(answers), ""]
-            text = "\n".join([*lines, *map(wrapped, describe_gates(best, layers))])
-            answered.append(
-                Answer(question, image, answers, shares if chooses(best.spec) else None, tuned, text)
-            )
-        return answered
+            output = self._model(**inputs | decided_by(best.spec)(self._model, inputs, number))
+        answers = likeliest(output.outputs[0].float(), best.answers, image)
+        (tuned,) = output.gates_of(output.outputs).bool().tolist()
+        layers = by_layer(self._units, tuned)
+        shares = {name: share for name in layers if (share := share_tuned(layers[name])) is not None}
+        lines = [f"{question.strip()}  ({image}{found.where})"]
+        if unknown := unknown_words(self._tokenizer, [question]):
+            lines.append(f"unknown to the model, which reads [UNK] instead: {', '.join(unknown)}")
+        lines = [*map(wrapped, lines), *answer_lines(answers), ""]
+        text = "\n".join([*lines, *map(wrapped, describe_gates(best, layers))])
+        return Answer(question, image, answers, shares if chooses(best.spec) else None, tuned, text)
 
 
 def load(
