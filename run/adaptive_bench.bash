@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
-# Measure what get_adaptive_model adds to a plain BERT: time in evaluation with all gates equal, and files.
+# Measure what get_adaptive_model adds to a plain BERT.
+# Time in evaluation with all gates equal, and the size of files.
 #
-#   bash run/adaptive_bench.bash [flags]       (--help lists them)
+#   bash run/adaptive_bench.bash [flags]  (--help lists them)
 #
-#   bash run/adaptive_bench.bash               base size: about four minutes on two CPU cores
-#   bash run/adaptive_bench.bash --quick       a small one: well under a minute
+#   bash run/adaptive_bench.bash
+#         base size: about four minutes on two CPU cores
+#   bash run/adaptive_bench.bash --quick
+#         a small one: well under a minute
 #
 # Weights are random, so that none are needed. --json FILE writes the figures too.
 

@@ -68,7 +68,8 @@ class Best(NamedTuple):
     @property
     def is_whole(self) -> bool:
         """Whether its pre-trained model is the folder itself, with nothing trained beside it."""
-        return self.spec.pretrained == str(self.folder)
+        source = self.spec.pretrained
+        return source is not None and Path(source).absolute() == self.folder.absolute()
 
 
 def save_best(best: Best, model: nn.Module, pretrained: Pretrained) -> None:
