@@ -4,6 +4,7 @@ Both copies are computed for all examples, and the likelier gate mixes them; bat
 have any size. Each graph is held against the model, routed as always, on real questions.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
@@ -135,7 +136,7 @@ def trace(dense: Dense, features: int) -> ExportedProgram:
     """A model in evaluation mode as a program, which keeps no example and no path of this machine."""
     sizes, inputs = {name: torch.export.Dim(name) for name in TRACED}, inputs_of(features).items()
     example = {name: torch.ones([TRACED.get(n, n) for n in shape], dtype=d) for name, (d, shape) in inputs}
-    open_sizes = {name: [sizes.get(size) for size in shape] for name, (_, shape) in inputs}
+    open_sizes = {name: [sizes.get(size, torch.export.Dim.STATIC) for size in shape] for name, (_, shape) in inputs}
     program = torch.export.export(dense.eval(), (), example, dynamic_shapes=open_sizes, strict=False)
     for part in program.graph_module.modules():
         for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
@@ -177,6 +178,8 @@ def write_onnx(program: ExportedProgram, file: Path, outputs: Sequence[str]) -> 
     import onnxruntime
 
     names = {"input_names": [*inputs_of(0)], "output_names": [*outputs]}
+    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
+    registration.setLevel(logging.ERROR)  # else it tells of packages that no model here needs
     torch.onnx.export(program, (), dynamo=True, verbose=False, **names).save(str(file))
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
 
