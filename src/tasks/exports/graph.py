@@ -136,7 +136,9 @@ def trace(dense: Dense, features: int) -> ExportedProgram:
     """A model in evaluation mode as a program, which keeps no example and no path of this machine."""
     sizes, inputs = {name: torch.export.Dim(name) for name in TRACED}, inputs_of(features).items()
     example = {name: torch.ones([TRACED.get(n, n) for n in shape], dtype=d) for name, (d, shape) in inputs}
-    open_sizes = {name: [sizes.get(size, torch.export.Dim.STATIC) for size in shape] for name, (_, shape) in inputs}
+    open_sizes = {
+        name: [sizes.get(size, torch.export.Dim.STATIC) for size in shape] for name, (_, shape) in inputs
+    }
     program = torch.export.export(dense.eval(), (), example, dynamic_shapes=open_sizes, strict=False)
     for part in program.graph_module.modules():
         for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
