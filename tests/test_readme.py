@@ -291,6 +291,7 @@ def test_the_strategy_table_agrees_with_the_source() -> None:
     ("document", "topics"),
     [
         ("README.md", ["results", "performance", "data"]),
+        ("data/README.md", ["regions"]),
         ("run/BENCHMARKS.md", ["performance", "data", "growth"]),
     ],
 )

@@ -95,8 +95,9 @@ class LowRank(InPlaceOf):
         factors = [factor for layer in layers for factor in (layer.down, layer.up)]
         if gate is None or first.layout.learned is None:
             return _LowRankProduct.apply(layers, input, gate, *factors)
-        where = first.layout.argument(path_of(input), input, len(gate), first.gates.apart)
-        rows = rows_first(input, where, len(gate))
+        batch = gate.shape[0]  # len() would become a constant of a traced graph
+        where = first.layout.argument(path_of(input), input, batch, first.gates.apart)
+        rows = rows_first(input, where, batch)
         outputs = _LowRankProduct.apply(layers, rows, gate, *factors)
         return tuple(rows_back(output, where) for output in outputs)
 
@@ -200,7 +201,7 @@ class GatedDropout(nn.Module):
             return input
         if self.layout.learned is None:
             return self._drop(input)
-        batch = len(self.gates.tuned(self.start, self.width))
+        batch = self.gates.tuned(self.start, self.width).shape[0]
         where = self.layout.argument(path_of(input), input, batch, self.gates.apart)
         if where is None and input.shape[:1] != (1,):
             return input  # what all examples share is of none that runs tuned
@@ -270,7 +271,8 @@ class _LowRankProduct(torch.autograd.Function):
         gated = _gate_rows(hidden, gate)
         outputs, parts = [], gated.split(len(down) // len(downs), -1)
         for linear, start, part, up in zip(frozen, starts, parts, ups, strict=True):
-            total = _add_update(start.view(-1, len(up)), part, up, gate, layers[0].scale)
+            start = start if fused else start.view(-1, len(up))
+            total = _add_update(start, part, up, gate, layers[0].scale)
             total = linear.onto(total, rows.flatten(0, 1)) if fused else total
             outputs.append(reshaped(total, (*input.shape[:-1], len(up))))
         ctx.layers, ctx.shape, ctx.on_cpu = layers, input.shape, input.device.type == "cpu"
@@ -315,13 +317,13 @@ class _LowRankProduct(torch.autograd.Function):
 
 
 def _add_update(start: Tensor, part: Tensor, up: Tensor, gate: Tensor | None, scale: float) -> Tensor:
-    """start (N, out) + scale part (B, S, r) up.T, with gates of slices; in place, but for start (1, out)."""
+    """start (N, out) + scale part (B, S, r) up.T, with gates of slices; in place, but for a bias (out,)."""
     if _is_sliced(gate):
-        start = start.expand(part.shape[0] * part.shape[1], -1) if len(start) == 1 else start
+        start = start.expand(part.shape[0] * part.shape[1], -1) if start.dim() == 1 else start
         weights = _gate_slices(up, gate).mT
         return torch.baddbmm(start.view(*part.shape[:2], len(up)), part, weights, alpha=scale).flatten(0, 1)
     rows = part.flatten(0, 1)
-    if len(start) == 1:
+    if start.dim() == 1:
         return torch.addmm(start, rows, up.t(), alpha=scale)
     return start.addmm_(rows, up.t(), alpha=scale)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 
 import pytest
@@ -27,8 +28,6 @@ KINDS = {
     "standard": {"strategy": "standard"},
     "block": {"strategy": "SpotTune_Block", "policy": "light"},
     "heads": {"strategy": "SpotTune"},
-    "low-rank": {"strategy": "SpotTune", "tuned": "lora", "rank": 2, "policy": "light"},
-    "low-rank blocks": {"strategy": "SpotTune_Block", "tuned": "lora", "rank": 2, "target_share": 0.5},
     "tied": {"strategy": "SpotTune_Res", "policy": "light", "decisions": "example"},
     "constant": {"strategy": "SpotTune_Block", "policy": "constant"},
     "merged": {"strategy": "standard", "tuned": "lora", "rank": 2},
@@ -117,9 +116,12 @@ def test_a_graph_that_disagrees_is_refused_and_nothing_is_written(
 ) -> None:
     vqa.main(replace(args, strategy="standard"))
     right = graph.Dense.forward
-    monkeypatch.setattr(
-        graph.Dense, "forward", lambda *a, **k: tuple(logits + 0.01 for logits in right(*a, **k))
-    )
+
+    @wraps(right)  # its signature is that of the graph
+    def wrong(*inputs: Tensor, **named: Tensor) -> tuple[Tensor, ...]:
+        return tuple(logits + 0.01 for logits in right(*inputs, **named))
+
+    monkeypatch.setattr(graph.Dense, "forward", wrong)
     with pytest.raises(UserError, match=r"off by 1\.0e-02, more than 0\.001"):
         main(["run", "--to", "out", "--torch-export"])
     assert not OUT.exists()
@@ -129,8 +131,11 @@ def test_what_cannot_be_a_graph_is_said_before_anything_is_written(
     args: VqaArgs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vqa.main(replace(args, **KINDS["constant"], evaluate_gates="sample"))
-    with pytest.raises(UserError, match="takes the likelier copy at each gate"):
+    with pytest.raises(UserError, match=r"takes the likelier copy, .* --evaluate-gates sample"):
         export(RUN, OUT, graphs=["torch-export"])
+    vqa.main(replace(args, version="low", strategy="SpotTune_Block", tuned="lora", policy="light"))
+    with pytest.raises(UserError, match="--torch-export takes full copies"):
+        export(RUN.with_name("low"), OUT, graphs=["torch-export"])
     monkeypatch.setattr(graph, "find_spec", lambda package: package == "onnx" or None)
     with pytest.raises(UserError, match=r": pip install onnxruntime onnxscript$"):
         main(["run", "--to", "out", "--onnx"])
