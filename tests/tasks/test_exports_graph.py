@@ -78,7 +78,8 @@ def require_equal(form: str) -> None:
         assert 0 < torch.cat(chosen).mean() < 1  # both copies answer
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["standard", "heads"])  # the others where there is a runtime, below
 def test_a_program_of_torch_export_gives_the_logits_of_the_run(args: VqaArgs, kind: str) -> None:
     vqa.main(replace(args, **KINDS[kind]))
     (said,) = export(RUN, OUT, graphs=["torch-export"])
