@@ -72,7 +72,8 @@ def found_layers(runs: Sequence[Run]) -> list[str]:
     for run in runs:
         arguments = run.arguments if (run.folder / "args.json").is_file() else {}
         if arguments.get("refit") or arguments.get("tune_from"):
-            layers = arguments.get("tune") or "decided by the policy that was found"
+            policy = "decided by the policy that was found"
+            layers = arguments.get("tune") or ("none" if run.result.get("share_tuned") is None else policy)
             found[row_name(run), layers.replace(",", ", ")] += 1
     if not found:
         return []

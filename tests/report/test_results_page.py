@@ -93,14 +93,17 @@ def test_the_page_says_which_layers_were_found_and_how_groups_fared(tmp_path: Pa
     runs = [write_run(tmp_path, "standard", seed, val_by_group=groups) for seed in range(3)]
     tuned = {"val_by_group": {"clean": 81.0, "shifted": 62.0}}
     tuned["worth_by_group"] = {"clean": worth, "shifted": worth | {"share_tuned": 0.75}}
-    for seed, layers in enumerate(("language.1,vision.1", "language.1", "language.1,vision.1", None)):
-        runs.append(write_run(tmp_path, "refit", seed, **tuned))
+    found = ("language.1,vision.1", "language.1", "language.1,vision.1", None, None)
+    for seed, layers in enumerate(found):
+        share = None if seed < 3 or seed == 4 else 0.4  # a refit without gates has none
+        runs.append(write_run(tmp_path, "refit", seed, **tuned, share_tuned=share))
         arguments = {"refit": f"found-{seed}", "tune": layers}
         (runs[-1].folder / "args.json").write_text(json.dumps(arguments))
     text = write_page(tmp_path / "r.md", make_tables(runs), runs)[0].read_text()
     assert "| refit | language.1, vision.1 | 2 |" in text
     assert "| refit | language.1 | 1 |" in text
     assert "| refit | decided by the policy that was found | 1 |" in text
+    assert "| refit | none | 1 |" in text
     assert "| standard | 80.0 | none | none | 60.0 | none | none |" in text
     assert "| refit | 81.0 | 0.50 | 0.25 | 62.0 | 0.50 | 0.75 |" in text
 
