@@ -22,6 +22,9 @@ def pytest_configure(config: pytest.Config) -> None:
     chosen = config.option.markexpr.split()[:1] == ["gpu"] or any("tests/gpu" in arg for arg in config.args)
     if not chosen or os.environ.get("SPOTTUNE_TEST_DEVICE") == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    os.environ.pop(
+        "STARTED_IN", None
+    )  # set by the launcher of the tests; here paths count from the working folder
     # What a shell starts in the background, or a queue, may ignore signals that ask to stop, and then all
     # processes of tests would. SIGHUP is left as it is: nohup means it.
     for number in {*ASKING} - {signal.SIGHUP}:

@@ -83,7 +83,7 @@ def test_from_raw_files_to_an_answer(
     assert vqa.cli([best, "--question=is it red", "--image-id=photo3"]) == 0
     assert "is it red  (photo3 of mine)" in capsys.readouterr().out
     assert vqa.cli([best, "--question=is it red", "--image-id=photo30"]) == 2
-    assert "30 images, such as photo0, photo1, photo10." in capsys.readouterr().err
+    assert "30 images, such as photo0, photo1, photo10, nor a file" in capsys.readouterr().err
 
 
 def test_a_changing_priors_variant_of_the_scenes_is_trained_on(

@@ -196,7 +196,7 @@ def test_lxmerts_lists_give_3124_answers_and_each_its_own_row(tmp_path: Path, ki
     answers = json.loads((LXMERT_LISTS / "trainval_label2ans.json").read_text())
     model, _, messages = build(spec, load_pretrained(spec), answers)
     assert messages[-1] == (
-        "answer head: 3124 answers loaded, 5 not: '', 'visilab', '5 star', '1 4', '1 world'"
+        "answer head: 3,124 answers loaded, 5 not: '', 'visilab', '5 star', '1 4', '1 world'"
     )
     assert f"assumed to be those of {tmp_path / 'all_ans.json'}" in messages[-2]
 

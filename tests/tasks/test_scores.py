@@ -60,7 +60,7 @@ def test_the_probability_is_that_of_the_answer_by_itself(args: VqaArgs) -> None:
     (record,) = records_of(args, "minival")[7:8]
     question = {"question": (record["sent"],), "image_id": record["img_id"], "load": str(FOLDER / "BEST")}
     (asked,) = vqa.main(replace(args, strategy=None, **question))["asked"]
-    answers = asked["answers"]
+    answers = asked.answers
     assert max(answers, key=answers.get) == scores.answer[7]
     assert scores.probability[7] == pytest.approx(max(answers.values()), rel=1e-4)
 

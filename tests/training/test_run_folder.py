@@ -24,6 +24,7 @@ from training import run_folder
 from training.machine import Machine
 from training.record import Record, recorded_arguments
 from training.run_folder import PROCESSES, RunFolder, describe_environment
+from training.tracker import Channels
 
 ARGUMENTS: dict[str, Any] = {"lr": 5e-5, "seed": 1, "load": None, "betas": (0.9, 0.99)}
 DIGEST, OTHER = "0" * 64, "1" * 64
@@ -113,7 +114,7 @@ def test_other_inputs_are_refused_by_name_unless_they_are_accepted(tmp_path: Pat
         with pytest.raises(RunError, match=words), RunFolder.open(tmp_path, other, Accelerator()):
             pass
     with RunFolder.open(tmp_path, other, Accelerator(), accept_changes=True) as folder:
-        folder.start_tracker("off")
+        folder.start_tracker(Channels(mode="off"))
         folder.save_state({}, 2)
     assert words in (tmp_path / "train.log").read_text()
     assert json.loads((tmp_path / "inputs.json").read_text())["precision"] == "bf16"
@@ -149,7 +150,7 @@ def test_a_damaged_state_gives_way_to_the_one_kept_before_it(
             continue
         with open_folder(folder) as run:
             assert run.load_state({"part": part})
-            run.start_tracker("off")
+            run.start_tracker(Channels(mode="off"))
         assert part.weight.item() == 3
         assert "Going on from" in capsys.readouterr().out
 
@@ -163,7 +164,7 @@ def test_a_state_of_the_older_format_is_refused_unread(tmp_path: Path) -> None:
 
 def test_the_curves_are_those_of_the_state_whatever_became_of_their_file(tmp_path: Path) -> None:
     with open_folder(tmp_path) as folder:
-        tracker = folder.start_tracker("off")
+        tracker = folder.start_tracker(Channels(mode="off"))
         tracker.record({"loss": 2.0}, 1)
         folder.save_state({}, 1)
         tracker.record({"loss": 1.0}, 2)  # not saved: the run will come to it again
@@ -172,7 +173,7 @@ def test_the_curves_are_those_of_the_state_whatever_became_of_their_file(tmp_pat
         file.unlink() if damage is None else file.write_text(damage)
         with open_folder(tmp_path) as folder:
             folder.load_state({})
-            folder.start_tracker("off")
+            folder.start_tracker(Channels(mode="off"))
         assert file.read_text() == '{"step": 1, "loss": 2.0}\n'
 
 
@@ -190,7 +191,7 @@ def test_a_run_that_fails_before_its_first_save_leaves_nothing_that_blocks_the_n
         if found:
             (folder / "predictions").mkdir(parents=True)
         with pytest.raises(MemoryError), open_folder(folder) as run:
-            run.start_tracker("off").say("started")
+            run.start_tracker(Channels(mode="off")).say("started")
             raise MemoryError
         assert folder.exists() == found
         assert not (folder / "args.json").exists()
@@ -237,7 +238,7 @@ def test_a_disk_without_locks_costs_one_line(
 
     monkeypatch.setattr(files.fcntl, "flock", refuse)
     with open_folder(tmp_path) as folder:
-        folder.start_tracker("off")
+        folder.start_tracker(Channels(mode="off"))
         folder.save_state({}, 1)
     assert "cannot be locked on this disk" in capsys.readouterr().out
 

@@ -128,7 +128,7 @@ def test_images_without_features_are_counted_and_named() -> None:
         ([{}, {"crimson": 1.0, "red": 0.3}], None),
         ([None, None], "none of its 2 questions has an answer"),
         ([{}, {}], "none of its 2 questions has an answer that is in the answer list"),
-        ([{"crimson": 1.0}], "none of its 1 questions has an answer that is in the answer list"),
+        ([{"crimson": 1.0}], "none of its 1 question has an answer that is in the answer list"),
         ([{"yes": 1.0}, None, None], "2 of its 3 questions have no label, the first: question_id 1"),
     ],
 )
