@@ -73,7 +73,7 @@ def found_layers(runs: Sequence[Run]) -> list[str]:
         arguments = run.arguments if (run.folder / "args.json").is_file() else {}
         if arguments.get("refit") or arguments.get("tune_from"):
             policy = "decided by the policy that was found"
-            layers = arguments.get("tune") or ("none" if run.result.get("share_tuned") is None else policy)
+            layers = arguments.get("tune") or (policy if "worth" in run.result else "none")
             found[row_name(run), layers.replace(",", ", ")] += 1
     if not found:
         return []

@@ -95,8 +95,8 @@ def test_the_page_says_which_layers_were_found_and_how_groups_fared(tmp_path: Pa
     tuned["worth_by_group"] = {"clean": worth, "shifted": worth | {"share_tuned": 0.75}}
     found = ("language.1,vision.1", "language.1", "language.1,vision.1", None, None)
     for seed, layers in enumerate(found):
-        share = None if seed < 3 or seed == 4 else 0.4  # a refit without gates has none
-        runs.append(write_run(tmp_path, "refit", seed, **tuned, share_tuned=share))
+        gated = {"worth": 0.5} if seed == 3 else {}  # a refit without gates has no choice to value
+        runs.append(write_run(tmp_path, "refit", seed, **tuned, **gated))
         arguments = {"refit": f"found-{seed}", "tune": layers}
         (runs[-1].folder / "args.json").write_text(json.dumps(arguments))
     text = write_page(tmp_path / "r.md", make_tables(runs), runs)[0].read_text()
