@@ -10,7 +10,7 @@ import pytest
 import torch
 from tests.helpers.small import random_inputs, write_dataset, write_pretrained
 
-from common.cli import ASKING
+from common.cli import ASKING, STARTED_IN
 from tasks.finetune.args import VqaArgs
 
 
@@ -22,9 +22,7 @@ def pytest_configure(config: pytest.Config) -> None:
     chosen = config.option.markexpr.split()[:1] == ["gpu"] or any("tests/gpu" in arg for arg in config.args)
     if not chosen or os.environ.get("SPOTTUNE_TEST_DEVICE") == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    os.environ.pop(
-        "STARTED_IN", None
-    )  # set by the launcher of the tests; here paths count from the working folder
+    os.environ.pop(STARTED_IN, None)  # of the launcher of the tests: here paths count from the working folder
     # What a shell starts in the background, or a queue, may ignore signals that ask to stop, and then all
     # processes of tests would. SIGHUP is left as it is: nohup means it.
     for number in {*ASKING} - {signal.SIGHUP}:

@@ -45,7 +45,7 @@ from tests.faults.mounts import unmount_below
 from tests.faults.place import COMMAND, EVALUATION, Place
 from tests.faults.process import Start, warm
 
-from common.cli import Parser, run_command
+from common.cli import STARTED_IN, Parser, run_command, user_path
 
 GROUPS: tuple[Group, ...] = (
     kill.GROUP,
@@ -76,6 +76,7 @@ class Verdict(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
+    os.environ.pop(STARTED_IN, None)  # of this command's user: each run stands in its own folder
     chosen = [group for group in GROUPS if not args.only or group.name in args.only]
     root = Path(tempfile.mkdtemp(prefix="faults-"))
     begin = time.monotonic()
@@ -96,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{time.monotonic() - begin:.0f} s")
     if args.json:
         rows = [[v.group.name, v.case.name, v.wrong, v.note] for v in verdicts]
-        args.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        Path(args.json).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     return int(any(verdict.wrong for verdict in verdicts))
 
 
@@ -110,7 +111,7 @@ def build_parser() -> Parser:
     flag("--case", metavar="TEXT", default="", help="only cases with this text in their names")
     flag("--jobs", type=int, metavar="N", default=os.cpu_count() or 1, help="cases at once; default: cores")
     flag("--keep", action="store_true", help="keep the folders of all runs, and say where they are")
-    flag("--json", type=Path, metavar="FILE", help="write the verdicts to this file too")
+    flag("--json", type=user_path, metavar="FILE", help="write the verdicts to this file too")
     return parser
 
 
