@@ -65,7 +65,8 @@ def list_photos(folder: Path) -> dict[str, Path]:
 
 
 def _is_photo(path: Path) -> bool:
-    return path.suffix.lower() in ENDINGS and not path.name.startswith(".") and path.is_file()
+    """Whether a photo is meant; what is no file behind such a name is named by `read_photo`."""
+    return path.suffix.lower() in ENDINGS and not path.name.startswith(".") and not path.is_dir()
 
 
 def read_photo(photo: Path) -> np.ndarray:
@@ -76,6 +77,10 @@ def read_photo(photo: Path) -> np.ndarray:
     too small or too oblong to show regions.
     """
     try:
+        if photo.is_symlink() and not photo.exists():
+            raise PhotoFault(photo, "is a link to nothing")
+        if photo.exists() and not (photo.is_file() or photo.is_dir()):  # opened, a pipe waits for a writer
+            raise PhotoFault(photo, "is no file")
         with warnings.catch_warnings():  # of large pictures, and of what Pillow had to guess
             warnings.simplefilter("ignore")
             with Image.open(photo, formats=FORMATS) as image:

@@ -310,8 +310,9 @@ def run_side_by_side(commands: Mapping[str, Sequence[str]], jobs: int, prefix: s
     One that names another of these runs waits until that has ended. prefix: what names begin with, and nobody
     needs to see. After Ctrl-C or another signal that asks to stop nothing is started any more, each running
     process gets one SIGINT, on which the trainer saves itself, and is waited for. A second Ctrl-C terminates
-    them.
+    them. In the background of a script, where runs inherit that SIGINT is ignored, they get a SIGTERM.
     """
+    ask = signal.SIGTERM if signal.getsignal(signal.SIGINT) is signal.SIG_IGN else signal.SIGINT
     waiting, running, failed = list(commands), {}, []
     forwarded, times = 0, Times(jobs)
     bar = tqdm(total=len(commands), ncols=COLUMNS, bar_format=PROGRESS, disable=not commands)
@@ -324,7 +325,7 @@ def run_side_by_side(commands: Mapping[str, Sequence[str]], jobs: int, prefix: s
             if len(signals) > forwarded:
                 tqdm.write("Stopping: the runs save themselves. Ctrl-C again ends them at once.", sys.stderr)
                 for process, _ in running.values():
-                    process.send_signal(signal.SIGTERM if forwarded else signal.SIGINT)
+                    process.send_signal(signal.SIGTERM if forwarded else ask)
                 forwarded = len(signals)
             shown = ", ".join(name.removeprefix(prefix) for name in running)
             bar.set_postfix_str(f"{times.left(waiting)}: {shown}", refresh=sys.stderr.isatty())

@@ -33,6 +33,7 @@ from common.cli import Parser, run_command
 from common.errors import StoreError
 from common.files import write_errors_explained, write_json
 from common.markdown import aligned, check_pages, table, write_pages
+from common.memory import peak_resident
 from tasks.bench.memory import apart
 from vqadata.convert import Options, convert
 from vqadata.dataset import VqaDataset
@@ -111,8 +112,7 @@ def measure_conversion(function: Callable[..., int], path: Path, *arguments: Any
     rows = function(path, *arguments)
     seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime  # in all threads
-    peak = after.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return {"rows/s": rows / seconds, "CPU ms/row": 1e3 * used / rows, "peak MB": peak / MB}
+    return {"rows/s": rows / seconds, "CPU ms/row": 1e3 * used / rows, "peak MB": peak_resident() / MB}
 
 
 def disk(path: Path, size: int) -> Figures:

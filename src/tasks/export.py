@@ -54,7 +54,7 @@ from tasks.finetune.best import (
     write_best,
 )
 from tasks.finetune.fold import constant_gates, fold
-from tasks.finetune.spec import LOCATIONS, ModelSpec
+from tasks.finetune.spec import FILES, ModelSpec
 from tasks.finetune.strategies import STRATEGIES
 from vqadata.answers import convert_answer
 
@@ -145,7 +145,7 @@ def write_adaptive(best: Best, tensors: Mapping[str, Tensor], pretrained: Pretra
         if ".frozen." not in name and not plain_name(name).startswith(inherited)
     }
     refit = best.spec.refit and Path(best.spec.refit).name
-    origin = dict.fromkeys((*LOCATIONS, "vocab"))
+    origin = dict.fromkeys(FILES)
     origin |= {"pretrained": INSIDE, "from_scratch": False, "refit": refit}
     spec = replace(best.spec, **origin)
     write_best(best._replace(spec=spec, pretrained_sha256=sha256_of(inside / WEIGHTS)), own)
@@ -163,7 +163,7 @@ def write_question_answering(best: Best, model: Pretrained) -> None:
     tensors |= {f"answer_head.{name}": t for name, t in model.answer_head.items()}
     write_hugging_face(best.folder, "LxmertForQuestionAnswering", model, tensors)
     kept = ("llayers", "xlayers", "rlayers", "dropout", "embeddings", "tune")
-    fields = dict.fromkeys(LOCATIONS) | {"pretrained": ".", "from_scratch": False}
+    fields = dict.fromkeys(FILES) | {"pretrained": ".", "from_scratch": False}
     fields |= {name: getattr(best.spec, name) for name in kept}
     strategy = "standard" if STRATEGIES[best.spec.strategy].adaptive else best.spec.strategy
     spec = ModelSpec(strategy=strategy, **fields)

@@ -10,7 +10,6 @@ process that does nothing else.
 """
 
 import argparse
-import resource
 import statistics
 import sys
 import time
@@ -26,6 +25,7 @@ from tqdm import tqdm
 from common.cli import Parser, run_command
 from common.files import write_json
 from common.markdown import aligned, check_block, table, write_block
+from common.memory import peak_resident
 from regions.extract import look_for_objects
 from regions.network import Detector
 from regions.selection import RECIPES
@@ -79,12 +79,11 @@ def measure(photos: int) -> Figures:
         look_for_objects(pixels, detector, RECIPES["lxmert"])
         seconds.append(time.perf_counter() - start)
         shares.append(watch.seconds / seconds[-1])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {
         "seconds a photo": statistics.median(seconds[1:]),
         "share of res5": statistics.median(shares[1:]),
         "proposals": watch.examples,
-        "peak memory GB": peak / 1e9,
+        "peak memory GB": peak_resident() / 1e9,
         "threads": torch.get_num_threads(),
     }
 

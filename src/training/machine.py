@@ -5,9 +5,7 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import os
-import resource
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -29,6 +27,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, Sequent
 from tqdm import tqdm
 
 from common.errors import Interrupted, RunError, UserError
+from common.memory import peak_resident
 from training.loader import EpochSampler, Part, SharedBatches
 from training.signals import StopSignal, end_without, held_back, is_launched, serve, stop_on_signal
 
@@ -96,11 +95,8 @@ class Machine:
     @property
     def peak_memory(self) -> float:
         """Of this process, in GB: on a GPU the most that PyTorch has handed out, else the resident set."""
-        if self.device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated(self.device)
-        else:
-            kilo = 1 if sys.platform == "darwin" else 1024  # the unit of ru_maxrss
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilo
+        on_gpu = self.device.type == "cuda"
+        peak = torch.cuda.max_memory_allocated(self.device) if on_gpu else peak_resident()
         return round(peak / 1e9, 3)
 
     def say(self, text: str) -> None:

@@ -207,6 +207,16 @@ def test_what_cannot_be_opened_is_named(tmp_path: Path) -> None:
         assert fault(tmp_path / "a.png") == "cannot be read: Permission denied"
 
 
+def test_pipes_and_links_to_nothing_are_named_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "lost.jpg").symlink_to("none.jpg")
+    (tmp_path / "round.jpg").symlink_to("round.jpg")
+    assert fault(tmp_path / "pipe.jpg") == "is no file"
+    assert fault(tmp_path / "lost.jpg") == fault(tmp_path / "round.jpg") == "is a link to nothing"
+    (tmp_path / "folder.jpg").mkdir()
+    assert list(list_photos(tmp_path)) == ["lost", "pipe", "round"]  # each to be named
+
+
 @pytest.mark.parametrize("ending", ["jpg", "png", "gif", "tif", "webp", "bmp"])
 def test_damage_anywhere_is_named_or_harmless(tmp_path: Path, ending: str) -> None:
     file, places = tmp_path / f"a.{ending}", random.Random(0)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.helpers.paths import SRC
@@ -27,7 +28,9 @@ folder.mkdir(parents=True)
 (folder / "command").write_text(" ".join([*sys.argv[3:], os.environ["OMP_NUM_THREADS"]]))
 if "--wait" in sys.argv:
     interrupts = []
-    signal.signal(signal.SIGINT, lambda number, frame: interrupts.append(number))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: interrupts.append(number))
     (folder / "ready").touch()
     while not interrupts:
         time.sleep(0.02)
@@ -277,7 +280,14 @@ def test_predictions_that_cannot_be_compared_are_one_sentence(root: Path) -> Non
     assert "does not say which image question 1 is about" in done.stderr
 
 
-def test_interrupted_comparison_interrupts_each_run_once_and_waits_for_it(root: Path) -> None:
+@pytest.mark.parametrize(
+    ("interrupt", "sent"),
+    [(signal.default_int_handler, signal.SIGINT), (signal.SIG_IGN, signal.SIGTERM)],
+    ids=["in a terminal", "in the background of a script"],
+)
+def test_interrupted_comparison_interrupts_each_run_once_and_waits_for_it(
+    root: Path, interrupt: Any, sent: signal.Signals
+) -> None:
     runs = [root / "snap/vqa" / f"compare-standard-{seed}" for seed in range(2)]
     process = subprocess.Popen(
         [*COMMAND, "--strategies=standard", "--seeds=0,1,2", "--jobs=2", "--", "--wait"],
@@ -287,15 +297,15 @@ def test_interrupted_comparison_interrupts_each_run_once_and_waits_for_it(root: 
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # Workers of pytest-xdist ignore interrupts, which processes inherit.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        # What is ignored is inherited; a shell lets what it starts with & ignore interrupts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, interrupt),
     )
     patience = time.monotonic() + 30
     while not all((run / "ready").exists() for run in runs) and time.monotonic() < patience:
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to the whole foreground group
+    os.killpg(process.pid, sent)  # as a terminal does, to the whole foreground group
     output, _ = process.communicate(timeout=30)
-    assert process.returncode == 130
+    assert process.returncode == 128 + sent
     assert output == "\nInterrupted: run the same command again to go on.\n"
     assert [(run / "interrupts").read_text() for run in runs] == ["1", "1"]
     assert not (root / "snap/vqa/compare-standard-2").exists()

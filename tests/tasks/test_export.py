@@ -263,7 +263,7 @@ def test_the_head_of_the_card_is_what_the_hub_reads(args: VqaArgs, strategy: str
     export(hostile, OUT)
     card = ModelCard.load(OUT / "README.md")
     head, adaptive = card.data, strategy in ADAPTIVE
-    assert head.library_name == ("lxmert-spottune" if adaptive else "transformers")
+    assert head.to_dict()["library_name"] == ("lxmert-spottune" if adaptive else "transformers")
     assert (head.pipeline_tag, head.metrics) == ("visual-question-answering", ["accuracy"])
     assert head.tags == ["lxmert", strategy] and head.base_model is None
     (accuracy,) = head.eval_results

@@ -155,5 +155,7 @@ def test_long_paths_stand_below_the_table() -> None:
 
 
 def test_long_answers_fit_a_terminal() -> None:
-    lines = list(answer_lines({"a very long answer " * 20: 0.5, "yes": 1.0}))
+    answers = {"a very long answer " * 20 + end: 0.5 for end in ("this", "that")} | {"yes": 1.0}
+    lines = list(answer_lines(answers))
     assert max(map(len, lines)) <= 80
+    assert len(lines) == 4  # also two that begin alike

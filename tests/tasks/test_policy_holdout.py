@@ -235,6 +235,14 @@ def test_a_fixed_mask_is_refitted_as_standard_of_these_layers_on_all_questions(
     assert (OUT / "config.json").is_file()
 
 
+def test_the_second_act_begins_from_the_files_of_the_first(args: VqaArgs, second: VqaArgs) -> None:
+    shutil.copy(Path(args.pretrained) / "vocab.txt", "words.txt")
+    finish(replace(args, vocab="words.txt"), 0.01)
+    vqa.main(replace(second, pretrained=None))
+    arguments = json.loads((SNAP / "second" / "args.json").read_text())
+    assert (arguments["vocab"], arguments["pretrained"]) == ("words.txt", args.pretrained)
+
+
 def test_a_choice_that_is_worth_nothing_is_a_fixed_mask(args: VqaArgs, second: VqaArgs) -> None:
     finish(args, 0.3, worth_low=-0.1)
     assert vqa.main(second)["label"] == "standard of language.1, refit"

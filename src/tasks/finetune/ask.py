@@ -32,7 +32,7 @@ from tasks.finetune.data import open_data
 from tasks.finetune.gating import chooses, decided_by
 from tasks.finetune.model import build
 from tasks.finetune.photo import Found, Images
-from tasks.finetune.spec import LOCATIONS, ModelSpec
+from tasks.finetune.spec import FILES, ModelSpec
 from tasks.finetune.strategies import STRATEGIES
 from training.machine import Machine, usual_precision
 from training.record import recorded_arguments
@@ -163,12 +163,13 @@ def load(
     best = find_best(Path(folder))
     run = best.folder.resolve().parent
     arguments = recorded_arguments(run) or {}
-    bases = [*started_at(run, arguments), Path.cwd(), REPOSITORY]
+    started = started_at(run, arguments)
+    bases = [*started, Path.cwd(), REPOSITORY]
     best = best._replace(spec=located(best.spec, bases))
     name = dataset or best.dataset
     recorded = arguments.get("data", "data")
     shelves = [Path(data)] if data else [base / recorded for base in bases]
-    home = shelves[0] if len(bases) > 2 or data else shelves[-1]  # for what nobody has drawn yet
+    home = shelves[0] if started or data else REPOSITORY / recorded  # for what nobody has drawn yet
     shelf = next((shelf for shelf in shelves if DataFolder(shelf, name).exists()), home)
     device = PartialState().device
     return Vqa(best, open_data(shelf, name), device, usual_precision(), Path(weights) if weights else None)
@@ -188,7 +189,7 @@ def located(spec: ModelSpec, bases: Sequence[Path]) -> ModelSpec:
     The answer head, which the checkpoint replaces, is not read: lists of its answers may be elsewhere.
     """
     found: dict[str, str | None] = {}
-    for name in (*LOCATIONS, "vocab"):
+    for name in FILES:
         value = getattr(spec, name)
         paths = [str(base / value) for base in bases] if value else []
         found[name] = next((p for p in paths if Path(p).exists() or Path(p + SUFFIX).exists()), value)
@@ -227,9 +228,9 @@ def likeliest(logits: torch.Tensor, answers: Sequence[str], image_id: str) -> di
 
 def answer_lines(answers: dict[str, float]) -> Iterator[str]:
     """Answers and their probabilities, one per line."""
-    shown = {cut(answer, LONGEST): probability for answer, probability in answers.items()}
-    width = max(map(len, shown))
-    yield from (f"  {answer:<{width}}  {probability:6.1%}" for answer, probability in shown.items())
+    shown = [(cut(answer, LONGEST), probability) for answer, probability in answers.items()]
+    width = max(len(answer) for answer, _ in shown)
+    yield from (f"  {answer:<{width}}  {probability:6.1%}" for answer, probability in shown)
     yield "  (each answer's own probability; they need not sum to 100 %)"
 
 

@@ -37,7 +37,7 @@ from lxmert.loading import FUNCTION_FIELDS, Pretrained, check_match, load_pretra
 from lxmert.sources import read_tensors
 from lxmert.tokens import fingerprint, load_tokenizer
 from tasks.finetune.args import VqaArgs, validate
-from tasks.finetune.spec import LOCATIONS, YOUNGER, ModelSpec
+from tasks.finetune.spec import FILES, LOCATIONS, YOUNGER, ModelSpec
 from tasks.finetune.strategies import STRATEGIES
 from training.run_folder import BEST
 from vqadata.folder import ANSWERS
@@ -286,7 +286,7 @@ def _read_spec(entries: dict[str, Any], folder: Path) -> ModelSpec:
         raise UserError(f"{DESCRIPTION} says something unknown of the model: {', '.join(sorted(unknown))}")
     validate(VqaArgs(**entries))
     if inside := next((at for at in (folder, folder / INSIDE) if (at / CONFIG).is_file()), None):
-        entries |= {**dict.fromkeys((*LOCATIONS, "vocab")), "pretrained": str(inside)}
+        entries |= {**dict.fromkeys(FILES), "pretrained": str(inside)}
     if not any(entries[name] for name in LOCATIONS):
         raise UserError(f"{DESCRIPTION} names no pre-trained model")
     return ModelSpec(**entries)

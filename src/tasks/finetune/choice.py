@@ -16,7 +16,7 @@ from lxmert.units import list_names
 from report.run import find_run
 from tasks.finetune.best import Best, load_base_weights, load_best, read_best
 from tasks.finetune.model import VqaModel, add_low_rank, build, count_parameters, fix_policy, freeze_parts
-from tasks.finetune.spec import FIXED, LOCATIONS, LORA, ModelSpec
+from tasks.finetune.spec import FILES, FIXED, LORA, ModelSpec
 
 # Gates are the same for nearly all questions if at least this share of the live ones depart from their usual
 # choice for at most this share of validation questions.
@@ -75,7 +75,7 @@ def adopted(given: Mapping[str, Any], recorded: Mapping[str, Any]) -> dict[str, 
     best = choice.best
     values: dict[str, Any] = {}
     if refit:
-        names = (*FIXED, *LOCATIONS, "dropout")
+        names = (*FIXED, *FILES, "dropout")
         values = {name: getattr(best.spec, name) for name in names if name != "refit"}
         values["dataset"] = best.dataset
     if choice.fixed or not refit:

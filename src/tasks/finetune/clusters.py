@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adaptive.policies import masked_mean
 from vqadata.dataset import VqaDataset
 
 IMAGES = 10_000  # a sample of so many shows the groups of any data set
@@ -15,10 +16,8 @@ def mean_regions(dataset: VqaDataset) -> Tensor:
     used = np.unique(dataset.places, axis=0)
     places = used[np.unique(np.linspace(0, len(used) - 1, IMAGES, dtype=int))]
     batches = (dataset.stores.read(batch) for batch in np.array_split(places, -(-len(places) // 256)))
-    means = [
-        (batch.features * batch.mask[..., None]).sum(1) / batch.mask.sum(1)[:, None] for batch in batches
-    ]
-    return torch.from_numpy(np.concatenate(means)).float()
+    means = [masked_mean(torch.from_numpy(b.features), torch.from_numpy(b.mask)) for b in batches]
+    return torch.cat(means)
 
 
 def distances(points: Tensor, centres: Tensor) -> Tensor:

@@ -122,3 +122,4 @@ YOUNGER = {
     **{"tune": None, "refit": None, "decisions": "gate", "vocab": None},
 }
 LOCATIONS = ("pretrained", "load_lxmert", "load_lxmert_qa")
+FILES = (*LOCATIONS, "vocab")  # all that a model is begun from

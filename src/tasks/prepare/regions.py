@@ -87,7 +87,8 @@ def run(args: argparse.Namespace) -> int:
     if done.faults:
         left_out = counted(len(done.faults), "photo", "was")
         print(f"{left_out} left out:")
-        print("".join(f"  {fault}\n" for fault in done.faults), end="")
+        for fault in done.faults:
+            say(str(fault), indent=2)
         say("Mended, they can follow in a folder of their own: a data set may have several stores.")
     return 0
 
