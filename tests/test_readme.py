@@ -24,6 +24,7 @@ from tests.helpers.small import write_dataset
 from transformers import LxmertConfig
 
 from lxmert.units import gate_labels, list_units
+from tasks import vqa_prepare
 from tasks.finetune.strategies import STRATEGIES
 
 README = ROOT / "README.md"
@@ -192,6 +193,24 @@ def test_scripts_start_without_any_set_up(script: str) -> None:
         [sys.executable, script, "--help"], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0 and done.stdout.startswith("usage:"), done.stderr
+
+
+HELPED = [  # the commands that say of themselves what their files say
+    script
+    for script in (*COMMANDS, ROOT / "tests" / "faults" / "run.py")
+    if "description=__doc__" in script.read_text(encoding="utf-8")
+]
+
+
+@pytest.mark.parametrize("script", HELPED, ids=lambda script: script.stem)
+def test_what_help_says_of_a_command_fits_a_terminal(script: Path) -> None:
+    said = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8")))
+    assert max(map(len, said.splitlines())) <= 80
+
+
+def test_what_help_says_of_the_commands_that_prepare_data_fits_a_terminal() -> None:
+    for name, command in vqa_prepare.COMMANDS.items():
+        assert max(map(len, command.description.splitlines())) <= 80, name
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Fine-tune in several ways, with several seeds, some runs side by side; or compare two runs, or two files.
+"""Fine-tune in several ways, with several seeds; or compare two runs, or two files.
 
     bash run/compare.bash --seeds 0,1,2 -- --epochs 14
     bash run/compare.bash --strategies standard --row "a third=--strategy standard --lr 3e-4"
@@ -28,7 +28,7 @@ from typing import IO, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from common.cli import ASKING, DONE, FOUND_WANTING, Parser, run_command
+from common.cli import ASKING, DONE, FOUND_WANTING, HelpInLines, Parser, run_command
 from common.errors import DataError, Interrupted, UserError
 from common.files import check_name
 from common.markdown import COLUMNS, check_block
@@ -208,8 +208,9 @@ def build_parser() -> Parser:
         + "\n"
         + textwrap.fill(f"with low-rank copies, of this or another rank: {', '.join(low_rank)}", COLUMNS)
         + "\n\nFlags after -- are handed to the trainer: compare.bash --seeds 0 -- --epochs 3.\n"
-        "Give runs with other trainer flags another --prefix. run/README.md says what the intervals mean.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "Give runs with other trainer flags another --prefix.\n"
+        "run/README.md says what the intervals mean.",
+        formatter_class=HelpInLines,
     )
     flag = parser.add_argument
     flag("--strategies", type=strategy_list, metavar="A,B", help="(default: all below, or none with --row)")

@@ -1,4 +1,4 @@
-"""How start-up, memory and steps grow: with questions, images, batch, gates, layers, processes.
+"""How start-up, memory and steps grow: with questions, images, gates and more.
 
     bash run/growth_bench.bash            650,000 questions: about four minutes
     bash run/growth_bench.bash --quick    small sizes: under a minute

@@ -6,14 +6,13 @@
     bash run/vqa_prepare.bash own --from <folder> --name <name>  your own
     bash run/vqa_prepare.bash changing-priors --from data/scenes --name cp
     bash run/vqa_prepare.bash model --from data/<name>           to train on it
-    bash run/vqa_prepare.bash regions photos --dataset <name>    photos to features
+    bash run/vqa_prepare.bash regions photos --dataset <name>    features
     bash run/vqa_prepare.bash check data/<name>                  all there?
 
 Files get their names when all of them are complete, so an interrupted command
 leaves what was there before, and can be started again.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 
@@ -38,12 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> Parser:
     """The command line; `run` of what it parses is the function of the command."""
-    layout = {"formatter_class": argparse.RawDescriptionHelpFormatter}
-    parser = Parser(prog="vqa_prepare.bash", description=__doc__, **layout)
+    parser = Parser(prog="vqa_prepare.bash", description=__doc__)
     parsers = parser.add_subparsers(metavar="<command>", required=True, title="commands")
     for name, command in COMMANDS.items():
         texts = {"help": command.help, "description": command.description, "aliases": command.aliases}
-        subparser = parsers.add_parser(name, **texts, **layout)
+        subparser = parsers.add_parser(name, **texts)
         for flag, options in (command.flags | DATA).items():
             subparser.add_argument(flag, **options)
         subparser.set_defaults(run=command.run)

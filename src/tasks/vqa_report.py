@@ -1,12 +1,13 @@
 """The report of runs, and pictures and tables of them.
 
-    bash run/report.bash <version>                    all there is to see of a run, in one HTML file
-    bash run/report.bash <version> <another version>  the same of several, side by side
-    bash run/report.bash policy <version>             what the policy chose
-    bash run/report.bash results snap/vqa/compare-*   a row per strategy
-    bash run/report.bash page snap/vqa/compare-*      a page: pictures, and a table per data set
+    bash run/report.bash <version>              all of a run, in one HTML file
+    bash run/report.bash <version> <another>    several, side by side
+    bash run/report.bash policy <version>       what the policy chose
+    bash run/report.bash results snap/vqa/c-*   a row per strategy
+    bash run/report.bash page snap/vqa/c-*      pictures, a table per data set
 
-A run is given by its version name or by its folder; one with the name of a command after the word `report`.
+A run is given by its version name or by its folder; one with the name of a
+command after the word `report`.
 """
 
 # Not report.py: Python looks into a script's own folder first, where it would hide the package `report`.

@@ -1,12 +1,13 @@
-"""Kill, cut off, fill, damage, double, change and poison small runs, and see whether they bear it.
+"""Kill, cut off, fill, damage, double, change and poison small runs.
 
     bash run/faults.bash                      all cases
-    bash run/faults.bash --quick              a part of every group, in under 90 seconds
+    bash run/faults.bash --quick              a part of every group
     bash run/faults.bash --only kill power    these groups
-    bash run/faults.bash --only damage --case LAST    the cases with this in their names
+    bash run/faults.bash --only damage --case LAST
+                                              cases with this in their names
 
-Prints a table: the groups, how many cases each has and how many ended as intended, then those that did not.
-The exit code is 1 if there are any.
+Prints a table: the groups, how many cases each has and how many ended as
+intended, then those that did not. The exit code is 1 if there are any.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from tests.faults.mounts import unmount_below
 from tests.faults.place import COMMAND, EVALUATION, Place
 from tests.faults.process import Start, warm
 
-from common.cli import STARTED_IN, Parser, run_command, user_path
+from common.cli import STARTED_IN, Parser, run_command
 
 GROUPS: tuple[Group, ...] = (
     kill.GROUP,
@@ -97,21 +98,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{time.monotonic() - begin:.0f} s")
     if args.json:
         rows = [[v.group.name, v.case.name, v.wrong, v.note] for v in verdicts]
-        Path(args.json).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        args.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     return int(any(verdict.wrong for verdict in verdicts))
 
 
 def build_parser() -> Parser:
-    parser = Parser(
-        prog="faults.bash", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="faults.bash", description=__doc__)
     flag = parser.add_argument
     flag("--quick", action="store_true", help="only a part of every group")
     flag("--only", nargs="+", metavar="GROUP", choices=[g.name for g in GROUPS], help="only these groups")
     flag("--case", metavar="TEXT", default="", help="only cases with this text in their names")
     flag("--jobs", type=int, metavar="N", default=os.cpu_count() or 1, help="cases at once; default: cores")
     flag("--keep", action="store_true", help="keep the folders of all runs, and say where they are")
-    flag("--json", type=user_path, metavar="FILE", help="write the verdicts to this file too")
+    flag("--json", type=Path, metavar="FILE", help="write the verdicts to this file too")
     return parser
 
 

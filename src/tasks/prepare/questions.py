@@ -171,9 +171,10 @@ COMMANDS = {
         f"""\
 VQA v2: train, nominival, minival, test and test-dev. Writes <split>.json,
 {ANSWERS} and, for official scores, annotations/<split>.json to data/vqav2/.
-minival is the first {questions.MINIVAL_IMAGES} images in the row order of val2014_obj36.tsv, nominival
-the rest of val2014; test and its part test-dev need their question files, of
-test2015 and test-dev2015, and are left out without them.""",
+minival is the first {questions.MINIVAL_IMAGES} images in the row order of
+val2014_obj36.tsv, nominival the rest of val2014; test and its part test-dev
+need their question files, of test2015 and test-dev2015, and are left out
+without them.""",
         {
             "--from": path_flag(
                 "folder of VQA v2's published files: plain, .gz or the .zip they come in", dest="source"

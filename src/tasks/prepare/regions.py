@@ -137,15 +137,15 @@ Describe photos by the regions that LXMERT reads, in a store beside those that
 
   bash run/vqa_prepare.bash regions photos --dataset mine
 
-writes data/mine/features/photos/; a photo's name without its ending is its image
-id. The detector is the one of LXMERT's own features, a Faster R-CNN trained on
-Visual Genome: released LXMERTs read what it sees, and nothing else. Its weights
-({FILE} of {HUB}) are taken from --weights, else
-from {LOCAL}/, else from the Hugging Face hub.
-`--extractor grid` needs none: a model of your own can be trained on pixels of a
-grid and of the whole photo. Photos that cannot be read are named and left out.
-What is done is kept: after an interruption the same command goes on where it
-was, and comes to the same bytes.""",
+writes data/mine/features/photos/; a photo's name without its ending is its
+image id. The detector is the one of LXMERT's own features, a Faster R-CNN
+trained on Visual Genome: released LXMERTs read what it sees, and nothing else.
+Its weights ({FILE} of {HUB})
+are taken from --weights, else from {LOCAL}/, else
+from the Hugging Face hub. `--extractor grid` needs none: a model of your own
+can be trained on pixels of a grid and of the whole photo. Photos that cannot be
+read are named and left out. What is done is kept: after an interruption the
+same command goes on where it was, and comes to the same bytes.""",
     {
         "photos": path_flag("folder of .jpg, .png, ...; folders in it are not looked into"),
         "--dataset": flag("folder below --data", required=True),
