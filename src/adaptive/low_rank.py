@@ -20,6 +20,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.nn import functional
 
 from adaptive.both import Both
 from adaptive.gates import Gates
@@ -92,14 +93,12 @@ class LowRank(InPlaceOf):
             for layer in layers:  # a step may follow, and fused ones leave no trace in a tensor's version
                 layer._merged = None
         gate = None if first.gates is None else first.gates.of(first.start, first.width)
-        factors = [factor for layer in layers for factor in (layer.down, layer.up)]
         if gate is None or first.layout.learned is None:
-            return _LowRankProduct.apply(layers, input, gate, *factors)
+            return _product(layers, input, gate)
         batch = gate.shape[0]  # len() would become a constant of a traced graph
         where = first.layout.argument(path_of(input), input, batch, first.gates.apart)
         rows = rows_first(input, where, batch)
-        outputs = _LowRankProduct.apply(layers, rows, gate, *factors)
-        return tuple(rows_back(output, where) for output in outputs)
+        return tuple(rows_back(output, where) for output in _product(layers, rows, gate))
 
     def call_frozen(self, input: Tensor) -> Tensor:
         return call_in_dtype(self.frozen, self.frozen, self, input)
@@ -107,6 +106,17 @@ class LowRank(InPlaceOf):
     def _probed(self, input: Tensor) -> Tensor:
         self.gates.probe.note(self.layout, path_of(input), input)
         return self.call_frozen(input)
+
+    def _written_out(self, input: Tensor, gate: Tensor | None) -> Tensor:
+        """The formula as it stands, for a graph, in which sizes stay open."""
+        dtype = self.up.dtype
+        update = functional.linear(functional.linear(input.to(dtype), self.down), self.up)
+        if gate is not None:
+            slices = update.unflatten(-1, (self.width, -1))
+            ones = [1] * (slices.dim() - 3)
+            update = (slices * gate.to(dtype).view(-1, *ones, self.width, 1)).flatten(-2)
+        frozen = self.call_frozen(input)
+        return frozen + self.scale * update.to(frozen.dtype)
 
     @property
     def _unit(self) -> tuple[Any, ...]:
@@ -236,6 +246,14 @@ class GatedSlices(nn.Module):
     def forward(self, *args: Any) -> Tensor:
         tuned = self.gates.tuned(self.start, self.width) if self.training else None
         return self.sliced.combine(self.sliced.project(*args), tuned, *args)
+
+
+def _product(layers: Sequence[LowRank], input: Tensor, gate: Tensor | None) -> tuple[Tensor, ...]:
+    """The outputs of layers of one unit, from x (B, ..., in) and gates (B, w) or None."""
+    if torch.compiler.is_exporting():
+        return tuple(layer._written_out(input, gate) for layer in layers)
+    factors = [factor for layer in layers for factor in (layer.down, layer.up)]
+    return _LowRankProduct.apply(layers, input, gate, *factors)
 
 
 class _LowRankProduct(torch.autograd.Function):

@@ -31,6 +31,8 @@ KINDS = {
     "tied": {"strategy": "SpotTune_Res", "policy": "light", "decisions": "example"},
     "constant": {"strategy": "SpotTune_Block", "policy": "constant"},
     "merged": {"strategy": "standard", "tuned": "lora", "rank": 2},
+    "low-rank block": {"strategy": "SpotTune_Block", "tuned": "lora", "rank": 2, "policy": "light"},
+    "low-rank heads": {"strategy": "SpotTune", "tuned": "lora", "rank": 2},
 }
 
 
@@ -79,7 +81,7 @@ def require_equal(form: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["standard", "heads"])  # the others where there is a runtime, below
+@pytest.mark.parametrize("kind", ["heads", "low-rank heads"])  # the others where there is a runtime, below
 def test_a_program_of_torch_export_gives_the_logits_of_the_run(args: VqaArgs, kind: str) -> None:
     vqa.main(replace(args, **KINDS[kind]))
     (said,) = export(RUN, OUT, graphs=["torch-export"])
@@ -134,9 +136,6 @@ def test_what_cannot_be_a_graph_is_said_before_anything_is_written(
     vqa.main(replace(args, **KINDS["constant"], evaluate_gates="sample"))
     with pytest.raises(UserError, match=r"takes the likelier copy, .* --evaluate-gates sample"):
         export(RUN, OUT, graphs=["torch-export"])
-    vqa.main(replace(args, version="low", strategy="SpotTune_Block", tuned="lora", policy="light"))
-    with pytest.raises(UserError, match="--torch-export takes full copies"):
-        export(RUN.with_name("low"), OUT, graphs=["torch-export"])
     monkeypatch.setattr(graph, "find_spec", lambda package: package == "onnx" or None)
     with pytest.raises(UserError, match=r": pip install onnxruntime onnxscript$"):
         main(["run", "--to", "out", "--onnx"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from tests.helpers.small import write_dataset
 
 from common.errors import UserError
 from tasks import vqa
-from tasks.finetune.args import VqaArgs, parse_args
+from tasks.finetune.args import RECIPES, VqaArgs, parse_args
 from tasks.finetune.settle import settle
 from tasks.finetune.spec import ModelSpec
 
@@ -181,3 +182,19 @@ def test_human_answers_that_lack_a_question_are_refused_before_training(
     with pytest.raises(UserError, match="1 question has no annotation"):
         vqa.main(replace(args, data="data"))
     assert not Path("snap").exists()
+
+
+@pytest.mark.parametrize("name", ["batch-size", "lr", "epochs"])
+def test_help_says_the_defaults_of_each_data_set(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")  # nothing is broken
+    with pytest.raises(SystemExit):
+        parse_args(["--help"])
+    (said,) = re.findall(
+        rf"^  --{name} [NX] +.* Default: (.*); for your own data", capsys.readouterr().out, re.M
+    )
+    said = said.partition(", with --tuned lora")[0]
+    groups = [part.split(" for ") for part in said.split("; ")]
+    found = {dataset: float(value) for value, datasets in groups for dataset in datasets.split(", ")}
+    assert found == {data: getattr(recipe, name.replace("-", "_")) for data, recipe in RECIPES.items()}

@@ -26,7 +26,7 @@ from report.run import Run
 from tasks.finetune.best import INSIDE, Best, load_base_weights, load_best, load_same_tokenizer, read_best
 from tasks.finetune.data import load_splits, require_data
 from tasks.finetune.model import build
-from tasks.finetune.spec import LORA, ORACLE, ModelSpec
+from tasks.finetune.spec import ORACLE, ModelSpec
 from tasks.finetune.strategies import STRATEGIES
 from vqadata.dataset import VqaDataset
 from vqadata.folder import ANSWERS, DataFolder
@@ -47,11 +47,6 @@ def require_graphable(graphs: Sequence[str], spec: ModelSpec) -> None:
             raise UserError(
                 f"--{name} takes the likelier copy, as a policy says of question and image, and not --policy "
                 f"{spec.policy} --evaluate-gates {spec.evaluate_gates}"
-            )
-        if STRATEGIES[spec.strategy].adaptive and spec.tuned == LORA:
-            raise UserError(
-                f"--{name} takes full copies: low-rank ones with gates become graphs of one size; "
-                "leave it out, or train with --tuned full"
             )
 
 
