@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.text import Annotation, Text
 
 from common import markdown
@@ -38,6 +39,7 @@ PICTURES = {  # by the end of the file's name: horizontal and vertical measure, 
 }
 REACHES = (5, 12, 22, 34, 48, 64)  # from a point to its name, in points
 DIRECTIONS = 16
+HALO = withStroke(linewidth=2.5, foreground="white")  # of names, where they have to cross a bar
 NAME = 40  # letters of a name at most
 
 Boxes = np.ndarray  # (n, 4): left, bottom, right, top, in pixels
@@ -156,6 +158,7 @@ def _draw(axes: Axes, table: Table, measures: tuple[str, str], names: Sequence[s
         line = {"arrowstyle": "-", "color": "0.45", "linewidth": 0.7, "shrinkA": 0, "shrinkB": MARKER / 2}
         style = {"size": FONT, "ha": "center", "va": "center", "parse_math": False, "arrowprops": line}
         notes.append(axes.annotate(cut(row.name, NAME), (x, y), (0, 0), textcoords="offset points", **style))
+        notes[-1].set_path_effects([HALO])
         notes[-1].set_in_layout(False)
     axes.set_title(cut(table.dataset, NAME), size=FONT + 2, weight="bold", loc="left", parse_math=False)
     if elsewhere:
