@@ -50,13 +50,26 @@ def inputs() -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture
-def args(data: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VqaArgs:
+def pictures() -> None:
+    """For tests that look at the pictures of the policy, which runs draw for them only."""
+
+
+@pytest.fixture
+def args(
+    data: Path,
+    pretrained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> VqaArgs:
     """A run of three epochs of four steps, in an empty working folder.
 
     Tests change it with `dataclasses.replace`; a module whose tests all change the same says so once, in a
     fixture of the same name that takes this one.
     """
     monkeypatch.chdir(tmp_path)
+    if "pictures" not in request.fixturenames:  # drawing takes as long as all else that so small a run does
+        monkeypatch.setattr("report.policy_plot.draw_policy", lambda *_: None)
     return VqaArgs(
         version="run",
         strategy="SpotTune_Block",

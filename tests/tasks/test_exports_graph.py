@@ -27,12 +27,13 @@ SHAPES = ((1, 3, 1), (2, 6, 5), (9, 11, 4))  # examples, words, regions
 KINDS = {
     "standard": {"strategy": "standard"},
     "block": {"strategy": "SpotTune_Block", "policy": "light"},
-    "heads": {"strategy": "SpotTune"},
+    "heads": {"strategy": "SpotTune", "policy": "light"},
+    "a policy with layers": {"strategy": "SpotTune_Block"},
     "tied": {"strategy": "SpotTune_Res", "policy": "light", "decisions": "example"},
     "constant": {"strategy": "SpotTune_Block", "policy": "constant"},
     "merged": {"strategy": "standard", "tuned": "lora", "rank": 2},
     "low-rank block": {"strategy": "SpotTune_Block", "tuned": "lora", "rank": 2, "policy": "light"},
-    "low-rank heads": {"strategy": "SpotTune", "tuned": "lora", "rank": 2},
+    "low-rank heads": {"strategy": "SpotTune", "tuned": "lora", "rank": 2, "policy": "light"},
 }
 
 
@@ -81,7 +82,7 @@ def require_equal(form: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["heads", "low-rank heads"])  # the others where there is a runtime, below
+@pytest.mark.parametrize("kind", ["heads", "low-rank heads"])  # all where there is a runtime, below
 def test_a_program_of_torch_export_gives_the_logits_of_the_run(args: VqaArgs, kind: str) -> None:
     vqa.main(replace(args, **KINDS[kind]))
     (said,) = export(RUN, OUT, graphs=["torch-export"])

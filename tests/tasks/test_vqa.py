@@ -52,7 +52,7 @@ def interrupt_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_run_leaves_the_promised_folder(args: VqaArgs, strategy: str) -> None:
+def test_a_run_leaves_the_promised_folder(args: VqaArgs, pictures: None, strategy: str) -> None:
     outcome = vqa.main(replace(args, strategy=strategy, epochs=2))
     folder = Path("snap/vqa/run")
     files = {path.name for path in folder.iterdir()}
