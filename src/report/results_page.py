@@ -117,7 +117,8 @@ def origin_of(runs: Sequence[Run]) -> str:
             environment = run.environment
             changed = " and uncommitted changes" if environment.get("dirty") else ""
             facts["commit"].add(f"{(environment.get('commit') or 'unknown')[:10]}{changed}")
-            facts["on"].add(f"{environment.get('device')} ({environment.get('platform')})")
+            hardware = environment.get("processor") or environment.get("device")  # older runs have no name
+            facts["on"].add(f"{hardware} ({environment.get('platform')})")
             facts["with torch"].add(str(environment.get("packages", {}).get("torch")))
     known = [f"{what} {', '.join(sorted(values))}" for what, values in facts.items() if values]
     return f"{counted(len(runs), 'run')}{': ' * bool(known)}{'; '.join(known)}."

@@ -32,8 +32,8 @@ from tqdm import tqdm
 from common.cli import Parser, run_command
 from common.errors import StoreError
 from common.files import write_errors_explained, write_json
+from common.hardware import peak_resident
 from common.markdown import aligned, check_pages, table, write_pages
-from common.memory import peak_resident
 from tasks.bench.memory import apart
 from vqadata.convert import Options, convert
 from vqadata.dataset import VqaDataset

@@ -34,6 +34,7 @@ from transformers import LxmertConfig
 
 from common.cli import Parser, run_command
 from common.files import write_errors_explained, write_json
+from common.hardware import processor
 from common.markdown import aligned, check_block, table, write_block
 from lxmert.tokens import load_tokenizer
 from lxmert.units import list_units
@@ -45,7 +46,7 @@ from tasks.finetune.data import load_splits
 from tasks.finetune.model import vqa_loss
 from tasks.finetune.setup import read_by
 from tasks.finetune.strategies import STRATEGIES
-from tasks.vqa_bench import make_batches, measure, processor, trim
+from tasks.vqa_bench import make_batches, measure, trim
 from training.machine import Machine
 from training.optim import make_optimizer
 from vqadata.folder import DataFolder

@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 from common.cli import Parser, run_command
 from common.files import write_json
+from common.hardware import peak_resident
 from common.markdown import aligned, check_block, table, write_block
-from common.memory import peak_resident
 from regions.extract import look_for_objects
 from regions.network import Detector
 from regions.selection import RECIPES

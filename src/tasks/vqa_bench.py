@@ -15,7 +15,6 @@ replaced, and the README gets a picture and eight of the rows.
 import argparse
 import gc
 import platform
-import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -31,6 +30,7 @@ from transformers import LxmertConfig
 from common.cli import Parser, run_command
 from common.errors import UserError
 from common.files import read_json, write_json
+from common.hardware import processor
 from common.markdown import aligned, check_pages, write_pages
 from tasks.bench.memory import process_peak, tensor_peak
 from tasks.bench.operations import as_on_a_gpu, count_operations, narrow
@@ -110,6 +110,7 @@ def measure_all(variants: Sequence[Variant], args: argparse.Namespace, batch: in
     """All figures of all variants at one batch size, and what they were measured with."""
     torch.manual_seed(args.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = torch.cuda.get_device_name() if device.type == "cuda" else processor()
     config = LxmertConfig(
         hidden_size=args.hidden,
         num_attention_heads=args.heads,
@@ -137,7 +138,7 @@ def measure_all(variants: Sequence[Variant], args: argparse.Namespace, batch: in
             row |= {figure: [value] * args.repeats for figure, value in once.items()}  # always the same
             bar.update()
     return {
-        "hardware": {"device": str(device), "processor": processor(), "threads": torch.get_num_threads()},
+        "hardware": {"device": str(device), "processor": name, "threads": torch.get_num_threads()},
         "versions": {"torch": str(torch.__version__), "transformers": version("transformers")},
         "python": platform.python_version(),
         "arguments": {name: str(value) for name, value in (vars(args) | {"batch": batch}).items()},
@@ -283,17 +284,6 @@ def autocast(variant: Variant, device: torch.device) -> torch.autocast:
 def synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def processor() -> str:
-    """The processor's name, or the GPU's."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    cpus = Path("/proc/cpuinfo")
-    if not cpus.is_file():
-        return platform.processor()
-    found = re.search(r"^model name\s*:\s*(.+?)\s*$", cpus.read_text(), re.MULTILINE)
-    return found[1] if found else "unknown"
 
 
 def layer_counts(text: str) -> tuple[int, ...]:

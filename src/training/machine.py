@@ -27,7 +27,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, Sequent
 from tqdm import tqdm
 
 from common.errors import Interrupted, RunError, UserError
-from common.memory import peak_resident
+from common.hardware import peak_resident
 from training.loader import EpochSampler, Part, SharedBatches
 from training.signals import StopSignal, end_without, held_back, is_launched, serve, stop_on_signal
 
@@ -89,8 +89,7 @@ class Machine:
     @property
     def device_name(self) -> str:
         """What a user knows the device as."""
-        on_gpu = self.device.type == "cuda"
-        return torch.cuda.get_device_name(self.device) if on_gpu else self.device.type
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
 
     @property
     def peak_memory(self) -> float:

@@ -163,8 +163,12 @@ def test_values_and_all_gradients_equal_the_formula_written_out(rank: int, gate:
     assert_close(results(model, gates, values, x), results(written_out, theirs, values, x), 1e-12)
 
 
+@pytest.mark.parametrize("exporting", [False, True], ids=["", "as a graph is traced"])
 @pytest.mark.parametrize("width", [1, 2, 8, SIZE])
-def test_slices_of_any_width_follow_the_formula(width: int) -> None:
+def test_slices_of_any_width_follow_the_formula(
+    width: int, exporting: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: exporting)
     torch.manual_seed(0)
     gates = Gates(width)
     layer = move(LowRank(nn.Linear(5, SIZE).requires_grad_(False), RANK, 0.7, gates, 0, width)).double()

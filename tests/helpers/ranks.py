@@ -9,9 +9,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -65,6 +67,9 @@ def _be_rank(
         "CUDA_VISIBLE_DEVICES": "",
     }
     torch.set_num_threads(1)
+    undrawn = ModuleType("report.policy_plot")  # pictures, and their library, take longer than so small a run
+    undrawn.draw_policy = lambda *_: None
+    sys.modules[undrawn.__name__] = undrawn
     try:
         work(*arguments)
     except BaseException:

@@ -187,9 +187,10 @@ def test_the_page_says_which_commits_its_runs_are_of(tmp_path: Path) -> None:
     assert origin_of(runs) == "3 runs."
     for run, dirty in zip(runs[:2], (False, True), strict=True):
         environment = {"commit": "0123456789abcdef", "dirty": dirty, "device": "cpu", "platform": "Linux"}
+        environment |= {} if dirty else {"processor": "Fast CPU"}
         (run.folder / "env.json").write_text(json.dumps(environment | {"packages": {"torch": "2.13.0"}}))
     commits = "commit 0123456789, 0123456789 and uncommitted changes"
-    assert origin_of(runs) == f"3 runs: {commits}; on cpu (Linux); with torch 2.13.0."
+    assert origin_of(runs) == f"3 runs: {commits}; on Fast CPU (Linux), cpu (Linux); with torch 2.13.0."
 
 
 def test_the_command_writes_the_page_and_names_its_files(

@@ -291,6 +291,7 @@ def test_the_environment_holds_versions_device_and_command() -> None:
     assert environment["packages"].keys() >= {"transformers", "accelerate", "safetensors", "numpy"}
     assert environment["python"] == platform.python_version()
     assert environment["device"] == "cpu" or torch.cuda.is_available()
+    assert environment["processor"] and environment["processor"] != "unknown"
     assert (environment["precision"], environment["processes"]) == ("fp32", 1)
     assert environment["threads"] >= 1
     assert environment["command"] == sys.argv
