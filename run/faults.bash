@@ -5,7 +5,7 @@
 #   bash run/faults.bash [flags]  (--help lists them)
 #
 #   bash run/faults.bash --quick
-#         a part of every group: under 90 seconds on two cores
+#         a part of every group: a minute and a half on two cores
 #   bash run/faults.bash
 #         all of about 700 cases: a quarter of an hour on two cores
 #   bash run/faults.bash --only damage --case LAST

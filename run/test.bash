@@ -14,7 +14,7 @@
 #   bash run/test.bash -m gpu
 #         the tests that need a GPU, in one process
 #
-# Takes about five minutes on two CPU cores. The exit code is 0 if everything
+# Takes about nine minutes on two CPU cores. The exit code is 0 if everything
 # passed.
 
 set -euo pipefail

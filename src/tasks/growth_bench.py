@@ -34,7 +34,6 @@ from transformers import LxmertConfig
 
 from common.cli import Parser, run_command
 from common.files import write_errors_explained, write_json
-from common.hardware import processor
 from common.markdown import aligned, check_block, table, write_block
 from lxmert.tokens import load_tokenizer
 from lxmert.units import list_units
@@ -46,8 +45,8 @@ from tasks.finetune.data import load_splits
 from tasks.finetune.model import vqa_loss
 from tasks.finetune.setup import read_by
 from tasks.finetune.strategies import STRATEGIES
-from tasks.vqa_bench import make_batches, measure, trim
-from training.machine import Machine
+from tasks.vqa_bench import make_batches, measure, trim, usual_device
+from training.machine import Machine, hardware_name
 from training.optim import make_optimizer
 from vqadata.folder import DataFolder
 from vqadata.scoring import restrict
@@ -127,7 +126,8 @@ def measure_all(sizes: Sizes, scratch: Path, real: Path) -> dict[str, Any]:
             figures[job.topic].append({"row": job.row, **medians})
             bar.update(job.seconds)
     cores, questions = len(os.sched_getaffinity(0)), "VQA v2's, repeated" if real.is_dir() else "drawn"
-    machine = f"{processor()}, {cores} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    machine = f"{hardware_name(usual_device())}, {cores} cores, {torch.get_num_threads()} threads"
+    machine += f", torch {torch.__version__}"
     return figures | {"setting": sizes._asdict() | {"machine": machine, "questions": questions}}
 
 
@@ -193,7 +193,7 @@ def step_jobs(sizes: Sizes) -> Iterator[Job]:
         gates = sum(unit.width for unit in units)
 
         def run(name: str = name, batch: int = batch, config: LxmertConfig = config) -> Figures:
-            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            device = usual_device()
             batches = make_batches(batch, sizes.steps, config, torch.Generator().manual_seed(0), device)
             figures = measure(VARIANTS[name], config, batches, 0, device)
             return {"examples/s": figures["train"], "ms": 1e3 * batch / figures["train"]}

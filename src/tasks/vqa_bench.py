@@ -30,7 +30,6 @@ from transformers import LxmertConfig
 from common.cli import Parser, run_command
 from common.errors import UserError
 from common.files import read_json, write_json
-from common.hardware import processor
 from common.markdown import aligned, check_pages, write_pages
 from tasks.bench.memory import process_peak, tensor_peak
 from tasks.bench.operations import as_on_a_gpu, count_operations, narrow
@@ -40,6 +39,7 @@ from tasks.bench.variants import ANSWERS, Variant, build_variant, earlier_arithm
 from tasks.finetune.model import vqa_loss
 from tasks.finetune.policies import NETWORKS
 from tasks.finetune.spec import ModelSpec
+from training.machine import hardware_name
 from training.optim import JointOptimizer, make_optimizer
 
 Batch = tuple[dict[str, Tensor], Tensor]  # inputs of the model, target
@@ -109,8 +109,7 @@ def require_highlights(names: Sequence[str]) -> None:
 def measure_all(variants: Sequence[Variant], args: argparse.Namespace, batch: int) -> dict[str, Any]:
     """All figures of all variants at one batch size, and what they were measured with."""
     torch.manual_seed(args.seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    name = torch.cuda.get_device_name() if device.type == "cuda" else processor()
+    device = usual_device()
     config = LxmertConfig(
         hidden_size=args.hidden,
         num_attention_heads=args.heads,
@@ -138,7 +137,11 @@ def measure_all(variants: Sequence[Variant], args: argparse.Namespace, batch: in
             row |= {figure: [value] * args.repeats for figure, value in once.items()}  # always the same
             bar.update()
     return {
-        "hardware": {"device": str(device), "processor": name, "threads": torch.get_num_threads()},
+        "hardware": {
+            "device": str(device),
+            "processor": hardware_name(device),
+            "threads": torch.get_num_threads(),
+        },
         "versions": {"torch": str(torch.__version__), "transformers": version("transformers")},
         "python": platform.python_version(),
         "arguments": {name: str(value) for name, value in (vars(args) | {"batch": batch}).items()},
@@ -279,6 +282,11 @@ def trim(batch: Batch, step: int | None = 1) -> Batch:
 
 def autocast(variant: Variant, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=variant.precision == "bf16")
+
+
+def usual_device() -> torch.device:
+    """What is measured: the first GPU, or the CPU where there is none."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def synchronise(device: torch.device) -> None:

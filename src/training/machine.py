@@ -27,12 +27,17 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, Sequent
 from tqdm import tqdm
 
 from common.errors import Interrupted, RunError, UserError
-from common.hardware import peak_resident
+from common.hardware import peak_resident, processor
 from training.loader import EpochSampler, Part, SharedBatches
 from training.signals import StopSignal, end_without, held_back, is_launched, serve, stop_on_signal
 
 COLUMNS = 79  # of a terminal; in the last one some begin a new line
 BAR = "{desc} {percentage:3.0f}% |{bar}|"
+
+
+def hardware_name(device: torch.device) -> str:
+    """The name of a GPU, or of the CPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
 
 
 class Machine:
@@ -89,7 +94,7 @@ class Machine:
     @property
     def device_name(self) -> str:
         """What a user knows the device as."""
-        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        return hardware_name(self.device) if self.device.type == "cuda" else self.device.type
 
     @property
     def peak_memory(self) -> float:

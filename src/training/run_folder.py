@@ -50,8 +50,7 @@ from common.files import (
     write_errors_explained,
     write_json,
 )
-from common.hardware import processor
-from training.machine import Machine
+from training.machine import Machine, hardware_name
 from training.record import ARGUMENTS, INPUTS, LAST, RECORD, Record, read_record
 from training.state_files import load_tree, random_states, restore_random_states, save_tree
 from training.tracker import Channels, Curves, Tracker, open_tracker
@@ -291,7 +290,7 @@ def describe_environment(machine: Machine) -> dict[str, Any]:
         # torch names its build itself; the metadata of its packages may leave it out.
         "packages": {name: version(name) for name in PACKAGES} | {"torch": str(torch.__version__)},
         "device": str(machine.device),
-        "processor": machine.device_name if machine.device.type == "cuda" else processor(),
+        "processor": hardware_name(machine.device),
         "precision": machine.precision,
         "processes": machine.processes,
         "threads": torch.get_num_threads(),
