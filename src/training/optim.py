@@ -74,6 +74,15 @@ def make_optimizer(name: str, module: nn.Module, lr: float, weight_decay: float)
     return kind(groups, lr=lr, **({"fused": True} if kind in FUSED else {}))
 
 
+def set_rate(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], lr: float) -> None:
+    """Let an optimizer step these of its parameters at a rate of their own."""
+    own = {*parameters}
+    for group in list(optimizer.param_groups):
+        moved = [parameter for parameter in group["params"] if parameter in own]
+        group["params"] = [parameter for parameter in group["params"] if parameter not in own]
+        optimizer.add_param_group({**group, "params": moved, "lr": lr})
+
+
 def pull_to_start(
     optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], strength: float
 ) -> None:
@@ -83,18 +92,25 @@ def pull_to_start(
     of its steps w <- w - rate * strength * (w - start), for matrices, biases and layer norms alike.
     """
     pulled = {parameter: parameter.detach().clone() for parameter in parameters if parameter.requires_grad}
+    rates: dict[float, list[nn.Parameter]] = {}
     for group in optimizer.param_groups:
+        rates.setdefault(group["lr"], []).extend(group["params"])
         group["params"] = [parameter for parameter in group["params"] if parameter not in pulled]
-    optimizer.add_param_group({"params": list(pulled), "weight_decay": 0.0})
+    first = len(optimizer.param_groups)
+    for rate, stepped in rates.items():
+        own = {*stepped}
+        moved = [parameter for parameter in pulled if parameter in own]
+        optimizer.add_param_group({"params": moved, "lr": rate, "weight_decay": 0.0})
 
     @torch.no_grad()
     def pull(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         taken = 1 - getattr(optimizer, "found_inf", 0.0)  # 0: the step is left out, see `JointOptimizer`
-        share = optimizer.param_groups[-1]["lr"] * strength * taken
-        for parameter, start in pulled.items():
-            if parameter.grad is not None:
-                start = pulled[parameter] = start.to(parameter.device)
-                parameter.sub_((parameter - start) * share)
+        for group in optimizer.param_groups[first:]:
+            share = group["lr"] * strength * taken
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    start = pulled[parameter] = pulled[parameter].to(parameter.device)
+                    parameter.sub_((parameter - start) * share)
 
     optimizer.register_step_pre_hook(pull)
 

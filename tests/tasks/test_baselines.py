@@ -22,6 +22,7 @@ from tasks.finetune.best import load_base_weights, load_best, pretrained_names, 
 from tasks.finetune.model import build, vqa_loss
 from tasks.finetune.run import Run
 from tasks.finetune.spec import ModelSpec
+from tasks.finetune.strategies import STRATEGIES
 from training.optim import make_optimizer
 
 RUN, OUT = Path("snap/vqa/run"), Path("out")
@@ -159,6 +160,36 @@ def test_the_rate_of_dropout_is_that_of_every_dropout(args: VqaArgs) -> None:
     assert {part.p for part in model.modules() if isinstance(part, nn.Dropout)} == {0.35}
 
 
+# A rate for the layers
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"strategy": "SpotTune"}, {"tuned": "lora", "rank": 2}, {"tune": "cross.last1"}]
+)
+def test_the_rate_of_the_layers_is_that_of_all_that_frozen_keeps(
+    args: VqaArgs, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, prepare = [], vqa.prepare
+
+    def prepared(*arguments: Any) -> Run:
+        runs.append(prepare(*arguments))
+        return runs[-1]
+
+    monkeypatch.setattr(vqa, "prepare", prepared)
+    vqa.main(replace(args, **changes, lr=0.1, layers_lr=0.02, schedule="constant", epochs=1))
+    model = runs[0].model.model
+    lists = tuple(f"lxmert.{name}." for name in STRATEGIES["Frozen"].keeps)
+    rates = {p: group["lr"] for group in runs[0].optimizer.param_groups for p in group["params"]}
+    trained = {name: rates[p] for name, p in model.named_parameters() if p.requires_grad}
+    assert {rate for name, rate in trained.items() if name.startswith(lists)} == {0.02}
+    assert {rate for name, rate in trained.items() if not name.startswith(lists)} == {0.1}
+
+
+def test_the_rate_of_layers_where_none_is_tuned_is_one_sentence(args: VqaArgs) -> None:
+    with pytest.raises(UserError, match="--strategy Frozen tunes none: leave it out"):
+        vqa.main(replace(args, strategy="Frozen", layers_lr=0.1))
+
+
 # The head first
 
 
@@ -240,6 +271,7 @@ MISTAKES = {
     "--interpolate=0.5": "--interpolate is for evaluation: add --test or --question",
     "--interpolate=2 --load=x --test=y": "--interpolate is between 0 and 1, not 2.0",
     "--l2sp=-1": "--l2sp must be at least 0, not -1.0",
+    "--layers-lr=0": "--layers_lr must be greater than 0, not 0.0",
     "--head-first=-1": "--head_first must be at least 0, not -1",
     "--policy-holdout=1": "--policy_holdout is a share, at least 0 and below 1, not 1.0",
     "--tune=language.1 --tune-from=run": "--tune and --tune_from exclude each other",

@@ -17,6 +17,7 @@ from training.optim import (
     make_optimizer,
     make_schedule,
     pull_to_start,
+    set_rate,
     warm_up_then,
 )
 
@@ -261,6 +262,40 @@ def test_a_pull_to_the_start_is_a_step_towards_it_before_each_step(name: str) ->
         for ours, theirs in zip(module.parameters(), other.parameters(), strict=True):
             torch.testing.assert_close(ours, theirs)
         if number == 3:
+            joint.load_state_dict(copy.deepcopy(joint.state_dict()))
+
+
+@pytest.mark.parametrize("pulled", [False, True])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_parameters_with_a_rate_of_their_own_step_as_in_an_optimizer_of_their_own(
+    name: str, pulled: bool
+) -> None:
+    """Under one schedule, decayed or pulled to their start as before, also after a state that is loaded."""
+    torch.manual_seed(1)
+    module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    parts = copy.deepcopy(module)
+    optimizer = make_optimizer(name, module, 0.1, 0.2)
+    set_rate(optimizer, module[1].parameters(), 0.02)
+    joint, apart = JointOptimizer([optimizer]), []
+    for part, rate in zip(parts, (0.1, 0.02), strict=True):
+        apart.append(make_optimizer(name, part, rate, 0.2))
+    if pulled:
+        pull_to_start(optimizer, module.parameters(), 0.5)
+        for part, other in zip(parts, apart, strict=True):
+            pull_to_start(other, part.parameters(), 0.5)
+    stepped = [joint, *(JointOptimizer([other]) for other in apart)]
+    schedules = [make_schedule(other, lambda step: 1 / (1 + step)) for other in stepped]
+    for number in range(4):
+        for ours, theirs in zip(module.parameters(), parts.parameters(), strict=True):
+            ours.grad = torch.randn_like(ours)
+            theirs.grad = ours.grad.clone()
+        for other in stepped:
+            other.step()
+        for schedule in schedules:
+            schedule.step()
+        for ours, theirs in zip(module.parameters(), parts.parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs)
+        if number == 1:
             joint.load_state_dict(copy.deepcopy(joint.state_dict()))
 
 

@@ -175,6 +175,11 @@ class VqaArgs:
 
     batch_size: int | None = flag(None, "Examples a step and process.", old="batchSize", section="training")
     lr: float | None = flag(None, "Peak learning rate: linear warm-up, then linear decay to 0.")
+    layers_lr: float | None = flag(
+        None,
+        "Peak learning rate of the layers, if not --lr, which is that of embeddings, pooler and answer head "
+        "then.",
+    )
     epochs: int | None = flag(None, "Passes over the training data.")
     max_steps: int | None = flag(None, "End after so many optimizer steps, if that is before the last epoch.")
     patience: int | None = flag(
@@ -428,7 +433,7 @@ PATHS = (
 
 # Those that must be greater than 0 where they are given.
 POSITIVE = (
-    "batch_size", "lr", "epochs", "clip", "accumulate", "save_every", "log_every",
+    "batch_size", "lr", "layers_lr", "epochs", "clip", "accumulate", "save_every", "log_every",
     "policy_lr", "policy_every", "temperature", "temperature_end", "max_steps", "patience", "keep",
     "rank", "alpha",
 )  # fmt: skip

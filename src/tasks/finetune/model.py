@@ -155,6 +155,12 @@ def add_low_rank(lxmert: LxmertModel, spec: ModelSpec, frozen_dtype: torch.dtype
         copies(lxmert.get_submodule(name), None, 0, 1)
 
 
+def layer_parameters(lxmert: LxmertModel) -> Iterator[nn.Parameter]:
+    """The parameters of all layers, their copies included: embeddings, pooler and answer head are others."""
+    for (name,), *_ in list_units(lxmert.config, "layer"):
+        yield from lxmert.get_submodule(name).parameters()
+
+
 def fix_policy(model: Adaptive) -> None:
     """Let a policy decide as it does now, for good: it learns no more, and nothing that it reads moves.
 

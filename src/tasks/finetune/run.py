@@ -20,7 +20,7 @@ from common.errors import RunError, UserError
 from tasks.finetune.args import VqaArgs
 from tasks.finetune.best import best_fault, pretrained_names, save_best
 from tasks.finetune.evaluate import Evaluation, evaluate
-from tasks.finetune.model import LENGTH_STEP, compile_model, standing_still, vqa_loss
+from tasks.finetune.model import LENGTH_STEP, compile_model, layer_parameters, standing_still, vqa_loss
 from tasks.finetune.routing import settle_routing
 from tasks.finetune.setup import Setup
 from tasks.finetune.spec import EXAMPLE, LORA
@@ -35,6 +35,7 @@ from training.optim import (
     make_optimizer,
     make_schedule,
     pull_to_start,
+    set_rate,
 )
 from training.run_folder import RunFolder, Stateful
 from training.tracker import wrapped
@@ -111,6 +112,8 @@ def prepare(args: VqaArgs, machine: Machine, setup: Setup) -> Run:
         make_optimizer(name, part, lr, args.weight_decay)
         for part, (name, lr) in zip(setup.model.children(), settings, strict=False)
     )
+    if args.layers_lr:
+        set_rate(joint.optimizers[0], layer_parameters(setup.model.model.lxmert), args.layers_lr)
     if args.l2sp:
         names, model = pretrained_names(setup.model, setup.weights), setup.model
         pulled = [parameter for name, parameter in model.named_parameters() if name in names]

@@ -193,6 +193,11 @@ def require_fitting(what: Mapping[str, Any], spec: ModelSpec) -> None:
             "--weight_decay",
         ),
         (
+            not what["layers_lr"] or not STRATEGIES[spec.strategy].keeps or spec.refit,  # which finds none
+            f"--layers_lr is the rate of layers that are tuned, and --strategy {spec.strategy} tunes none: "
+            "leave it out",
+        ),
+        (
             not what["head_first"] or not gated,
             f"--head_first is for strategies without gates, and --strategy {spec.strategy} has some",
         ),
