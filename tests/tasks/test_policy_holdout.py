@@ -252,6 +252,7 @@ def test_a_run_that_found_nothing_to_tune_is_refitted_as_frozen(
     args: VqaArgs, second: VqaArgs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finish(replace(args, tuned="lora"), 0.01, first=0.01)
+    second = replace(second, layers_lr=0.01)  # which nobody could know to be that of none
     whole = vqa.main(replace(second, version="whole"))
     assert (whole["label"], whole["share_tuned"]) == ("Frozen, refit", None)
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
@@ -307,6 +308,7 @@ def test_an_interrupted_refit_goes_on(
     args: VqaArgs, second: VqaArgs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finish(args, 0.3)
+    second = replace(second, layers_lr=0.01)
     vqa.main(replace(second, version="whole"))
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         stop_after(3, patch)
