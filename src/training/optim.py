@@ -92,7 +92,7 @@ def pull_to_start(
     of its steps w <- w - rate * strength * (w - start), for matrices, biases and layer norms alike.
     """
     pulled = {parameter: parameter.detach().clone() for parameter in parameters if parameter.requires_grad}
-    rates: dict[float, list[nn.Parameter]] = {}
+    rates: dict[float, list[nn.Parameter]] = {}  # one rate is one group, as in the states of earlier runs
     for group in optimizer.param_groups:
         rates.setdefault(group["lr"], []).extend(group["params"])
         group["params"] = [parameter for parameter in group["params"] if parameter not in pulled]
